@@ -1,0 +1,303 @@
+"""python -m adref.evaluate RUN [--data ROOT] [--resolution native|method] [--gt-mode nearest|draem]
+
+Scores the test images of a run's category, writes RUN/evaluation (metrics.json, scores.csv, maps) and RUN/report.html.
+"""
+
+import argparse
+import csv
+import io
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from adref import metrics as metric
+from adref.data import Category, Record, digest, find_category, random_stream, read_image, read_mask, require_sound
+from adref.method import Method
+from adref.options import UserError
+from adref.report import Picture, ordered, write_report
+from adref.run import (
+    Progress,
+    find_device,
+    load,
+    load_checkpoint,
+    method_input,
+    read_config,
+    read_log,
+    score_image,
+    to_size,
+    write_json,
+)
+
+FPR_LIMITS = (0.3, 0.05)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m adref.evaluate", description=__doc__.split("\n\n", 1)[1])
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory of python -m adref.train")
+    parser.add_argument("--data", type=Path, help="the data set, if it is no longer where the run was trained")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    parser.add_argument(
+        "--resolution", choices=("native", "method"), default="native",
+        help="pixels that the pixel metrics count: the files' own, or the method's size [native]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gt-mode", choices=("nearest", "draem"), default="nearest",
+        help="masks at --resolution method: nearest neighbour, or bilinear and only pixels of value 1, as DRAEM's code "
+        "has it [nearest]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--convention", choices=sorted(metric.CONVENTIONS), default="exact",
+        help="another reading of AUPRO at the limit 0.3, reported beside the exact one [exact]",
+    )  # fmt: skip
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.gt_mode == "draem" and arguments.resolution != "method":
+            raise UserError("--gt-mode draem needs --resolution method: it is a rule for resized masks")
+        device, config = find_device(arguments.device), read_config(arguments.run)
+        category = find_category(arguments.data or Path(config["flags"]["data"]), config["category"])
+        require_sound(category)
+        metrics = evaluate(
+            arguments.run, category, device, arguments.resolution, arguments.gt_mode, arguments.convention
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(summary(metrics))
+    print(f"Report: {(arguments.run / 'report.html').resolve()}")
+    return 0
+
+
+def evaluate(
+    run: Path,
+    category: Category,
+    device: torch.device,
+    resolution: str = "native",
+    gt_mode: str = "nearest",
+    convention: str = "exact",
+    shown: int = 80,
+) -> dict:
+    """Scores the test images, writes RUN/evaluation and RUN/report.html; returns what metrics.json holds.
+
+    Nothing is selected here: no epoch, no threshold, no normalisation over the test images.
+
+    Args:
+        run: a trained run's directory.
+        category: its data, checked.
+        device: where the networks run.
+        resolution: "native" or "method", the pixels that pixel metrics count.
+        gt_mode: how masks come to the method's size: "nearest", or "draem" (see `method_mask`).
+        convention: a reading of AUPRO that is reported beside the exact one.
+        shown: how many pictures the report embeds.
+    """
+    config, method, progress = read_config(run), load(run, str(device)), Progress()
+    new = run / "evaluation.new"
+    shutil.rmtree(new, ignore_errors=True)
+    seed, native = config["flags"]["seed"], resolution == "native"
+    scores, maps, masks = [], [], []
+    for index, record in enumerate(category.test):
+        image = read_image(record.path)
+        score, small = score_image(method, image, seed, index)
+        whole = to_size(small, image.shape[:2])
+        path = new / "maps" / record.defect / (record.path.stem + ".npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, whole)
+        mask = native_mask(record, image.shape[:2])
+        if mask is not None and not native:
+            mask = method_mask(mask, method.options.size, gt_mode)
+        scores.append(score)
+        maps.append(whole if native else small[0, 0].numpy())
+        masks.append(mask)
+        last = index + 1 == len(category.test)
+        progress(f"evaluating {category.name}: image {index + 1}/{len(category.test)}", final=last)
+    metrics = {
+        "method": config["method"], "category": category.name, "checkpoint": "last step", "selected_on_test": "nothing",
+        "resolution": resolution, "gt_mode": None if native else gt_mode, "test_digest": digest(category.test),
+        "map_scale": map_scale(maps), **all_metrics(category.test, scores, maps, masks, seed, convention),
+    }  # fmt: skip
+    calibration = load_checkpoint(run).get("calibration")
+    metrics["calibration"] = calibration
+    threshold = calibration["threshold"] if calibration else None
+    rows = [(name_of(r), r.defect, r.label, s) for r, s in zip(category.test, scores)]
+    new.mkdir(exist_ok=True)
+    write_scores(new / "scores.csv", rows, threshold)
+    write_json(new / "metrics.json", metrics)
+    old = run / "evaluation.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if (run / "evaluation").exists():
+        (run / "evaluation").rename(old)
+    new.rename(run / "evaluation")
+    shutil.rmtree(old, ignore_errors=True)
+    report(run, config, metrics, method, category, rows, maps, masks, threshold, shown, native)
+    return metrics
+
+
+def native_mask(record: Record, size: tuple[int, int]) -> np.ndarray | None:
+    """The mask at the file's own size: none of a good image's pixels is anomalous; None for a defect without one."""
+    if record.mask is not None:
+        return read_mask(record.mask)
+    return None if record.label else np.zeros(size, bool)
+
+
+def method_mask(mask: np.ndarray, size: tuple[int, int], gt_mode: str) -> np.ndarray:
+    """A native mask (bool) at the method's size (h, w).
+
+    "nearest" takes the pixel at each new centre. "draem" resizes bilinearly and casts to integers, as DRAEM's test code
+    does, so that only pixels of value 1 stay anomalous and every boundary pixel becomes normal.
+    """
+    field = torch.from_numpy(mask)[None, None].float()
+    if gt_mode == "nearest":
+        return F.interpolate(field, size, mode="nearest-exact")[0, 0].numpy() > 0
+    return F.interpolate(field, size, mode="bilinear", align_corners=False)[0, 0].numpy() >= 1
+
+
+def name_of(record: Record) -> str:
+    """How reports and scores.csv call an image."""
+    return f"{record.defect}/{record.path.name}"
+
+
+def all_metrics(records, scores: list, maps: list, masks: list, seed: int, convention: str) -> dict:
+    """Every number of metrics.json: over all images, and for each defect type against all good images."""
+    labels = np.array([r.label for r in records], int)
+    defects = np.array([r.defect for r in records])
+    scores, everything = np.array(scores, float), np.arange(len(records))
+    result = {"images": {d: int((defects == d).sum()) for d in sorted(set(defects))}, "reasons": {}}
+    result |= some_metrics(everything, scores, labels, maps, masks, result["reasons"])
+    if result["image_auroc"] == result["image_auroc"]:  # not NaN
+        rng = random_stream(seed, "bootstrap")
+        result["image_auroc_interval"] = metric.bootstrap_auroc(scores, labels, rng)
+    if convention != "exact" and result["aupro_0.3"] == result["aupro_0.3"]:
+        known = [i for i in everything if masks[i] is not None]
+        value = metric.aupro([maps[i] for i in known], [masks[i] for i in known], 0.3, convention)
+        result["aupro_0.3_" + convention] = value
+    result["by_defect"] = {}
+    for defect in sorted({r.defect for r in records if r.label}):
+        chosen = np.flatnonzero((defects == defect) | (labels == 0))
+        count = int((defects == defect).sum())
+        result["by_defect"][defect] = {"n": count, **some_metrics(chosen, scores, labels, maps, masks, {})}
+    return result
+
+
+def some_metrics(chosen, scores, labels, maps, masks, reasons: dict) -> dict:
+    """Image and pixel metrics over the chosen images; `reasons` takes why a number is NaN."""
+    s, y = scores[chosen], labels[chosen]
+    f1, at = metric.best_f1(s, y)
+    result = {"image_auroc": metric.auroc(s, y), "image_ap": metric.average_precision(s, y), "image_best_f1": f1,
+              "image_best_f1_threshold": at}  # fmt: skip
+    if reason := metric.undefined_reason(y):
+        reasons |= dict.fromkeys(result, reason)
+    known = [i for i in chosen if masks[i] is not None]
+    has = any(masks[i].any() for i in known)
+    if has and not all(masks[i].all() for i in known):
+        pixels = metric.pixel_metrics([maps[i] for i in known], [masks[i] for i in known], FPR_LIMITS)
+        return result | pixels
+    names = ["pixel_auroc", "pixel_ap", *(f"aupro_{limit:g}" for limit in FPR_LIMITS)]
+    reasons |= dict.fromkeys(names, "no test image has a mask of a defect" if not has else "no test pixel is normal")
+    return result | dict.fromkeys(names, float("nan"))
+
+
+def map_scale(maps: list[np.ndarray]) -> tuple[float, float]:
+    """The map values that get the first and last colour in every picture: 1st and 99.9th percentile of all pixels."""
+    if not maps:
+        return 0.0, 1.0
+    sample = np.concatenate([m.ravel()[:: max(1, m.size // 10_000)] for m in maps])
+    low, high = np.percentile(sample, (1, 99.9))
+    return float(low), float(high if high > low else low + 1)
+
+
+def write_scores(path: Path, rows: list[tuple], threshold: float | None) -> None:
+    """scores.csv: path, label, defect, score, decision (empty where no threshold is stored)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "label", "defect", "score", "decision"))
+    for name, defect, label, score in rows:
+        writer.writerow((name, label, defect, repr(score), decision(score, threshold)))
+    path.write_text(text.getvalue(), encoding="utf-8")
+
+
+def decision(score: float, threshold: float | None) -> str:
+    """ "anomalous" when the score is at least the threshold, else "good"; empty without a threshold."""
+    return "" if threshold is None else "anomalous" if score >= threshold else "good"
+
+
+def report(run, config, metrics, method: Method, category, rows, maps, masks, threshold, shown, native) -> None:
+    """RUN/report.html; pictures are read again for the images that are shown."""
+    pictures = [Picture(*row, None, None, None, None) for row in rows]
+    middle = threshold if threshold is not None else float(np.median([r[3] for r in rows])) if rows else 0.0
+    index = {name: i for i, (name, *_) in enumerate(rows)}
+    device = next(method.parameters()).device
+    for place, picture in enumerate(chosen := ordered(pictures, middle)[:shown]):
+        i = index[picture.name]
+        image = read_image(category.test[i].path)
+        chosen[place] = picture._replace(
+            image=image, reconstruction=rebuilt(method, image, config["flags"]["seed"], i, device),
+            mask=native_mask(category.test[i], image.shape[:2]),
+            anomaly_map=maps[i] if native else to_size(torch.from_numpy(maps[i])[None, None], image.shape[:2]),
+        )  # fmt: skip
+    curves, labels = {}, np.array([row[2] for row in rows])
+    if len(set(labels)) == 2:
+        curves["roc"] = list(zip(*metric.roc_curve(np.array([row[3] for row in rows]), labels, points=400)))
+    if "pixel_auroc" not in metrics["reasons"]:
+        known = [i for i, mask in enumerate(masks) if mask is not None]
+        curve = metric.pro_curve([maps[i] for i in known], [masks[i] for i in known], points=400)
+        curves["pro"] = list(zip(*curve))
+    write_report(
+        run / "report.html", title=f"{config['method']} on {category.name}", facts=facts(config, metrics, method),
+        metrics=metrics, curves=curves, history=read_log(run), pictures=chosen, threshold=threshold,
+        map_scale=metrics["map_scale"], scores=rows, max_pictures=shown,
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def rebuilt(method: Method, image: np.ndarray, seed: int, index: int, device: torch.device) -> np.ndarray | None:
+    """The method's reconstruction as uint8 (h, w, 3), or None when it makes none."""
+    picture = method.reconstruct(method_input(method, image, device), [random_stream(seed, "test", index)])
+    return None if picture is None else (picture[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def facts(config: dict, metrics: dict, method: Method) -> dict[str, str]:
+    """What a reader needs to repeat the run."""
+    flags, calibration = config["flags"], metrics["calibration"]
+    changed = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in config["changed"].items())
+    threshold = "none is stored: no image was held out"
+    if calibration:
+        count = calibration["images"]
+        threshold = (
+            f"{calibration['threshold']:.6g}: {count} held-out normal images, false-alarm rate "
+            f"{calibration['false_alarm_rate']:.3g} asked for ({count} can promise no less than 1 in {count + 1})"
+        )
+    mode = f" ({metrics['gt_mode']} masks)" if metrics["gt_mode"] else ""
+    return {
+        "Method": f"{config['method']}, preset {config['preset']}"
+        + (f", ablation {config['ablation']}" if config["ablation"] else "") + (f", {changed}" if changed else ""),
+        "Parameters": f"{sum(p.numel() for p in method.parameters()):,}",
+        "Data": f"{flags['data']}, category {config['category']}" + (" (generated)" if config["generated"] else ""),
+        "Test images": ", ".join(f"{count} {name}" for name, count in metrics["images"].items()) or "none",
+        "Textures": flags["textures"] or "generated",
+        "Seed, precision, device": f"{flags['seed']}, {flags['precision']}, {flags['device']}",
+        "Size of the network's input": " x ".join(map(str, method.options.size)) + " (height x width)",
+        "Pixel metrics at": f"{metrics['resolution']} resolution{mode}",
+        "Checkpoint": "the last step; nothing was selected on test images",
+        "Threshold": threshold,
+        "SHA-256 of training images": config["data_digest"],
+        "SHA-256 of test images": metrics["test_digest"],
+        "Versions": f"adref {config['adref']}, torch {config['torch']}",
+    }  # fmt: skip
+
+
+def summary(metrics: dict) -> str:
+    """The headline numbers, one line each."""
+    names = ["image_auroc", "image_ap", "image_best_f1", "pixel_auroc", "pixel_ap"]
+    names += [name for name in metrics if name.startswith("aupro_")]
+    reasons = metrics["reasons"]
+    return "\n".join(
+        f"{name:14s} " + (f"n/a: {reasons[name]}" if name in reasons else f"{metrics[name]:.4f}") for name in names
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The convolutional blocks of DRAEM's two networks (Zavrtanik et al., ICCV 2021; U-Net: Ronneberger et al., 2015).
+
+Module names are those of the DRAEM authors' released checkpoints wherever one tensor stands for one tensor.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def convolution_block(channels_in: int, channels_out: int, convolutions: int = 2) -> nn.Sequential:
+    """`convolutions` times 3x3 convolution (with bias), batch norm, ReLU: (B, in, H, W) -> (B, out, H, W)."""
+    layers: list[nn.Module] = []
+    for i in range(convolutions):
+        layers += [
+            nn.Conv2d(channels_in if i == 0 else channels_out, channels_out, 3, padding=1),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers)
+
+
+def upsampling_block(channels_in: int, channels_out: int) -> nn.Sequential:
+    """Doubles the sides (bilinear, corners aligned), then one convolution, batch norm, ReLU."""
+    upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+    return nn.Sequential(upsample, *convolution_block(channels_in, channels_out, convolutions=1))
+
+
+def init_convolutions(module: nn.Module) -> None:
+    """DRAEM's initialisation: convolution weights N(0, 0.02), batch-norm weights N(1, 0.02) and biases 0.
+
+    Convolution biases keep PyTorch's default. Apply it with `network.apply(init_convolutions)`.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+class Encoder(nn.Module):
+    """Convolution blocks with 2x2 max-pooling between them.
+
+    Args:
+        channels: input channels.
+        widths: output channels of each level; level i runs at 1 / 2^i of the input's sides.
+    """
+
+    def __init__(self, channels: int, widths: tuple[int, ...]):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            convolution_block(before, after) for before, after in zip((channels, *widths), widths)
+        )
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        levels = []
+        for i, block in enumerate(self.blocks):
+            x = block(x if i == 0 else self.pool(x))
+            levels.append(x)  # (B, widths[i], H / 2^i, W / 2^i)
+        return levels
+
+
+class Autoencoder(nn.Module):
+    """DRAEM's reconstructive network: five levels, no skips, no output activation (spec 7.1).
+
+    Args:
+        width: channels b of the first level; the levels have b, 2b, 4b, 8b, 8b.
+        channels: input and output channels.
+    """
+
+    stride = 16  # sides must be multiples of it: four poolings
+
+    def __init__(self, width: int = 128, channels: int = 3):
+        super().__init__()
+        b = width
+        self.encoder = Encoder(channels, (b, 2 * b, 4 * b, 8 * b, 8 * b))
+        self.ups = nn.ModuleList(upsampling_block(i, i) for i in (8 * b, 4 * b, 2 * b, b))
+        self.blocks = nn.ModuleList(
+            # i -> i, then i -> o: the width falls in the second convolution, unlike in the discriminator
+            nn.Sequential(*convolution_block(i, i, 1), *convolution_block(i, o, 1))
+            for i, o in ((8 * b, 4 * b), (4 * b, 2 * b), (2 * b, b), (b, b))
+        )
+        self.out = nn.Conv2d(b, channels, 3, padding=1)
+        self.apply(init_convolutions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the same shape; H and W multiples of 16."""
+        x = self.encoder(x)[-1]  # (B, 8b, H/16, W/16)
+        for up, block in zip(self.ups, self.blocks):
+            x = block(up(x))
+        return self.out(x)
+
+
+class UNet(nn.Module):
+    """DRAEM's discriminative network: a U-Net with six levels and concatenated skips (spec 7.1).
+
+    Args:
+        channels: input channels (6: two pictures side by side in the channel axis).
+        classes: output channels (2 logits: normal, anomalous).
+        width: channels c of the first level; the levels have c, 2c, 4c, 8c, 8c, 8c.
+    """
+
+    stride = 32
+
+    def __init__(self, channels: int = 6, classes: int = 2, width: int = 64):
+        super().__init__()
+        c = width
+        self.encoder = Encoder(channels, (c, 2 * c, 4 * c, 8 * c, 8 * c, 8 * c))
+        steps = (
+            (8 * c, 8 * c, 8 * c),
+            (8 * c, 4 * c, 8 * c),
+            (4 * c, 2 * c, 4 * c),
+            (2 * c, c, 2 * c),
+            (c, c, c),
+        )
+        self.ups = nn.ModuleList(upsampling_block(i, o) for i, o, _ in steps)
+        self.blocks = nn.ModuleList(convolution_block(o + skip, o) for _, o, skip in steps)
+        self.out = nn.Conv2d(c, classes, 3, padding=1)
+        self.apply(init_convolutions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> logits (B, classes, H, W); H and W multiples of 32."""
+        *skips, x = self.encoder(x)  # x (B, 8c, H/32, W/32)
+        for up, block, skip in zip(self.ups, self.blocks, reversed(skips)):
+            x = block(torch.cat((up(x), skip), dim=1))
+        return self.out(x)

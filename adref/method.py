@@ -1,0 +1,111 @@
+"""The contract between a method and everything that knows no paper: training, evaluation, report, prediction.
+
+A method is one class built from one frozen `Options` dataclass. All randomness of its training enters in `corrupt`,
+which data workers call with a stream keyed by (seed, epoch, position); `loss` is a pure function of weights and batch.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adref.options import UserError
+
+
+class Deviation(NamedTuple):
+    """One departure from a paper, or one guess where it is silent: data, so that an audit can list it."""
+
+    tag: str  # "D1": stands at the line of code, too
+    where: str  # "Options.width" or "corrupt"
+    kind: Literal["silent", "ambiguous", "contradiction", "mistake", "substitution"]
+    paper: str
+    here: str
+    why: str
+
+
+class Sources(NamedTuple):
+    """Opened sequences that `corrupt` may draw from; None where the user named no folder."""
+
+    textures: Sequence[Tensor] | None = None  # uint8 (3, H, W) each, at the method's size
+
+
+class Trainable(nn.Module):
+    """What `python -m adref.train` can train.
+
+    `Options` must have `size` (height, width), `resize`, `epochs` and `batch_size`; the rest is the method's own.
+    """
+
+    Options: type
+    presets: dict[str, dict] = {}  # noqa: RUF012  changes to the defaults; "paper" is the defaults themselves
+    ablations: dict[str, dict] = {}  # noqa: RUF012
+    deviations: tuple[Deviation, ...] = ()
+    stages: tuple[str, ...] = ("train",)
+    needs: tuple[str, ...] = ()  # fields of `Sources` without which `corrupt` cannot work
+
+    def __init__(self, options):
+        super().__init__()
+        self.options = options
+
+    @staticmethod
+    def corrupt(image: Tensor, rng: np.random.Generator, options, sources: Sources) -> NamedTuple:
+        """One training example from one clean image (3, H, W) in [0, 1]; runs in data workers."""
+        raise NotImplementedError
+
+    def order(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """The images of one epoch as indices below `count`; each image once unless a paper says otherwise."""
+        return rng.permutation(count)
+
+    def epochs(self, stage: str) -> int:
+        """Length of a stage."""
+        return self.options.epochs
+
+    def loss(self, batch: NamedTuple, stage: str) -> dict[str, Tensor]:
+        """Named terms and their weighted sum "total", each a scalar in float32."""
+        raise NotImplementedError
+
+    def optimizer(self, stage: str) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """A new optimiser and its schedule, which the loop steps once an epoch."""
+        raise NotImplementedError
+
+    def load_weights(self, states: list[dict]) -> None:
+        """Loads published weights before training; `states` are the files of `--weights`, in order.
+
+        Raises:
+            UserError: the method knows no published weights, or the keys do not fit.
+        """
+        raise UserError(f"--weights: {type(self).__name__} has no published weights that it could load")
+
+
+class Method(Trainable):
+    """A `Trainable` that scores images."""
+
+    def anomaly_map(self, images: Tensor, rngs: list[np.random.Generator] | None = None) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, 1, H, W), raw: higher is more anomalous. Each image by itself.
+
+        Args:
+            images: a batch at the method's own size.
+            rngs: one stream an image for methods that draw at test time; the others ignore it.
+        """
+        raise NotImplementedError
+
+    def image_score(self, maps: Tensor) -> Tensor:
+        """(B, 1, H, W) -> (B,): the maximum, unless the paper says otherwise."""
+        return maps.amax(dim=(1, 2, 3))
+
+    def reconstruct(self, images: Tensor, rngs: list[np.random.Generator] | None = None) -> Tensor | None:
+        """What a person wants to see beside the map: (B, 3, H, W) in [0, 1], or None."""
+        return None
+
+
+def check_images(images: Tensor, stride: int) -> None:
+    """The public edge of every method.
+
+    Raises:
+        ValueError: not (B, 3, H, W) floats, or sides that are no multiples of `stride`.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(f"expected (B, 3, H, W) floats in [0, 1], got {tuple(images.shape)} {images.dtype}")
+    if images.shape[2] % stride or images.shape[3] % stride:
+        raise ValueError(f"expected sides that are multiples of {stride}, got {tuple(images.shape[2:])}")

@@ -1,0 +1,18 @@
+"""The methods by name: the only list."""
+
+from adref.method import Trainable
+from adref.methods.draem import DRAEM
+from adref.options import UserError
+
+METHODS: dict[str, type[Trainable]] = {"draem": DRAEM}
+
+
+def find_method(name: str) -> type[Trainable]:
+    """The class of a method.
+
+    Raises:
+        UserError: an unknown name; the known ones are listed.
+    """
+    if name not in METHODS:
+        raise UserError(f"unknown method {name}; known: {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,147 @@
+"""Options as data: one frozen dataclass a method, whose fields are the flags and the JSON of a run.
+
+Every option says what it means and where its default comes from (section, equation, table, or the tag of a
+`Deviation`); `tests/test_layout.py` holds that. Order of precedence: defaults < preset < ablation < flags.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import types
+import typing
+
+
+class UserError(ValueError):
+    """A mistake of the person at the keyboard: one sentence, shown without a traceback, exit code 2."""
+
+
+def option(default, help: str, source: str, limits: tuple[float, float] | None = None):
+    """A dataclass field that knows its meaning and its source.
+
+    Args:
+        default: the value that the paper preset uses.
+        help: one line for `--help`; says the unit or the range.
+        source: where the default comes from, e.g. "equation 3", "table 2" or "D3" (the tag of a deviation).
+        limits: smallest and largest value of a number, or of each number of a tuple; both are allowed.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "source": source, "limits": limits})
+
+
+def choices(field_type) -> tuple | None:
+    """The values that a `Literal[...]` annotation allows, None for any other type."""
+    return typing.get_args(field_type) if typing.get_origin(field_type) is typing.Literal else None
+
+
+def flag(name: str) -> str:
+    """`learning_rate` -> `--learning-rate`."""
+    return "--" + name.replace("_", "-")
+
+
+def hints(options_class) -> dict:
+    """Field name -> its type."""
+    return typing.get_type_hints(options_class)
+
+
+def refuse_unknown(name: str, known) -> None:
+    """Raises UserError for an option that does not exist; the near ones are listed, or all."""
+    near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=3, cutoff=0.5) or sorted(known)
+    raise UserError(f"unknown option {name}; known: {', '.join(map(flag, near))}")
+
+
+def parse(name: str, field_type, text):
+    """Turns a flag's text (or a JSON value) into the type that the option's annotation states.
+
+    Raises:
+        UserError: the text is no such value; the sentence names the option and what it takes.
+    """
+    origin, arguments = typing.get_origin(field_type), typing.get_args(field_type)
+    if origin in (typing.Union, types.UnionType):  # T | None
+        return None if text in (None, "none") else parse(name, arguments[0], text)
+    if origin is typing.Literal:
+        if text not in arguments:
+            raise UserError(f"{flag(name)} takes one of {', '.join(map(str, arguments))}; got {text!r}")
+        return text
+    if origin is tuple:
+        parts = text.split(",") if isinstance(text, str) else list(text)
+        if arguments[-1] is not Ellipsis and len(parts) != len(arguments):
+            raise UserError(f"{flag(name)} takes {len(arguments)} values joined by commas; got {text!r}")
+        kinds = arguments if arguments[-1] is not Ellipsis else [arguments[0]] * len(parts)
+        return tuple(parse(name, kind, part) for kind, part in zip(kinds, parts))
+    if field_type is bool:
+        if str(text).lower() not in ("true", "false"):
+            raise UserError(f"{flag(name)} takes true or false; got {text!r}")
+        return str(text).lower() == "true"
+    try:
+        value = field_type(text)
+        if field_type is float and not math.isfinite(value):
+            raise ValueError
+        return value
+    except (TypeError, ValueError):
+        word = {int: "a whole number", float: "a number"}.get(field_type, f"a {field_type.__name__}")
+        raise UserError(f"{flag(name)} takes {word}; got {text!r}") from None
+
+
+def replace(options, changes: dict):
+    """A copy of `options` with some fields changed, each value parsed; unknown names list the near ones.
+
+    Raises:
+        UserError: a name that is no field, a value of the wrong type, or what the class itself refuses.
+    """
+    types_of, fields = hints(type(options)), {f.name: f for f in dataclasses.fields(options)}
+    values = {}
+    for name, text in changes.items():
+        if name not in fields:
+            refuse_unknown(flag(name), fields)
+        values[name] = parse(name, types_of[name], text)
+        numbers = values[name] if isinstance(values[name], tuple) else (values[name],)
+        low, high = fields[name].metadata["limits"] or (-math.inf, math.inf)
+        if fields[name].metadata["limits"] and not all(low <= number <= high for number in numbers):
+            bounds = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+            raise UserError(f"{flag(name)} takes {bounds}; got {text if isinstance(text, str) else values[name]}")
+    return dataclasses.replace(options, **values)
+
+
+def build(options_class, presets: dict, ablations: dict, preset: str, ablation: str | None, flags: dict):
+    """Options from defaults < preset < ablation < flags.
+
+    Raises:
+        UserError: an unknown preset or ablation (the known ones are listed), or what `replace` refuses.
+    """
+    changes = {}
+    for kind, name, table in (("preset", preset, presets), ("ablation", ablation, ablations)):
+        if name is None:
+            continue
+        if name not in table:
+            raise UserError(f"unknown --{kind} {name}; known: {', '.join(table) or 'none'}")
+        changes.update(table[name])
+    return replace(options_class(), {**changes, **flags})
+
+
+def add_flags(parser: argparse.ArgumentParser, options_class, kind: str, title: str) -> None:
+    """One `--flag VALUE` a field, with meaning, choices, default and source in `--help`.
+
+    Args:
+        parser: the command's.
+        options_class: dataclass of `option` fields.
+        kind: prefix that keeps this class's values apart in the parsed arguments; `flags_given` takes the same.
+        title: heading in `--help`.
+    """
+    types_of, group = hints(options_class), parser.add_argument_group(title)
+    for field in dataclasses.fields(options_class):
+        known = choices(types_of[field.name])
+        text = field.metadata["help"] + (f" ({'|'.join(map(str, known))})" if known else "")
+        shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        text = f"{text} [{shown}; {field.metadata['source']}]".replace("%", "%%")
+        group.add_argument(flag(field.name), dest=f"{kind} {field.name}", metavar="VALUE", help=text)
+
+
+def flags_given(arguments: argparse.Namespace, kind: str) -> dict:
+    """The values, still text, that stood on the command line."""
+    pairs = ((k.partition(" "), v) for k, v in vars(arguments).items() if v is not None)
+    return {name: value for (prefix, _, name), value in pairs if prefix == kind and name}
+
+
+def to_json(options) -> dict:
+    """A flat dictionary of plain values; `replace(Options(), to_json(o)) == o`."""
+    return {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}

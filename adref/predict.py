@@ -1,0 +1,123 @@
+"""python -m adref.predict RUN IMAGE_OR_FOLDER... --out DIR
+
+Scores pictures with a trained run: DIR/scores.csv (path, score, decision), DIR/maps/NAME.npy (float32, at the picture's
+own size) and DIR/overlays/NAME.png. `--out -` writes the CSV to stdout and no files. All preprocessing comes from the
+run. A picture that cannot be read is named and skipped; the others are done, and the exit code is 2.
+"""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from adref.data import list_images, read_image
+from adref.evaluate import decision, map_scale
+from adref.options import UserError
+from adref.report import overlay
+from adref.run import Progress, find_device, load, read_config, score_image, to_size, write_atomically
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m adref.predict", description=__doc__.split("\n\n", 1)[1])
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory of python -m adref.train")
+    parser.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results; - for CSV on stdout only")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    arguments = parser.parse_args(argv)
+    try:
+        return predict(arguments.run, arguments.pictures, arguments.out, arguments.device)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def predict(run: Path, pictures: list[Path], out: str, device: str = "auto") -> int:
+    """Scores every picture; 0 when all were read, 2 when some were not.
+
+    Raises:
+        UserError: no trained run, no picture at all, or an output folder that cannot be written.
+    """
+    seed, method = read_config(run)["flags"]["seed"], load(run, str(find_device(device)))
+    names, missing = name_pictures(pictures)
+    if method.threshold is None:
+        print(f"{run} stores no threshold (training not finished, or no image held out): no decisions", file=sys.stderr)
+    scale, progress, rows, problems = stored_scale(run), Progress(), [], missing
+    for index, (name, path) in enumerate(names.items()):
+        try:
+            image = read_image(path)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        score, small = score_image(method, image, seed, index)
+        rows.append((str(path), repr(score), decision(score, method.threshold)))
+        if out != "-":
+            whole = to_size(small, image.shape[:2])
+            low, high = scale or map_scale([whole])
+            picture = Image.fromarray(overlay(image, whole, low, high))
+            try:
+                write(Path(out) / "maps" / f"{name}.npy", lambda file, array=whole: np.save(file, array))
+                write(Path(out) / "overlays" / f"{name}.png", lambda file, p=picture: p.save(file, format="PNG"))
+            except OSError as error:
+                raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
+        progress(f"{index + 1}/{len(names)} {name}", final=index + 1 == len(names))
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("path", "score", "decision"), *rows])
+    if out == "-":
+        sys.stdout.write(table.getvalue())
+    elif rows:
+        write(Path(out) / "scores.csv", lambda file: file.write(table.getvalue().encode()))
+        print(f"{len(rows)} pictures scored, {sum(r[2] == 'anomalous' for r in rows)} anomalous: {out}/scores.csv")
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2 if problems else 0
+
+
+def name_pictures(pictures: list[Path]) -> tuple[dict[str, Path], list[str]]:
+    """Result name -> file, and what is wrong with the arguments; folders are searched, and their structure is kept.
+
+    Two files that would share a name (a/1.png and b/1.png given apart, or 1.png beside 1.jpg) get their suffix and then
+    a number, so that no result overwrites another.
+    """
+    names, problems = {}, []
+    for given in pictures:
+        if not given.exists():
+            problems.append(f"{given}: no such file or folder")
+            continue
+        try:
+            files = list_images(given) if given.is_dir() else [given]
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        for path in files:
+            base = path.relative_to(given).with_suffix("") if given.is_dir() else Path(path.stem)
+            name, number = str(base), 2
+            if name in names:
+                name = f"{base}{path.suffix}"
+            while name in names:
+                name, number = f"{base}{path.suffix}-{number}", number + 1
+            names[name] = path
+    return names, problems
+
+
+def stored_scale(run: Path) -> tuple[float, float] | None:
+    """The scale of the run's report, so that overlays compare with it; None before an evaluation."""
+    try:
+        return tuple(json.loads((run / "evaluation" / "metrics.json").read_text())["map_scale"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def write(path: Path, action) -> None:
+    """Writes a result atomically, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, action)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

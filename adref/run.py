@@ -1,0 +1,258 @@
+"""The run directory: configuration, log, checkpoint; and what is done with a finished one: load it, score an image."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from adref import __version__
+from adref.data import random_stream, resize, to_tensor
+from adref.method import Method, Trainable
+from adref.methods import find_method
+from adref.options import UserError, replace
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, and not for a mistake at the keyboard: shown as one sentence, exit code 1."""
+
+
+# -- files that are whole or not there --------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, write) -> None:
+    """Calls `write(file)` on a temporary file beside `path`, flushes it to the disk, then renames it.
+
+    A reader, or the next run after a crash, sees the old file or the new one, never a part.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value) -> None:
+    """`value` as indented JSON, atomically; NaN is written as null, which every reader of JSON takes."""
+    text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.integer) else value
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _digest(file)
+
+
+def _digest(file) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+# -- configuration, checkpoint, log -----------------------------------------------------------------------------------
+
+
+def create(run: Path, config: dict, checkpoint: dict) -> None:
+    """A new run directory, loadable from the moment it exists: filled under another name, then renamed.
+
+    Raises:
+        UserError: the directory exists already and is not empty, or cannot be written.
+    """
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"--out {run} exists already; give --resume to go on with it, or another name")
+    partial = run.with_name(f".{run.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it was being made
+        partial.mkdir(parents=True)
+        write_json(partial / "config.json", {"adref": __version__, "torch": torch.__version__, **config})
+        save_checkpoint(partial, checkpoint)
+        (partial / "metrics.jsonl").touch()
+        os.replace(partial, run)
+    except OSError as error:
+        raise UserError(f"--out {run} cannot be written: {error.strerror or error}") from None
+
+
+def read_config(run: Path) -> dict:
+    """config.json as a dictionary.
+
+    Raises:
+        UserError: no run directory, or a file that is not what `create` wrote.
+    """
+    path = Path(run) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        if not {"adref", "method", "options", "flags"} <= set(config):
+            raise ValueError("keys are missing")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{run} is no run directory: it has no config.json") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    return config
+
+
+def save_checkpoint(run: Path, state: dict) -> None:
+    """checkpoint.pt, atomically.
+
+    Raises:
+        TrainingError: a weight is not finite; the last good checkpoint stays.
+    """
+    for name, tensor in state["model"].items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise TrainingError(f"weight {name} is not finite at step {state['step']}; {run} keeps its last checkpoint")
+    write_atomically(run / "checkpoint.pt", lambda file: torch.save(state, file))
+
+
+def load_checkpoint(run: Path) -> dict:
+    """The state that `save_checkpoint` wrote, on the CPU. Holds tensors and plain values only: no code is executed.
+
+    Raises:
+        UserError: no checkpoint, or a damaged one.
+    """
+    path = Path(run) / "checkpoint.pt"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except Exception as error:  # torch raises a dozen kinds for a damaged file
+        raise UserError(f"{path} is no checkpoint of adref: {str(error).splitlines()[0]}") from None
+
+
+def read_log(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl; a last line that a crash cut off is left out."""
+    lines = []
+    try:
+        text = (Path(run) / "metrics.jsonl").read_text()
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def truncate_log(run: Path, step: int) -> None:
+    """Drops the lines of steps after `step`, which a resumed run will do again."""
+    kept = [json.dumps(line) + "\n" for line in read_log(run) if line["step"] <= step]
+    write_atomically(Path(run) / "metrics.jsonl", lambda file: file.write("".join(kept).encode()))
+
+
+class Progress:
+    """One line on stderr that is rewritten at most five times a second; silent when stderr is no terminal."""
+
+    def __init__(self):
+        self.shown, self.last = sys.stderr.isatty(), 0.0
+
+    def __call__(self, text: str, final: bool = False) -> None:
+        if self.shown and (final or time.monotonic() - self.last > 0.2):
+            self.last = time.monotonic()
+            width = shutil.get_terminal_size().columns - 1
+            print("\r" + text[:width].ljust(width), end="\n" if final else "", file=sys.stderr, flush=True)
+
+
+# -- a trained method -------------------------------------------------------------------------------------------------
+
+
+def build(config: dict) -> Trainable:
+    """The untrained method that a config.json describes."""
+    method = find_method(config["method"])
+    return method(replace(method.Options(), config["options"]))
+
+
+def load(run: str | Path, device: str = "cpu") -> Method:
+    """A trained method in evaluation mode.
+
+    Args:
+        run: a run directory.
+        device: where its weights go.
+
+    Returns:
+        the method; `method.options` is what it was trained with, `method.threshold` the stored decision threshold.
+
+    Raises:
+        UserError: no run directory, or weights that do not fit its configuration.
+    """
+    state, method = load_checkpoint(Path(run)), build(read_config(Path(run)))
+    try:
+        method.load_state_dict(state["model"])
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{run}: the weights do not fit config.json: {str(error).splitlines()[-1].strip()}") from None
+    method.threshold = state["calibration"]["threshold"] if state.get("calibration") else None
+    return method.to(device, memory_format=torch.channels_last).eval()
+
+
+def find_device(name: str) -> torch.device:
+    """A device from --device; "auto" is CUDA where there is one.
+
+    Raises:
+        UserError: a name that torch does not know, or a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"--device takes auto, cpu, cuda or cuda:N that is there; got {name!r}") from None
+    return device
+
+
+def method_input(method: Method, image: np.ndarray, device: torch.device) -> torch.Tensor:
+    """One picture, uint8 (H, W, 3) at its own size, as the method wants it: (1, 3, h, w) in [0, 1]."""
+    resized = resize(to_tensor(image), method.options.size, method.options.resize)
+    return resized.unsqueeze(0).to(device, memory_format=torch.channels_last).float() / 255
+
+
+@torch.inference_mode()
+def score_image(method: Method, image: np.ndarray, seed: int, index: int) -> tuple[float, torch.Tensor]:
+    """Score and raw map of one picture, by itself, so that no other picture can change them.
+
+    Args:
+        method: from `load`.
+        image: uint8 (H, W, 3) at its own size.
+        seed: with `index`, names the stream of a method that draws at test time.
+        index: number of the image in its list.
+
+    Returns:
+        image score, map (1, 1, h, w) float32 on the CPU at the method's size.
+
+    Raises:
+        UserError: a score or map that is not finite.
+    """
+    batch = method_input(method, image, next(method.parameters()).device)
+    maps = method.anomaly_map(batch, [random_stream(seed, "test", index)])
+    score = float(method.image_score(maps))
+    if not math.isfinite(score) or not torch.isfinite(maps).all():
+        raise UserError(f"image {index} of the list gets the score {score}: the weights of this run are not usable")
+    return score, maps.float().cpu()
+
+
+def to_size(anomaly_map: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """A map (1, 1, h, w) at another size (H, W): bilinear, half-pixel centres; float32."""
+    return F.interpolate(anomaly_map, size, mode="bilinear", align_corners=False)[0, 0].numpy()

@@ -1,0 +1,89 @@
+"""Perlin gradient noise, and its rotation and threshold: the shapes of DRAEM's anomalies.
+
+K. Perlin, "Improving noise", SIGGRAPH 2002 (the fade polynomial); as anomaly masks: V. Zavrtanik et al., "DRAEM",
+ICCV 2021, section 3.3. Drawing and applying are apart: `draw_perlin` spends the random numbers, the rest is pure.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+
+class PerlinNumbers(NamedTuple):
+    """The random numbers of one noise image."""
+
+    angles: np.ndarray  # (rows + 1, columns + 1) float64, radians: the gradients' directions at the lattice points
+
+
+def draw_perlin(
+    rng: np.random.Generator, shape: tuple[int, int], min_exponent: int = 0, max_exponent: int = 5
+) -> PerlinNumbers:
+    """Draws a lattice of 2^i x 2^j cells, i and j independent and uniform, and the gradients at its corners.
+
+    Args:
+        rng: the stream of this sample.
+        shape: (H, W). A cell is at least 2 pixels wide, as finer noise would be seen at its zeros only: this lowers
+            `max_exponent` along a side of less than 2^(max_exponent + 1) pixels.
+        min_exponent: smallest i and j.
+        max_exponent: largest i and j, included.
+    """
+    limits = [min(max_exponent, int(math.log2(max(side, 2))) - 1) for side in shape]
+    rows, columns = (2 ** int(rng.integers(min(min_exponent, limit), limit + 1)) for limit in limits)
+    return PerlinNumbers(rng.uniform(0.0, 2.0 * math.pi, size=(rows + 1, columns + 1)))
+
+
+def perlin(numbers: PerlinNumbers, shape: tuple[int, int]) -> np.ndarray:
+    """Gradient noise times sqrt(2); zero at the lattice points.
+
+    A pixel at (u, v) in the lattice sums over the corners (a, b) of its cell, g their unit gradients:
+
+        n = sqrt(2) sum_ab w(u - a) w(v - b) (g_ab . (u - a, v - b)),   w(t) = 1 - (6 |t|^5 - 15 |t|^4 + 10 |t|^3)
+
+    Args:
+        numbers: from `draw_perlin`.
+        shape: (H, W), any. Row y stands at u = y rows / H, also where rows does not divide H; where it does, this is
+            the classic noise with H / rows pixels a cell.
+
+    Returns:
+        (H, W) float32 in [-1, 1].
+    """
+    rows, columns = (points - 1 for points in numbers.angles.shape)
+    g_u, g_v = np.cos(numbers.angles), np.sin(numbers.angles)
+    # The sum over a first, at the lattice's columns only.
+    g_u = sum(moment[:, None] * g_u[a] for a, _, moment in _corners(shape[0], rows))
+    g_v = sum(weight[:, None] * g_v[a] for a, weight, _ in _corners(shape[0], rows))
+    noise = sum(weight * g_u[:, b] + moment * g_v[:, b] for b, weight, moment in _corners(shape[1], columns))
+    return (math.sqrt(2.0) * noise).astype(np.float32)
+
+
+def _corners(length: int, cells: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For the lower, then the upper corner a of each pixel's cell along one side: a, w(t - a) and (t - a) w(t - a)."""
+    pixel = np.arange(length)
+    # Whole numbers up to the last division: a pixel on a lattice point has t = 0 exactly.
+    cell, t = pixel * cells // length, (pixel * cells % length) / length
+    fade = t * t * t * (t * (t * 6 - 15) + 10)
+    return [(cell, 1 - fade, t * (1 - fade)), (cell + 1, fade, (t - 1) * fade)]
+
+
+def threshold(noise: np.ndarray, level: float = 0.5) -> np.ndarray:
+    """Noise (H, W) to its mask (H, W) float32: 1 where the noise is above `level`."""
+    return (noise > level).astype(np.float32)
+
+
+def rotate(array: np.ndarray, degrees: float, fill: float = 0) -> np.ndarray:
+    """Turns an array counter-clockwise, as seen on a screen, about its centre; bilinear, same canvas.
+
+    A pixel that comes from outside the array gets `fill`; in the last half pixel before that the edge repeats.
+
+    Args:
+        array: (H, W) or (H, W, C); uint8 stays so, rounded to the nearest; all else becomes float32.
+        degrees: the angle.
+        fill: value outside.
+    """
+    if array.ndim == 3:
+        return np.stack([rotate(array[..., i], degrees, fill) for i in range(array.shape[2])], axis=2)
+    picture = Image.fromarray(np.ascontiguousarray(array, dtype=np.float32))  # Pillow would cut 8-bit values off
+    turned = np.array(picture.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=fill))
+    return np.rint(turned).astype(np.uint8) if array.dtype == np.uint8 else turned

@@ -1,0 +1,66 @@
+"""What several test files share: a small data set, and the flags that make a run take a second."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)  # these networks are so small that more threads cost time
+
+SMALL = ["--size", "64,64", "--reconstruction-width", "4", "--discriminator-width", "4", "--batch-size", "2",
+         "--epochs", "2", "--workers", "0", "--device", "cpu", "--score-window", "5"]  # fmt: skip
+
+
+def picture(seed: int, height: int = 40, width: int = 48) -> np.ndarray:
+    """A smooth colour picture, uint8 (H, W, 3)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / (3 + 2 * c) + rng.uniform(0, 0.5)) * np.cos(y / 5 + c) for c in range(3)]
+    return np.clip(np.stack(waves, 2) * 60 + 120 + rng.normal(0, 4, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def write_category(root: Path, train: int = 6, good: int = 3, defects: int = 3) -> Path:
+    """ROOT/part in MVTec AD's layout; defects are white squares with their masks."""
+    part = root / "part"
+    for folder in ("train/good", "test/good", "test/spot", "ground_truth/spot"):
+        (part / folder).mkdir(parents=True)
+    for i in range(train):
+        Image.fromarray(picture(i)).save(part / f"train/good/{i:03d}.png")
+    for i in range(good):
+        Image.fromarray(picture(100 + i)).save(part / f"test/good/{i:03d}.png")
+    for i in range(defects):
+        image, mask = picture(200 + i), np.zeros((40, 48), np.uint8)
+        mask[10 + i : 22 + i, 14:28] = 255
+        image[mask > 0] = 250
+        Image.fromarray(image).save(part / f"test/spot/{i:03d}.png")
+        Image.fromarray(mask).save(part / f"ground_truth/spot/{i:03d}_mask.png")
+    return root
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_category(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def textures(tmp_path_factory) -> Path:
+    """A folder of four texture pictures."""
+    folder = tmp_path_factory.mktemp("textures")
+    rng = np.random.default_rng(5)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, textures) -> Path:
+    """A run that was trained and evaluated; tests must not change it."""
+    from adref.train import main
+
+    root = tmp_path_factory.mktemp("run")
+    write_category(root / "data")
+    arguments = ["draem", "--data", root / "data", "--textures", textures, "--out", root / "run", *SMALL]
+    assert main(list(map(str, arguments))) == 0
+    return root / "run"

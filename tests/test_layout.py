@@ -1,0 +1,168 @@
+"""The house rules: what may import what, file length, sources of options, tags of deviations, equations in headers."""
+
+import ast
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import adref.train
+from adref.methods import METHODS
+
+PACKAGE = Path(adref.__file__).parent
+ROOT = Path(__file__).parent.parent
+FILES = sorted(path for path in PACKAGE.rglob("*.py"))
+ALLOWED = {"torch", "numpy", "PIL", "scipy"}
+# Lower layers first; a file imports from lower ones only. Commands may import one another.
+ORDER = (
+    {"options"},
+    {"method"},
+    {"layers"},
+    {"image", "losses", "metrics"},
+    {"synthesis"},
+    {"methods"},
+    {"data", "sample_data"},
+    {"run", "report", "distributed"},
+    {"train", "evaluate", "predict", "synthesize", "benchmark", "study"},
+)
+
+
+def rank(name: str) -> int:
+    return next(i for i, names in enumerate(ORDER) if name in names)
+
+
+def imports(path: Path) -> list[str]:
+    """Dotted names that a file imports, those inside functions too."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_imports_only_downwards_and_only_four_packages(path):
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top != "adref":
+            assert top in ALLOWED or top in sys.stdlib_module_names, f"{path}: imports {name}"
+        elif own != "__init__" and rest[0] != "__version__":  # adref/__init__ imports inside a function
+            assert rank(rest[0]) <= rank(own), f"{path}: {own} imports {name}, which is above it"
+            same_layer = rest[0] != own and rank(rest[0]) == rank(own)
+            assert not same_layer or rank(own) == len(ORDER) - 1, f"{path}: {own} imports {name} of its own layer"
+        if own == "layers" and top != "adref":
+            assert top == "torch" or top in sys.stdlib_module_names, f"{path}: layers import torch only, not {name}"
+
+
+def test_methods_do_not_import_each_other():
+    for name in METHODS:
+        others = [i for i in imports(PACKAGE / "methods" / f"{name}.py") if i.startswith("adref.methods.")]
+        assert not others, f"{name} imports {others}"
+
+
+def test_every_file_is_under_500_lines():
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in FILES}
+    longest = max(lengths, key=lengths.get)
+    print(f"longest: {longest}, {lengths[longest]} lines; all files: {sum(lengths.values())}")
+    assert lengths[longest] < 500, f"{longest} has {lengths[longest]} lines"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_happens_at_import_but_definitions_and_no_assert(path):
+    tree = ast.parse(path.read_text())
+    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    for node in tree.body:
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        main = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+        assert isinstance(node, allowed) or docstring or main, f"{path}:{node.lineno}: runs at import"
+    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), f"{path}: assert"
+    assert "environ" not in path.read_text(), f"{path}: environment variable"
+
+
+def public_functions(path: Path):
+    for node in ast.parse(path.read_text()).body:
+        members = node.body if isinstance(node, ast.ClassDef) else []
+        for item in [node, *members]:
+            if isinstance(item, ast.FunctionDef | ast.ClassDef) and not item.name.startswith("_"):
+                yield item
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_public_functions_and_classes_have_docstrings(path):
+    assert ast.get_docstring(ast.parse(path.read_text())) or not path.read_text().strip(), f"{path}: no header"
+    bare = [n.name for n in public_functions(path) if not ast.get_docstring(n) and n.name != "forward"]
+    known = {"Batch", "Options"}  # their fields are commented one by one
+    assert not set(bare) - known, f"{path}: no docstring: {bare}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_option_has_a_source_and_every_deviation_its_tag(name):
+    method, text = METHODS[name], (PACKAGE / "methods" / f"{name}.py").read_text()
+    tags = {deviation.tag for deviation in method.deviations}
+    assert len(tags) == len(method.deviations), "a tag is used twice"
+    for field in fields(method.Options):
+        assert field.metadata["help"] and field.metadata["source"], field.name
+    code = re.sub(r"DEVIATIONS = \(.*?\n\)", "", text, flags=re.S)
+    used = set(re.findall(r"\bD\d+\b", code))
+    assert used == tags, f"tags without a record: {used - tags}; records without a tag in the code: {tags - used}"
+    for deviation in method.deviations:
+        assert deviation.kind in ("silent", "ambiguous", "contradiction", "mistake", "substitution")
+        assert all(deviation), f"{deviation.tag}: an empty field"
+    for table in (method.presets, method.ablations):
+        for changes in table.values():
+            assert set(changes) <= {field.name for field in fields(method.Options)}
+    assert method.presets["paper"] == {}
+
+
+def test_flags_of_train_have_sources():
+    tags = {deviation.tag for deviation in adref.train.DEVIATIONS}
+    for field in fields(adref.train.Flags):
+        assert field.metadata["source"] == "adref" or field.metadata["source"] in tags, field.name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_equations_of_the_header_are_in_the_functions_that_it_names(name):
+    """A header line "(3) formula   Class.function, losses.function" is true: these exist, one of them in the method's
+    file, and its text names equation 3."""
+    text = (PACKAGE / "methods" / f"{name}.py").read_text()
+    header = text.split('"""')[1]
+    lines = re.findall(r"^    \((\d+[a-z]?)\) .*?  +(\S.*)$", header, flags=re.M)
+    assert lines, "no equation in the header"
+    sources = {path.stem: path.read_text() for path in FILES}
+    for number, places in lines:
+        cited = set()
+        for place in places.split(", "):
+            module, _, function = place.rpartition(".")
+            match = re.search(rf"^ *def {function}\(.*?(?=^ *def |^class |\Z)", sources.get(module, text), re.S | re.M)
+            assert match, f"equation {number}: no function {place}"
+            for words in re.findall(r"[Ee]quations? ([\d, toand]+)", match.group(0)):
+                cited |= set(re.findall(r"\d+", words))
+                for low, high in re.findall(r"(\d+) to (\d+)", words):
+                    cited |= set(map(str, range(int(low), int(high) + 1)))
+        assert number in cited, f"equation {number} is not named in {places}"
+
+
+def test_readme_and_ci_run_the_same_two_commands():
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    for command in re.findall(r"^\.venv/bin/pip install.*$|^python3 -m venv.*$", ci, flags=re.M):
+        assert command.replace(" -q", "") in readme, command
+
+
+def test_setup_needs_the_four_packages_only():
+    text = (ROOT / "setup.py").read_text()
+    needed = re.search(r"install_requires=\[(.*?)\]", text, flags=re.S).group(1)
+    assert {re.match(r"\w+", item.strip().strip('"')).group(0) for item in needed.split(",")} == {
+        "torch", "numpy", "pillow", "scipy"}  # fmt: skip
+
+
+def test_no_file_speaks_of_a_machine():
+    words = re.compile(r"/(work|tmp|root|home)/|session|https?://(?!github\.com|www\.w3\.org)", re.I)
+    for path in [*FILES, *(ROOT / "tools").glob("*.py"), ROOT / "README.md"]:
+        hits = [line for line in path.read_text().splitlines() if words.search(line)]
+        assert not hits, f"{path}: {hits[:3]}"

@@ -1,0 +1,65 @@
+"""Options: precedence, parsing, refusals."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from adref.options import UserError, build, option, replace, to_json
+
+
+@dataclass(frozen=True)
+class Options:
+    size: tuple[int, int] = option((256, 256), "height,width", "table 1")
+    rates: tuple[float, ...] = option((0.1,), "rates", "table 1")
+    rate: float = option(1e-4, "rate", "section 4")
+    epochs: int = option(700, "epochs", "section 4")
+    kind: Literal["a", "b"] = option("a", "kind", "D1")
+    on: bool = option(False, "switch", "D2")
+    folder: str | None = option(None, "folder", "D3")
+
+
+PRESETS = {"paper": {}, "tiny": {"epochs": 3, "rate": 0.5}}
+ABLATIONS = {"b": {"kind": "b", "rate": 0.25}}
+
+
+def test_precedence_is_default_preset_ablation_flag():
+    assert build(Options, PRESETS, ABLATIONS, "paper", None, {}) == Options()
+    tiny = build(Options, PRESETS, ABLATIONS, "tiny", None, {})
+    assert (tiny.epochs, tiny.rate) == (3, 0.5)
+    both = build(Options, PRESETS, ABLATIONS, "tiny", "b", {"epochs": "9"})
+    assert (both.epochs, both.rate, both.kind) == (9, 0.25, "b")
+
+
+def test_values_are_parsed_and_survive_json():
+    text = {"size": "64,32", "rates": "0.5,0.25,1", "rate": "1e-3", "on": "true", "folder": "x"}
+    options = replace(Options(), text)
+    assert options.size == (64, 32) and options.rates == (0.5, 0.25, 1.0) and options.on is True
+    assert replace(Options(), to_json(options)) == options
+    assert replace(options, {"folder": "none"}).folder is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epoch": "3"}, "--epochs"),
+        ({"epochs": "3.5"}, "--epochs takes a whole number; got '3.5'"),
+        ({"rate": "fast"}, "--rate takes a number; got 'fast'"),
+        ({"rate": "nan"}, "--rate takes a number; got 'nan'"),
+        ({"kind": "c"}, "--kind takes one of a, b; got 'c'"),
+        ({"on": "yes"}, "--on takes true or false; got 'yes'"),
+        ({"size": "64"}, "--size takes 2 values joined by commas; got '64'"),
+        ({"size": "64,x"}, "--size takes a whole number; got 'x'"),
+        ({"zzzz": "1"}, "unknown option --zzzz"),
+    ],
+)
+def test_refusals_name_option_expected_and_found(changes, words):
+    with pytest.raises(UserError, match=words):
+        replace(Options(), changes)
+
+
+def test_unknown_preset_and_ablation_list_the_known():
+    with pytest.raises(UserError, match="unknown --preset huge; known: paper, tiny"):
+        build(Options, PRESETS, ABLATIONS, "huge", None, {})
+    with pytest.raises(UserError, match="unknown --ablation c; known: b"):
+        build(Options, PRESETS, ABLATIONS, "paper", "c", {})
