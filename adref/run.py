@@ -134,12 +134,21 @@ def load_checkpoint(run: Path) -> dict:
         UserError: no checkpoint, or a damaged one.
     """
     path = Path(run) / "checkpoint.pt"
+    if not path.exists():
+        raise UserError(f"{path} is missing")
+    state = load_tensors(path, f"{path} is no checkpoint of adref")
+    if not isinstance(state, dict) or not {"model", "step"} <= set(state):
+        raise UserError(f"{path} is no checkpoint of adref: it does not hold model and step")
+    return state
+
+
+def load_tensors(path: str | Path, refusal: str):
+    """torch.load of tensors and plain values on the CPU; UserError, `refusal` and the reason, for anything else."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except Exception as error:  # torch raises a dozen kinds for a damaged file
-        raise UserError(f"{path} is no checkpoint of adref: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # torch raises a dozen kinds for a damaged file, some without words
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{refusal}: {reason}") from None
 
 
 def read_log(run: Path) -> list[dict]:
@@ -198,13 +207,20 @@ def load(run: str | Path, device: str = "cpu") -> Method:
     Raises:
         UserError: no run directory, or weights that do not fit its configuration.
     """
-    state, method = load_checkpoint(Path(run)), build(read_config(Path(run)))
+    config = read_config(Path(run))
+    state, method = load_checkpoint(Path(run)), build(config)
+    load_weights(run, method, state)
+    method.threshold = state["calibration"]["threshold"] if state.get("calibration") else None
+    return method.to(device, memory_format=torch.channels_last).eval()
+
+
+def load_weights(run: str | Path, method: Trainable, state: dict) -> None:
+    """Puts a checkpoint's weights into a method; UserError where they do not fit its configuration."""
     try:
         method.load_state_dict(state["model"])
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"{run}: the weights do not fit config.json: {str(error).splitlines()[-1].strip()}") from None
-    method.threshold = state["calibration"]["threshold"] if state.get("calibration") else None
-    return method.to(device, memory_format=torch.channels_last).eval()
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{run}: the weights do not fit config.json: {reason}") from None
 
 
 def find_device(name: str) -> torch.device:

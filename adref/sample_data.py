@@ -208,14 +208,15 @@ def board(size, rng, defect, flaw) -> Surface:
     lines = np.min([path_distance(u, v, points) for points in TRACES], 0) - 1.05
     if defect == "open":
         left, right, level = SPANS[flaw.integers(len(SPANS))]
-        half, middle = flaw.uniform(2, 4), flaw.uniform(left + 4, right - 4)
+        half, middle = flaw.uniform(2.5, 5), flaw.uniform(left + 4, right - 4)
         gap = path_distance(u, v, ((middle - half, level), (middle + half, level))) - 1.9
         lines = np.maximum(lines, 0.25 * noise(flaw, size, 24) - gap)
     if defect == "short":
         left, right, level = GAPS[flaw.integers(len(GAPS))]
-        middle, half = flaw.uniform(left, right), flaw.uniform(1.8, 4)
-        bridge = np.abs(u - middle) - half - 0.2 * (v - level - 2.5) ** 2 + 0.3 * noise(flaw, size, 24)
-        lines = np.minimum(lines, np.maximum(bridge, np.abs(v - level - 2.5) - 2.5))
+        middle, half = flaw.uniform(left, right), flaw.uniform(2.5, 5)
+        sides = np.abs(u - middle) - half - 0.2 * (v - level - 2.5) ** 2 + 0.3 * noise(flaw, size, 24)
+        bridge = np.maximum(sides, np.abs(v - level - 2.5) - 2.5)
+        lines = np.minimum(lines, bridge)
     albedo = np.array([0.06, 0.27, 0.15]) * (1 + 0.03 * noise(rng, size, 8)[..., None])
     albedo = paint(albedo, (0.22, 0.54, 0.29), inside(lines / 64, 1.5))
     pins = [(place, row, 4.6, 2.2) for row in (22, 26, 30, 34) for place in (11.5, 28.5)]

@@ -45,6 +45,8 @@ from adref.run import (
     find_device,
     load,
     load_checkpoint,
+    load_tensors,
+    load_weights,
     read_config,
     save_checkpoint,
     score_image,
@@ -247,12 +249,7 @@ def initial_method(config: dict, flags: Flags) -> Trainable:
     torch.manual_seed(int(random_stream(flags.seed, "weights").integers(2**62)))
     method = build(config)
     if flags.weights:
-        states = []
-        for path in flags.weights:
-            try:
-                states.append(torch.load(path, map_location="cpu", weights_only=True))
-            except Exception as error:  # torch raises a dozen kinds for a damaged file
-                raise UserError(f"--weights {path} cannot be read: {str(error).splitlines()[0]}") from None
+        states = [load_tensors(path, f"--weights {path} cannot be read") for path in flags.weights]
         method.load_weights(states)
     return method
 
@@ -332,7 +329,7 @@ def train(run: Path, method: Trainable, images, sources: Sources, flags: Flags, 
     torch.backends.cudnn.deterministic = True  # no number may depend on which kernel was the fastest today
     state = load_checkpoint(run)
     truncate_log(run, state["step"])
-    method.load_state_dict(state["model"])
+    load_weights(run, method, state)
     method.to(device, memory_format=torch.channels_last).train()
     data = TrainingSet(images, type(method).corrupt, method.options, sources, flags.seed)
     progress, first = Progress(), 0  # first: the steps of the stages before

@@ -1,5 +1,6 @@
 """What several test files share: a small data set, and the flags that make a run take a second."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,11 @@ def write_category(root: Path, train: int = 6, good: int = 3, defects: int = 3) 
         Image.fromarray(image).save(part / f"test/spot/{i:03d}.png")
         Image.fromarray(mask).save(part / f"ground_truth/spot/{i:03d}_mask.png")
     return root
+
+
+def rows_of(path: Path) -> list[dict]:
+    """A CSV file with a header as dictionaries."""
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 @pytest.fixture

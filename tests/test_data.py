@@ -204,6 +204,15 @@ def test_plain_folder_with_defects_keeps_every_fifth_good_image_for_testing(tmp_
     assert ("no masks: image-level metrics only" in category.notes) == (suffix is None)
 
 
+def test_folders_and_files_that_are_not_read_are_told(tmp_path):
+    save(mvtec(tmp_path / "split") / "good/000.png")  # beside train/ and test/ this is no plain folder
+    category = only(tmp_path / "split")
+    assert counts(category) == (3, 2, 4, 4) and category.notes == ("the folder good is not read",)
+    save(tmp_path / "plain/good/000.png")
+    loose = save(tmp_path / "plain/001.png")
+    assert [problem.path for problem in check(only(tmp_path / "plain"))] == [loose]
+
+
 def test_a_category_without_masks_is_no_problem(tmp_path):
     shutil.rmtree(mvtec(tmp_path) / "ground_truth")
     category = only(tmp_path)

@@ -54,7 +54,6 @@ def test_another_seed_is_another_run(small_run, textures, tmp_path):
 def test_killed_at_random_moments_and_resumed_ends_bit_equal(small_run, textures, tmp_path):
     """SIGKILL again and again, in the middle of epochs too; whatever is there is loadable, and the end is the same."""
     run, rng = tmp_path / "run", np.random.default_rng(int(time.time()))
-    command = [sys.executable, "-m", "adref.train"]
     slow = "import time, adref.train as t; from adref.methods.draem import DRAEM; loss = DRAEM.loss\n" \
            "DRAEM.loss = lambda *a: (time.sleep(0.15), loss(*a))[1]; import sys; sys.exit(t.main(sys.argv[1:]))"  # fmt: skip
     kills = 0

@@ -1,0 +1,92 @@
+"""Prediction on single pictures and folders."""
+
+import csv
+import io
+
+import numpy as np
+from conftest import picture, rows_of
+from PIL import Image
+
+from adref import load
+from adref.predict import main, name_pictures
+
+
+def run(small_run, *arguments) -> int:
+    return main([str(small_run), *map(str, arguments), "--device", "cpu"])
+
+
+def test_scores_maps_and_overlays_of_a_folder(small_run, tmp_path, capsys):
+    folder = small_run.parent / "data/part/test"
+    assert run(small_run, folder, "--out", tmp_path / "out") == 0
+    rows = rows_of(tmp_path / "out/scores.csv")
+    evaluated = {r["path"]: r for r in rows_of(small_run / "evaluation/scores.csv")}
+    assert len(rows) == 6
+    for row in rows:
+        name = row["path"][len(str(folder)) + 1 :]
+        assert (row["score"], row["decision"]) == (evaluated[name]["score"], evaluated[name]["decision"])
+        array = np.load(tmp_path / "out/maps" / name.replace(".png", ".npy"))
+        assert np.array_equal(array, np.load(small_run / "evaluation/maps" / name.replace(".png", ".npy")))
+        assert Image.open(tmp_path / "out/overlays" / name).size == (48, 40)
+
+
+def test_csv_on_stdout_writes_no_file(small_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(small_run, small_run.parent / "data/part/test/spot/000.png", "--out", "-") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 1 and float(rows[0]["score"]) >= 0 and not list(tmp_path.iterdir())
+
+
+def test_bad_files_are_named_and_the_others_done(small_run, tmp_path, capsys):
+    for i in range(3):
+        Image.fromarray(picture(i)).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:300])
+    assert run(small_run, tmp_path, tmp_path / "absent.png", "--out", tmp_path / "out") == 2
+    errors = capsys.readouterr().err
+    assert f"{tmp_path / '1.png'}" in errors and f"{tmp_path / 'absent.png'}: no such file" in errors
+    rows = rows_of(tmp_path / "out/scores.csv")
+    assert [row["path"] for row in rows] == [str(tmp_path / "0.png"), str(tmp_path / "2.png")]
+
+
+def test_no_result_overwrites_another(tmp_path):
+    files = [tmp_path / "a" / "1.png", tmp_path / "b" / "1.png", tmp_path / "1.jpg", tmp_path / "c" / "1.png"]
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    names, problems = name_pictures(files)
+    assert list(names.values()) == files and len(names) == 4 and not problems
+    names, _ = name_pictures([tmp_path / "a", tmp_path / "b"])
+    assert len(names) == 2
+
+
+def test_any_size_and_mode_is_scored_at_its_own_size(small_run, tmp_path):
+    Image.fromarray(picture(1, 300, 37)).convert("L").save(tmp_path / "tall.png")
+    Image.fromarray(picture(2, 31, 200)).convert("RGBA").save(tmp_path / "wide.png")
+    assert run(small_run, tmp_path, "--out", tmp_path / "out") == 0
+    assert np.load(tmp_path / "out/maps/tall.npy").shape == (300, 37)
+    assert np.load(tmp_path / "out/maps/wide.npy").shape == (31, 200)
+
+
+def test_the_embedding_example_of_the_readme(small_run):
+    import torch
+
+    method = load(small_run)
+    images = torch.rand(2, 3, 64, 64)
+    maps = method.anomaly_map(images)
+    scores = method.image_score(maps)
+    assert maps.shape == (2, 1, 64, 64) and scores.shape == (2,) and not method.training
+    assert method.options.epochs == 2 and method.threshold > 0
+
+
+def test_a_run_without_an_end_makes_no_decisions(small_run, tmp_path, capsys):
+    import shutil
+
+    import torch
+
+    shutil.copytree(small_run, tmp_path / "run")
+    state = torch.load(tmp_path / "run/checkpoint.pt")
+    del state["calibration"]
+    torch.save(state, tmp_path / "run/checkpoint.pt")
+    assert run(tmp_path / "run", small_run.parent / "data/part/test/spot", "--out", "-") == 0
+    captured = capsys.readouterr()
+    assert "stores no threshold" in captured.err
+    assert all(row["decision"] == "" for row in csv.DictReader(io.StringIO(captured.out)))
