@@ -54,16 +54,20 @@ def test_another_seed_is_another_run(small_run, textures, tmp_path):
 def test_killed_at_random_moments_and_resumed_ends_bit_equal(small_run, textures, tmp_path):
     """SIGKILL again and again, in the middle of epochs too; whatever is there is loadable, and the end is the same."""
     run, rng = tmp_path / "run", np.random.default_rng(int(time.time()))
-    slow = "import time, adref.train as t; from adref.methods.draem import DRAEM; loss = DRAEM.loss\n" \
-           "DRAEM.loss = lambda *a: (time.sleep(0.15), loss(*a))[1]; import sys; sys.exit(t.main(sys.argv[1:]))"  # fmt: skip
+    slow = """if True:
+        import sys, time
+        from adref import train
+        from adref.methods.draem import DRAEM
+        loss = DRAEM.loss
+        DRAEM.loss = lambda *rest: (time.sleep(0.15), loss(*rest))[1]
+        sys.exit(train.main(sys.argv[1:]))"""
     kills = 0
     for _ in range(4):
         rest = ["--resume", "--out", str(run)]
         if not run.exists():
             rest = arguments(small_run.parent / "data", textures, run, "--checkpoint-steps", 1)
-        process = subprocess.Popen(
-            [*command[:1], "-c", slow, *rest], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen([sys.executable, "-c", slow, *rest], **quiet)
         deadline = time.time() + 60
         while time.time() < deadline and process.poll() is None and not (run / "checkpoint.pt").exists():
             time.sleep(0.02)

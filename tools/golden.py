@@ -1,0 +1,154 @@
+"""Pinned golden values: our own numbers, kept to notice change.
+
+python tools/golden.py            compares every case with tests/golden/*.json; exit code 1 on a difference
+python tools/golden.py --write    replaces them and prints the largest change of each
+
+Inputs and weights come from `hashed`, a 32-bit integer hash of (array name, index), so that a port in any language
+rebuilds them with no file and no random number generator.
+"""
+
+import argparse
+import json
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adref.layers.unet import Autoencoder, UNet
+from adref.losses import focal, ssim
+from adref.methods.draem import DRAEM, Batch, Options, blend
+from adref.metrics import pixel_metrics
+from adref.synthesis.perlin import PerlinNumbers, perlin
+from adref.synthesis.textures import OPERATIONS, apply_operations
+
+FOLDER = Path(__file__).parent.parent / "tests" / "golden"
+TOLERANCE = 2e-5  # relative; float32 sums in another order on another machine stay below it
+
+
+def hashed(name: str, *shape: int) -> torch.Tensor:
+    """float32 values in [0, 1), 24 bits each, from 32-bit integer arithmetic alone.
+
+    With h = crc32(name), the element at flat index i is, modulo 2^32 in every step,
+        x = h + 0x9E3779B9 * (i + 1);  x = (x ^ (x >> 16)) * 0x85EBCA6B;  x = (x ^ (x >> 13)) * 0xC2B2AE35;
+        x = x ^ (x >> 16);  value = (x >> 8) / 2^24
+    (the finaliser of MurmurHash3; A. Appleby, public domain).
+    """
+    x = (np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) * 0x9E3779B9 + zlib.crc32(name.encode())) & 0xFFFFFFFF
+    x = ((x ^ (x >> np.uint64(16))) * 0x85EBCA6B) & 0xFFFFFFFF
+    x = ((x ^ (x >> np.uint64(13))) * 0xC2B2AE35) & 0xFFFFFFFF
+    x = x ^ (x >> np.uint64(16))
+    return torch.from_numpy((x >> np.uint64(8)).astype(np.float64) / 2**24).float().reshape(shape)
+
+
+def fill(module: torch.nn.Module) -> torch.nn.Module:
+    """Gives every floating tensor of a module hashed values: weights scaled by fan-in, variances positive."""
+    for name, tensor in module.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        values = hashed(name, *tensor.shape)
+        if tensor.ndim > 1:
+            values = (values - 0.5) * (12 / tensor[0].numel()) ** 0.5  # variance 1 / fan-in
+        elif name.endswith(("running_var", "weight")):
+            values = 0.5 + values
+        else:
+            values = (values - 0.5) * 0.2
+        tensor.copy_(values)
+    return module.eval()
+
+
+def digest(*tensors: torch.Tensor) -> list[float]:
+    """Mean, standard deviation and nine elements spread over each tensor: enough to notice any change."""
+    numbers = []
+    for tensor in tensors:
+        flat = torch.as_tensor(tensor).detach().double().flatten()
+        picks = torch.linspace(0, flat.numel() - 1, 9).long()
+        numbers += [flat.mean().item(), flat.std(correction=0).item(), *flat[picks].tolist()]
+    return numbers
+
+
+# -- the cases: name -> numbers ---------------------------------------------------------------------------------------
+
+
+def autoencoder() -> list[float]:
+    network = fill(Autoencoder(4))
+    return digest(network(hashed("images", 2, 3, 32, 48)))
+
+
+def unet() -> list[float]:
+    return digest(fill(UNet(6, 2, 4))(hashed("pairs", 2, 6, 64, 32)))
+
+
+def losses() -> list[float]:
+    a, b = hashed("a", 2, 3, 24, 20), hashed("b", 2, 3, 24, 20)
+    probabilities, mask = hashed("logits", 2, 2, 24, 20).softmax(1), (hashed("mask", 2, 1, 24, 20) > 0.8).float()
+    windows = [ssim(a, b, window=w, padding=p).item() for w in ("gaussian", "uniform") for p in ("zero", "valid")]
+    return [*windows, focal(probabilities, mask).item(), focal(probabilities, mask, alpha=0.25, smooth=0).item()]
+
+
+def metrics() -> list[float]:
+    maps = hashed("maps", 3, 20, 20).numpy()
+    masks = (torch.nn.functional.avg_pool2d(hashed("defects", 3, 20, 20), 3, 1, 1) > 0.6).numpy()
+    return [value for _, value in sorted(pixel_metrics(list(maps), list(masks)).items())]
+
+
+def synthesis() -> list[float]:
+    angles = hashed("angles", 5, 9).double().numpy() * 2 * np.pi
+    texture = (hashed("texture", 32, 32, 3) * 256).byte().numpy()
+    numbers = {
+        "gamma": (0.7, 1.0, 1.6), "brightness": ("Lab", 1.1, -12, True), "sharpness": (1.7,),
+        "hue_and_saturation": (25, -30), "solarise": (90,), "posterise": (3,), "invert": (), "autocontrast": (8,),
+        "equalise": (), "rotate": (21.0,),
+    }  # fmt: skip
+    changed = [torch.from_numpy(apply_operations(texture, ((name, numbers[name]),)).copy()) for name in OPERATIONS]
+    mask = (hashed("mask", 1, 32, 32) > 0.7).float()
+    mixed = blend(hashed("image", 3, 32, 32), hashed("texture", 3, 32, 32), mask, 0.6)
+    return digest(torch.from_numpy(perlin(PerlinNumbers(angles), (32, 48))), mixed, *changed)
+
+
+def draem() -> list[float]:
+    """Forward, every loss term, map, score, gradient norms, and the weights after one step of the optimiser."""
+    options = Options(size=(64, 64), reconstruction_width=4, discriminator_width=4, learning_rate=1e-3, score_window=5)
+    method = fill(DRAEM(options))
+    images = hashed("images", 2, 3, 64, 64)
+    maps = method.anomaly_map(images)
+    numbers = digest(*method(images), maps, method.image_score(maps), method.reconstruct(images))
+    batch = Batch(images, hashed("corrupted", 2, 3, 64, 64), (hashed("mask", 2, 1, 64, 64) > 0.9).float())
+    terms = method.train().loss(batch)
+    optimizer, _ = method.optimizer()
+    terms["total"].backward()
+    gradients = [p.grad.norm() for name, p in method.named_parameters() if name.endswith("0.weight")]
+    optimizer.step()
+    return [*numbers, *(v.item() for v in terms.values()), *map(float, gradients),
+            *digest(method.reconstructor.out.weight, method.discriminator.out.weight)]  # fmt: skip
+
+
+CASES = {f.__name__: f for f in (autoencoder, unet, losses, metrics, synthesis, draem)}
+
+
+def largest_change(before: list[float], after: list[float]) -> float:
+    """The largest relative difference; infinite where the lengths differ."""
+    if len(before) != len(after):
+        return float("inf")
+    return max(abs(a - b) / max(abs(a), abs(b), 1e-3) for a, b in zip(before, after))
+
+
+def main() -> int:
+    """Compares or writes; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="replace the stored numbers")
+    write, failed = parser.parse_args().write, False
+    for name, case in CASES.items():
+        path, numbers = FOLDER / f"{name}.json", case()
+        before = json.loads(path.read_text()) if path.exists() else []
+        change = largest_change(before, numbers)
+        print(f"{name:12s} {len(numbers):4d} numbers, largest relative change {change:.2e}")
+        if write:
+            path.write_text(json.dumps(numbers) + "\n")
+        failed |= change > TOLERANCE and not write
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
