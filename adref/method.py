@@ -29,6 +29,7 @@ class Sources(NamedTuple):
     """Opened sequences that `corrupt` may draw from; None where the user named no folder."""
 
     textures: Sequence[Tensor] | None = None  # uint8 (3, H, W) each, at the method's size
+    images: Sequence[Tensor] | None = None  # the clean training images themselves, alike
 
 
 class Trainable(nn.Module):

@@ -77,14 +77,19 @@ def _digest(file) -> str:  # Python 3.10
 # -- configuration, checkpoint, log -----------------------------------------------------------------------------------
 
 
+def refuse_existing(run: Path) -> None:
+    """Raises UserError when a new run's directory is there already, unless it is an empty folder."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"--out {run} exists already; give --resume to go on with it, or another name")
+
+
 def create(run: Path, config: dict, checkpoint: dict) -> None:
     """A new run directory, loadable from the moment it exists: filled under another name, then renamed.
 
     Raises:
         UserError: the directory exists already and is not empty, or cannot be written.
     """
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(f"--out {run} exists already; give --resume to go on with it, or another name")
+    refuse_existing(run)
     partial = run.with_name(f".{run.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it was being made

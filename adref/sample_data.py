@@ -308,12 +308,16 @@ def draw(
         surface = make(size, stream(key, "surface"), kind, stream(key, "defect", kind, attempt))
         return photograph(surface, stream(key, "camera"))
 
-    image, mask, attempt = shoot(None, 0), np.zeros((size, size), bool), 0
-    while defect and not AREA[0] <= mask.mean() <= AREA[1]:
+    image, mask = shoot(None, 0), np.zeros((size, size), bool)
+    for attempt in range(100 if defect else 0):
         flawed = shoot(defect, attempt)
-        mask, attempt = tidy(np.abs(flawed - image).max(-1) > VISIBLE), attempt + 1
-    if defect:
-        image = np.where(mask[..., None], flawed, image)
+        mask = tidy(np.abs(flawed - image).max(-1) > VISIBLE)
+        if AREA[0] <= mask.mean() <= AREA[1]:  # nearly always at the first attempt
+            image = np.where(mask[..., None], flawed, image)
+            break
+    else:
+        if defect:
+            raise RuntimeError(f"no {defect} of {category} has a fitting size in 100 attempts")
     image = image + stream(key, "sensor").standard_normal(image.shape) * (0.006 + 0.012 * np.sqrt(image))
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8), mask
 

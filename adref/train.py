@@ -48,6 +48,7 @@ from adref.run import (
     load_tensors,
     load_weights,
     read_config,
+    refuse_existing,
     save_checkpoint,
     score_image,
     sha256,
@@ -85,7 +86,7 @@ class Flags:
     checkpoint_steps: int = option(0, "steps between checkpoints; 0: by time alone", "adref", (0, math.inf))
 
 
-# Flags that change no number: a resumed run may be given others.
+# What a resumed run may be given anew: none of it changes a number (another kind of device: the last bits).
 FREE_ON_RESUME = ("data", "textures", "device", "workers", "start_method", "memory_limit", "checkpoint_seconds",
                   "checkpoint_steps", "false_alarm_rate")  # fmt: skip
 
@@ -99,55 +100,63 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run_command(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = str(error)
+        if "Original Traceback" in text:  # from a data worker it comes inside that worker's traceback, as its last line
+            text = text.strip().splitlines()[-1].removeprefix("adref.options.UserError: ")
+        print(f"error: {text}", file=sys.stderr)
         return 2
     except TrainingError as error:
         print(f"stopped: {error}", file=sys.stderr)
         return 1
 
 
+def method_name(argv: list[str]) -> str:
+    """The method that a command line speaks of: its first word, or the one of the run that it resumes."""
+    if argv and not argv[0].startswith("-"):
+        return argv[0]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    known, _ = parser.parse_known_args(argv)
+    return read_config(known.out)["method"] if known.resume and known.out else "draem"
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The command line; `--help` after a method's name shows that method's options."""
-    name = next((word for word in argv if not word.startswith("-")), None) if argv[:1] != [] else None
-    name = name if argv and argv[0] == name else None  # the method stands first
+    """The command line, with the flags of its method."""
+    name = method_name(argv)
+    method = find_method(name)
     parser = argparse.ArgumentParser(
-        prog="python -m adref.train", description=__doc__.split("\n\n", 1)[1], allow_abbrev=False,
-        epilog="`python -m adref.train METHOD --help` lists the method's options.",
-    )  # fmt: skip
-    parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)} [draem]")
+        prog="python -m adref.train", description=__doc__.split("\n\n", 1)[1], allow_abbrev=False
+    )
+    parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)} [draem]; must stand first")
     parser.add_argument("--out", metavar="RUN", type=Path, help="run directory [runs/CATEGORY-METHOD]")
-    parser.add_argument("--preset", help="named set of options [paper; tiny for the generated sample data]")
-    parser.add_argument("--ablation", help="named change of options")
+    parser.add_argument("--preset", help=f"one of: {', '.join(method.presets)} [paper; tiny for the sample data]")
+    parser.add_argument("--ablation", help=f"one of: {', '.join(method.ablations)}")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     option_tools.add_flags(parser, Flags, "run", "run flags")
-    method = find_method(name) if name else METHODS["draem"]
-    known = (
-        f"options of {name or 'draem'}; presets: {', '.join(method.presets)}; ablations: {', '.join(method.ablations)}"
-    )
-    option_tools.add_flags(parser, method.Options, "option", known)
+    option_tools.add_flags(parser, method.Options, "option", f"options of {name} (meaning, default, source)")
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        option_tools.refuse_unknown(
-            unknown[0].split("=")[0], {**option_tools.hints(Flags), **option_tools.hints(method.Options)}
-        )
+        known = {**option_tools.hints(Flags), **option_tools.hints(method.Options)}
+        option_tools.refuse_unknown(unknown[0].split("=")[0], known)
     return arguments
 
 
 def run_command(argv: list[str]) -> int:
     """What `main` does when nothing goes wrong."""
     arguments = parse_arguments(argv)
+    if not argv:
+        print(f"No argument: DRAEM, preset tiny, on generated sample pictures of a {CATEGORIES[0]}.")
     run, config = resumed_config(arguments) if arguments.resume else new_config(arguments)
     flags = option_tools.replace(Flags(), config["flags"])
     device = find_device(flags.device)
-    if not argv:
-        print(f"No argument: draem, preset tiny, on generated sample pictures of '{config['category']}'.")
     category = find_category(Path(flags.data), config["category"])
     require_sound(category)
     training, held_out = split(category, flags)
     digest_now = digest(category.train)
     method = initial_method(config, flags)
-    sources = open_sources(method, flags)
     images = Images([r.path for r in training], method.options.size, method.options.resize, flags.memory_limit * 2**30)
+    sources = open_sources(method, images, flags)
     if not arguments.resume:
         hashes = {path: sha256(Path(path)) for path in flags.weights}
         create(run, {**config, "data_digest": digest_now, "weights_sha256": hashes},
@@ -170,6 +179,8 @@ def run_command(argv: list[str]) -> int:
 def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
     """Run directory and configuration of a new run from the command line."""
     flags = option_tools.replace(Flags(), option_tools.flags_given(arguments, "run"))
+    if arguments.out:
+        refuse_existing(arguments.out)  # now, and not after minutes of reading
     name, generated = arguments.method or "draem", flags.data is None
     method = find_method(name)
     preset = arguments.preset or ("tiny" if generated else "paper")
@@ -180,7 +191,7 @@ def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
         if category not in (None, *CATEGORIES):
             raise UserError(f"--category {category}: the generated sample data has {', '.join(CATEGORIES)}")
         category = category or CATEGORIES[0]
-        data = write_sample_data(SAMPLE_DATA, seed=flags.seed)
+        data = write_sample_data(SAMPLE_DATA)
     category = find_category(Path(data), category).name
     textures = str(Path(flags.textures).resolve()) if flags.textures else None
     flags = dataclasses.replace(flags, data=str(Path(data).resolve()), category=category, textures=textures)
@@ -209,20 +220,17 @@ def resumed_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
     for name in ("method", "preset", "ablation"):
         if getattr(arguments, name) not in (None, config[name]):
             raise UserError(f"--resume: {name} was {config[name]}, now {getattr(arguments, name)}; start a new run")
-    options_class = find_method(config["method"]).Options
-    for kind, known in (("run", Flags), ("option", options_class)):
-        before = config["flags" if kind == "run" else "options"]
+    for kind, key, known in (("run", "flags", Flags), ("option", "options", find_method(config["method"]).Options)):
+        before = option_tools.replace(known(), config[key])
         given = option_tools.flags_given(arguments, kind)
-        now = option_tools.to_json(option_tools.replace(option_tools.replace(known(), before), given))
-        free = FREE_ON_RESUME if kind == "run" else ()
+        now = option_tools.replace(before, given)
         for name in given:
-            if name not in free and now[name] != option_tools.parse(
-                name, option_tools.hints(known)[name], before[name]
-            ):
-                flag = "--" + name.replace("_", "-")
-                raise UserError(f"--resume: {flag} was {before[name]}, now {now[name]}; start a new run for that")
-        if kind == "run":
-            config["flags"] = now
+            was, is_now = getattr(before, name), getattr(now, name)
+            if was != is_now and not (kind == "run" and name in FREE_ON_RESUME):
+                raise UserError(
+                    f"--resume: {option_tools.flag(name)} was {was}, now {is_now}; start a new run for that"
+                )
+        config[key] = option_tools.to_json(now)
     return arguments.out, config
 
 
@@ -237,11 +245,11 @@ def split(category: Category, flags: Flags) -> tuple[list, list]:
     """
     count = len(category.train)
     kept = 0 if flags.holdout == 0 or count < 2 else min(count - 1, max(1, round(flags.holdout * count)))
-    order = random_stream(flags.seed, "holdout").permutation(count)
     if count == 0:
         raise UserError(f"category {category.name} in {category.root} has no normal training image")
-    pick = lambda indices: [category.train[i] for i in sorted(indices)]  # noqa: E731
-    return pick(order[kept:]), pick(order[:kept])
+    chosen = set(random_stream(flags.seed, "holdout").permutation(count)[:kept].tolist())
+    training = [record for i, record in enumerate(category.train) if i not in chosen]
+    return training, [category.train[i] for i in sorted(chosen)]
 
 
 def initial_method(config: dict, flags: Flags) -> Trainable:
@@ -254,17 +262,17 @@ def initial_method(config: dict, flags: Flags) -> Trainable:
     return method
 
 
-def open_sources(method: Trainable, flags: Flags) -> Sources:
+def open_sources(method: Trainable, images: Images, flags: Flags) -> Sources:
     """The picture sequences that the method's `corrupt` draws from."""
     if "textures" not in method.needs:
-        return Sources()
+        return Sources(images=images)
     size, limit = method.options.size, flags.memory_limit * 2**30
     if flags.textures is None:
         print("No --textures FOLDER: using 300 generated textures (the paper uses photographs of textures, DTD).")
-        side = max(size)
-        textures = torch.from_numpy(generated_textures(300, side, seed=0))[:, :, : size[0], : size[1]]
-        return Sources(textures=textures.contiguous().share_memory_())
-    return Sources(textures=Images(list_images(Path(flags.textures)), size, method.options.resize, limit))
+        textures = torch.from_numpy(generated_textures(300, max(size), seed=0))[:, :, : size[0], : size[1]]
+    else:
+        textures = Images(list_images(Path(flags.textures)), size, method.options.resize, limit)
+    return Sources(textures, images)
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What several test files share: a small data set, and the flags that make a run take a second."""
 
 import csv
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,10 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)  # these networks are so small that more threads cost time
+
+SPEC = importlib.util.spec_from_file_location("golden_tool", Path(__file__).parent.parent / "tools" / "golden.py")
+golden = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(golden)
 
 SMALL = ["--size", "64,64", "--reconstruction-width", "4", "--discriminator-width", "4", "--batch-size", "2",
          "--epochs", "2", "--workers", "0", "--device", "cpu", "--score-window", "5"]  # fmt: skip

@@ -4,11 +4,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import golden
 
 from adref.layers.unet import Autoencoder, UNet
 from adref.losses import focal, ssim
 from adref.method import Sources
-from adref.methods.draem import ABLATIONS, DRAEM, PRESETS, Batch, Options, blend, corrupt, draw_mask, released_keys
+from adref.methods.draem import (
+    ABLATIONS,
+    DRAEM,
+    PRESETS,
+    Batch,
+    Options,
+    blend,
+    corrupt,
+    draw_mask,
+    draw_texture,
+    released_keys,
+)
 from adref.options import UserError, build
 
 SMALL = Options(size=(64, 64), reconstruction_width=4, discriminator_width=4, score_window=5)
@@ -21,7 +33,8 @@ def parameters(module) -> int:
 @pytest.fixture
 def sources():
     rng = np.random.default_rng(3)
-    return Sources(textures=torch.from_numpy(rng.integers(0, 256, (5, 3, 64, 64), dtype=np.uint8)))
+    pictures = torch.from_numpy(rng.integers(0, 256, (5, 3, 64, 64), dtype=np.uint8))
+    return Sources(textures=pictures, images=pictures)
 
 
 @pytest.fixture
@@ -208,6 +221,16 @@ def test_texture_weight_and_threshold_readings(clean):
     assert np.mean(areas) > 2 * np.mean(fixed) and max(areas) > 0.4
 
 
+def test_own_textures_are_moved_training_images(clean):
+    """With no operation, what is pasted is the roll of a training image; without the option nothing is drawn for it."""
+    images = [(clean * 255).byte(), (clean.flip(1) * 255).byte()]
+    options = Options(size=(64, 64), texture_operation_count=0, own_texture_share=1.0)
+    texture = draw_texture(np.random.default_rng(0), options, Sources(images=images))
+    rows = {tuple(row) for image in images for row in (image[0] / 255).sort(dim=1).values.tolist()}
+    assert all(tuple(row) in rows for row in texture[0].sort(dim=1).values.tolist())
+    assert not any(torch.equal(texture, image / 255) for image in images)
+
+
 def test_same_stream_same_example(sources, clean):
     first, second = (corrupt(clean, np.random.default_rng(7), SMALL, sources) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
@@ -251,6 +274,28 @@ def authors_state(width: int, channels: int, classes: int, levels: int, suffix: 
     return state
 
 
+# Sourced: mean, standard deviation and four elements of the outputs of anomalib 2.7.0's networks (width 4, evaluation
+# mode, torch 2.13.0), which keep the authors' module names; `python tools/source_draem.py`, 2026-11-23.
+SOURCED = {
+    "": [1.2430466, 1.5423318, -0.51586598, 0.80617654, 2.6752515, 0.77522159],
+    "_segment": [3.2146056, 2.0466294, 0.85709321, 5.3442111, 2.0311413, 5.6240249],
+}
+
+
+@pytest.mark.parametrize("suffix", SOURCED)
+def test_networks_and_key_map_against_anomalib(suffix):
+    network, channels = (UNet(6, 2, 4), 6) if suffix else (Autoencoder(4), 3)
+    names = released_keys(network, suffix)
+    for ours, tensor in network.state_dict().items():
+        if tensor.is_floating_point():
+            values = golden.hashed(names[ours], *tensor.shape)
+            tensor.copy_((values - 0.5) * (12 / tensor[0].numel()) ** 0.5 if tensor.ndim > 1 else 0.5 + values)
+    with torch.inference_mode():
+        out = network.eval()(golden.hashed(f"input {channels}", 1, channels, 64, 96)).double()
+    picks = [out[0, c, y, x].item() for c, y, x in ((0, 0, 0), (1, 31, 47), (0, 63, 95), (1, 5, 80))]
+    assert [out.mean().item(), out.std().item(), *picks] == pytest.approx(SOURCED[suffix], rel=1e-5)
+
+
 def test_released_checkpoints_load_key_by_key():
     states = [authors_state(4, 3, 3, 5, ""), authors_state(4, 6, 2, 6, "_segment")]
     method = DRAEM(SMALL)
@@ -286,6 +331,7 @@ def test_released_checkpoints_that_do_not_fit_are_refused(damage):
     {"channel_order": "bgr"}, {"discriminator_input": "image_first"}, {"mask_threshold": (0.0, 1.0)},
     {"texture_weight": (0.1, 1.0)}, {"rotation_degrees": 45.0}, {"milestones": (4 / 7, 6 / 7)}, {"ssim_weight": 0.5},
     {"rotation_probability": 1.0}, {"anomaly_probability": 1.0}, {"focal_smooth": 0.0},
+    {"own_texture_share": 1.0},
 ])  # fmt: skip
 def test_every_reading_builds_and_trains_a_step(changes, sources, clean):
     options = Options(**{"size": (64, 64), "reconstruction_width": 2, "discriminator_width": 2, **changes})

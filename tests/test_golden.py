@@ -1,20 +1,17 @@
 """Pinned golden values, and that no layer or method is without a case."""
 
 import ast
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import golden
 
 import adref
 from adref.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
-SPEC = importlib.util.spec_from_file_location("golden_tool", ROOT / "tools" / "golden.py")
-golden = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(golden)
 
 
 @pytest.mark.parametrize("name", golden.CASES)

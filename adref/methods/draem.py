@@ -73,6 +73,7 @@ class Options:
     texture_weight: tuple[float, float] = option(
         (0.2, 1.0), "beta of equation 4, drawn uniformly from here", "code; D7", (0, 1)
     )
+    own_texture_share: float = option(0.0, "share of textures that are moved training images", "D13", (0, 1))
     texture_operations: Literal["code", "paper"] = option("code", "10 kinds of operation, or the paper's 7", "D8")
     texture_operation_count: int = option(3, "different operations on each texture, in random order", "code", (0, 7))
     channel_order: Literal["rgb", "bgr"] = option("rgb", "order that colour operations believe in", "D9")
@@ -134,6 +135,9 @@ DEVIATIONS = (
               "below 64 pixels the code's finest lattices have no pixel between their points, or fail"),
     Deviation("D12", "PAPER_OPERATIONS", "ambiguous", "an operation called colour", "hue and saturation",
               "it stands in that operation's place in the code's list"),
+    Deviation("D13", "Options.own_texture_share", "substitution", "textures come from another data set", "0; tiny: 0.5",
+              "an addition, off at full size: a short training on foreign textures learns colour and little else, and "
+              "never meets a defect made of the part's own material, such as a short circuit"),
 )  # fmt: skip
 
 
@@ -165,7 +169,11 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
 
 def draw_texture(rng: np.random.Generator, options: Options, sources: Sources) -> Tensor:
     """A texture (3, H, W) in [0, 1] after a few different operations in random order."""
-    texture = sources.textures[int(rng.integers(len(sources.textures)))]
+    own = options.own_texture_share > 0 and rng.random() < options.own_texture_share  # D13
+    pictures = sources.images if own else sources.textures
+    texture = pictures[int(rng.integers(len(pictures)))]
+    if own:  # moved, or it would often be equal to what it covers
+        texture = texture.roll(tuple(int(rng.integers(side)) for side in texture.shape[1:]), (1, 2))
     operations = OPERATIONS if options.texture_operations == "code" else PAPER_OPERATIONS  # D8, D12
     drawn = draw_operations(rng, options.texture_operation_count, operations)
     changed = apply_operations(texture.permute(1, 2, 0).numpy(), drawn, options.channel_order)  # D9, D10
