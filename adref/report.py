@@ -67,8 +67,8 @@ def write_report(
 
     Args:
         facts: what a reader needs to repeat the run.
-        metrics: number by name, "<name>_interval" (low, high), "reasons" (name -> why it is NaN) and "by_defect"
-            (defect type -> numbers by name, "n", perhaps "reasons").
+        metrics: number by name, "<name>_interval" (low, high) at 95 %, "reasons" (name -> why it is NaN) and
+            "by_defect" (defect type -> numbers by name, "n", perhaps "reasons").
         curves: "roc" (false-alarm rate, recall) and "pro" (pixel FPR, overlap), lists of points; may be empty.
         history: the lines of metrics.jsonl: stage, step, "loss/<term>".
         pictures: test images to show; the first `max_pictures` in the order of `ordered`.
@@ -132,7 +132,7 @@ def _cards(metrics: dict) -> str:
     cards = ""
     for name in (name for name in metrics if name in LABELS or name.startswith("aupro_")):
         interval = metrics.get(f"{name}_interval")
-        note = "<small>interval {:.3f} to {:.3f}</small>".format(*interval) if interval else ""
+        note = "<small>95 % interval {:.3f} to {:.3f}</small>".format(*interval) if interval else ""
         shown = _value(name, metrics, metrics.get("reasons", {}))
         cards += f"<div><dt>{escape(LABELS.get(name, name))}</dt><dd>{shown}{note}</dd></div>"
     return f'<dl class="cards">{cards}</dl>'

@@ -181,14 +181,14 @@ SPANS = ((3, 21, 44), (3, 21, 49), (3, 19, 54), (37, 60, 52), (37, 60, 57), (43,
 GAPS = ((4, 19, 44), (4, 17, 49), (38, 60, 52), (38, 60, 57))  # traces with another one 5 units below
 CHIPS = ((46, 17), (46, 26), (46, 35), (50, 8))  # three resistors and a capacitor
 DRILLS = ((8, 6), (15, 6), (22, 6), (29, 6), (36, 6), (4, 37), (10, 40), (22, 11), (57, 26), (44, 46.5))
-LABELS = ((44, 20.2, "R1"), (44, 29.2, "R2"), (44, 38.2, "R3"), (48, 11.2, "C1"), (33, 36.5, "U2"), (16, 26, "3C12"))
+LABELS = ((44, 20.4, "R1"), (44, 29.4, "R2"), (44, 38.4, "R3"), (48, 11.4, "C1"), (33, 36.5, "U2"), (16, 26, "3C12"))
 GLYPHS = {"R": "040020220224", "C": "20000424", "U": "00042420",  # x and y of the corners of a stroke, in turn
           "1": "1014", "2": "002022020424", "3": "0020220222240424"}  # fmt: skip
 
 
 def board(size, rng, defect, flaw) -> Surface:
     """A corner of a printed circuit board: the same layout in every picture, placed by a fixture."""
-    (x, y), turn, shift = plane(size) - 0.5, np.deg2rad(rng.uniform(-1, 1)), 0.5 + rng.uniform(-0.01, 0.01, 2)
+    (x, y), turn, shift = plane(size) - 0.5, np.deg2rad(rng.uniform(-0.5, 0.5)), 0.5 + rng.uniform(-0.006, 0.006, 2)
     # float32 halves the time of some hundred distance fields.
     u = (64 * (x * np.cos(turn) + y * np.sin(turn) + shift[0])).astype(np.float32)
     v = (64 * (y * np.cos(turn) - x * np.sin(turn) + shift[1])).astype(np.float32)
@@ -217,10 +217,10 @@ def board(size, rng, defect, flaw) -> Surface:
         sides = np.abs(u - middle) - half - 0.2 * (v - level - 2.5) ** 2 + 0.3 * noise(flaw, size, 24)
         bridge = np.maximum(sides, np.abs(v - level - 2.5) - 2.5)
         lines = np.minimum(lines, bridge)
-    albedo = np.array([0.06, 0.27, 0.15]) * (1 + 0.03 * noise(rng, size, 8)[..., None])
-    albedo = paint(albedo, (0.22, 0.54, 0.29), inside(lines / 64, 1.5))
+    albedo = np.array([0.05, 0.25, 0.14]) * (1 + 0.03 * noise(rng, size, 8)[..., None])
+    albedo = paint(albedo, (0.25, 0.60, 0.33), inside(lines / 64, 1.5))
     pins = [(place, row, 4.6, 2.2) for row in (22, 26, 30, 34) for place in (11.5, 28.5)]
-    tin = boxes(*pins, *((cx + side, cy, 3.6, 4.2) for cx, cy in CHIPS for side in (-4, 4)))
+    tin = boxes(*pins, *((cx + side, cy, 3.6, 5) for cx, cy in CHIPS for side in (-4, 4)))
     tin = np.maximum(tin, discs(*((cx, cy, 2.5 if cy == 6 else 1.8) for cx, cy in DRILLS)))
     drilled = discs(*((cx, cy, 1.2 if cy == 6 else 0.8) for cx, cy in DRILLS))
     albedo = paint(paint(albedo, (0.70, 0.69, 0.64), tin), (0.04, 0.05, 0.04), drilled)
@@ -229,10 +229,10 @@ def board(size, rng, defect, flaw) -> Surface:
     absent = flaw.integers(len(CHIPS)) if defect == "missing" else None
     for number, (cx, cy) in enumerate(CHIPS):
         if number != absent:
-            whole, middle = boxes((cx, cy, 8.6, 4)), boxes((cx, cy, 5.8, 4))
+            whole, middle = boxes((cx, cy, 8.6, 5.2)), boxes((cx, cy, 6, 5.2))
             albedo = paint(albedo, (0.66, 0.66, 0.64), whole)
             albedo = paint(albedo, (0.09, 0.09, 0.10) if number < 3 else (0.55, 0.42, 0.29), middle)
-            height, gloss = np.maximum(height, 0.022 * whole), gloss * (1 - middle)
+            height, gloss = np.maximum(height, 0.016 * whole), gloss * (1 - middle)
     body = boxes((20, 28, 12.4, 16))
     albedo = paint(paint(albedo, (0.10, 0.10, 0.11), body), (0.20, 0.20, 0.21), discs((15.8, 22, 1)))
     albedo = paint(albedo, (0.55, 0.55, 0.55), letters(*LABELS[-1]))

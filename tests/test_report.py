@@ -161,7 +161,7 @@ def test_eighty_noisy_pictures_stay_under_six_megabytes(tmp_path):
 def test_numbers_intervals_and_reasons(tmp_path):
     page = Page(write(tmp_path))
     cards = re.sub(r"\s+", " ", page.text)
-    assert "Image AUROC0.971interval 0.941 to 0.993" in cards
+    assert "Image AUROC0.97195 % interval 0.941 to 0.993" in cards
     assert "AUPRO 0.3n/a no test image has a <mask>" in cards
     assert "crack90.812n/a no reason was given" in cards  # 9 images; half to even
     assert "Seed7Note<i>odd</i>" in cards

@@ -87,7 +87,19 @@ class Options:
 
 PRESETS = {
     "paper": {},
-    "tiny": {"size": (128, 128), "reconstruction_width": 32, "discriminator_width": 16, "epochs": 60},
+    # Half the side, so lattices and score window shrink with it; an eighth of the widths; more steps, larger ones.
+    "tiny": {
+        "size": (128, 128),
+        "reconstruction_width": 16,
+        "discriminator_width": 8,
+        "epochs": 100,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "rotation_probability": 0.0,
+        "perlin_exponents": (0, 4),
+        "own_texture_share": 0.5,
+        "score_window": 11,
+    },
 }
 
 ABLATIONS = {
