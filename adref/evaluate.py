@@ -22,6 +22,7 @@ from adref.report import Picture, ordered, write_report
 from adref.run import (
     Progress,
     find_device,
+    guarded,
     load,
     load_checkpoint,
     method_input,
@@ -29,6 +30,7 @@ from adref.run import (
     read_log,
     score_image,
     to_size,
+    versions,
     write_json,
 )
 
@@ -55,20 +57,23 @@ def main(argv: list[str] | None = None) -> int:
         help="another reading of AUPRO at the limit 0.3, reported beside the exact one [exact]",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.gt_mode == "draem" and arguments.resolution != "method":
-            raise UserError("--gt-mode draem needs --resolution method: it is a rule for resized masks")
-        device, config = find_device(arguments.device), read_config(arguments.run)
-        category = find_category(arguments.data or Path(config["flags"]["data"]), config["category"])
-        require_sound(category)
-        metrics = evaluate(
-            arguments.run, category, device, arguments.resolution, arguments.gt_mode, arguments.convention
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: run_command(arguments))
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    """What `main` does when nothing goes wrong."""
+    if arguments.gt_mode == "draem" and arguments.resolution != "method":
+        raise UserError("--gt-mode draem needs --resolution method: it is a rule for resized masks")
+    device, config = find_device(arguments.device), read_config(arguments.run)
+    root = arguments.data or Path(config["flags"]["data"])
+    if not root.exists():
+        raise UserError(f"the data set {root} is not there; --data takes where it is now")
+    category = find_category(root, config["category"])
+    require_sound(category)
+    metrics = evaluate(arguments.run, category, device, arguments.resolution, arguments.gt_mode, arguments.convention)
     print(summary(metrics))
-    print(f"Report: {(arguments.run / 'report.html').resolve()}")
+    if category.test:
+        print(f"Report: {(arguments.run / 'report.html').resolve()}")
     return 0
 
 
@@ -114,12 +119,14 @@ def evaluate(
         masks.append(mask)
         last = index + 1 == len(category.test)
         progress(f"evaluating {category.name}: image {index + 1}/{len(category.test)}", final=last)
+    state = load_checkpoint(run)
+    calibration, step = state.get("calibration"), f"step {state['step']}"
     metrics = {
-        "method": config["method"], "category": category.name, "checkpoint": "last step", "selected_on_test": "nothing",
+        "method": config["method"], "category": category.name, "selected_on_test": "nothing", "device": str(device),
+        "checkpoint": f"{step}, the last" if "calibration" in state else f"{step}: training is not finished",
         "resolution": resolution, "gt_mode": None if native else gt_mode, "test_digest": digest(category.test),
         "map_scale": map_scale(maps), **all_metrics(category.test, scores, maps, masks, seed, convention),
     }  # fmt: skip
-    calibration = load_checkpoint(run).get("calibration")
     metrics["calibration"] = calibration
     threshold = calibration["threshold"] if calibration else None
     rows = [(name_of(r), r.defect, r.label, s) for r, s in zip(category.test, scores)]
@@ -132,7 +139,8 @@ def evaluate(
         (run / "evaluation").rename(old)
     new.rename(run / "evaluation")
     shutil.rmtree(old, ignore_errors=True)
-    report(run, config, metrics, method, category, rows, maps, masks, threshold, shown, native)
+    if category.test:
+        report(run, config, metrics, method, category, rows, maps, masks, threshold, shown, native)
     return metrics
 
 
@@ -216,7 +224,7 @@ def write_scores(path: Path, rows: list[tuple], threshold: float | None) -> None
     writer.writerow(("path", "label", "defect", "score", "decision"))
     for name, defect, label, score in rows:
         writer.writerow((name, label, defect, repr(score), decision(score, threshold)))
-    path.write_text(text.getvalue(), encoding="utf-8")
+    path.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
 
 
 def decision(score: float, threshold: float | None) -> str:
@@ -263,7 +271,9 @@ def facts(config: dict, metrics: dict, method: Method) -> dict[str, str]:
     """What a reader needs to repeat the run."""
     flags, calibration = config["flags"], metrics["calibration"]
     changed = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in config["changed"].items())
-    threshold = "none is stored: no image was held out"
+    threshold = (
+        f"none is stored: {'no image was held out' if 'last' in metrics['checkpoint'] else metrics['checkpoint']}"
+    )
     if calibration:
         count = calibration["images"]
         threshold = (
@@ -271,26 +281,31 @@ def facts(config: dict, metrics: dict, method: Method) -> dict[str, str]:
             f"{calibration['false_alarm_rate']:.3g} asked for ({count} can promise no less than 1 in {count + 1})"
         )
     mode = f" ({metrics['gt_mode']} masks)" if metrics["gt_mode"] else ""
+    if metrics.get("error_bound"):
+        mode += f", binned: within {metrics['error_bound']:.1e} of the exact numbers"
     return {
         "Method": f"{config['method']}, preset {config['preset']}"
         + (f", ablation {config['ablation']}" if config["ablation"] else "") + (f", {changed}" if changed else ""),
         "Parameters": f"{sum(p.numel() for p in method.parameters()):,}",
         "Data": f"{flags['data']}, category {config['category']}" + (" (generated)" if config["generated"] else ""),
         "Test images": ", ".join(f"{count} {name}" for name, count in metrics["images"].items()) or "none",
-        "Textures": flags["textures"] or "generated",
-        "Seed, precision, device": f"{flags['seed']}, {flags['precision']}, {flags['device']}",
+        "Textures": f"{flags['textures'] or ''} {config['textures_digest']}".strip(),
+        "Seed, precision": f"{flags['seed']}, {flags['precision']}",
+        "Device": f"{config['device']} for training, {metrics['device']} for evaluation",
         "Size of the network's input": " x ".join(map(str, method.options.size)) + " (height x width)",
         "Pixel metrics at": f"{metrics['resolution']} resolution{mode}",
-        "Checkpoint": "the last step; nothing was selected on test images",
+        "Checkpoint": f"{metrics['checkpoint']}; nothing was selected on test images",
         "Threshold": threshold,
         "SHA-256 of training images": config["data_digest"],
         "SHA-256 of test images": metrics["test_digest"],
-        "Versions": f"adref {config['adref']}, torch {config['torch']}",
+        "Versions of training": ", ".join(f"{name} {config[name]}" for name in versions()),
     }  # fmt: skip
 
 
 def summary(metrics: dict) -> str:
     """The headline numbers, one line each."""
+    if not metrics["images"]:
+        return "no test image: nothing to evaluate"
     names = ["image_auroc", "image_ap", "image_best_f1", "pixel_auroc", "pixel_ap"]
     names += [name for name in metrics if name.startswith("aupro_")]
     reasons = metrics["reasons"]

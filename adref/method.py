@@ -104,9 +104,12 @@ def check_images(images: Tensor, stride: int) -> None:
     """The public edge of every method.
 
     Raises:
-        ValueError: not (B, 3, H, W) floats, or sides that are no multiples of `stride`.
+        ValueError: not (B, 3, H, W) floats in [0, 1], or sides that are no multiples of `stride`.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(f"expected (B, 3, H, W) floats in [0, 1], got {tuple(images.shape)} {images.dtype}")
+    low, high = torch.aminmax(images)
+    if low < 0 or high > 1:
+        raise ValueError(f"expected values in [0, 1], got {low:g} to {high:g}")
     if images.shape[2] % stride or images.shape[3] % stride:
         raise ValueError(f"expected sides that are multiples of {stride}, got {tuple(images.shape[2:])}")

@@ -96,7 +96,7 @@ def replace(options, changes: dict):
         values[name] = parse(name, types_of[name], text)
         numbers = values[name] if isinstance(values[name], tuple) else (values[name],)
         low, high = fields[name].metadata["limits"] or (-math.inf, math.inf)
-        if fields[name].metadata["limits"] and not all(low <= number <= high for number in numbers):
+        if fields[name].metadata["limits"] and not all(n is None or low <= n <= high for n in numbers):
             bounds = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
             raise UserError(f"{flag(name)} takes {bounds}; got {text if isinstance(text, str) else values[name]}")
     return dataclasses.replace(options, **values)

@@ -19,7 +19,7 @@ from adref.data import list_images, read_image
 from adref.evaluate import decision, map_scale
 from adref.options import UserError
 from adref.report import overlay
-from adref.run import Progress, find_device, load, read_config, score_image, to_size, write_atomically
+from adref.run import Progress, find_device, guarded, load, read_config, score_image, to_size, write_atomically
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,11 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results; - for CSV on stdout only")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     arguments = parser.parse_args(argv)
-    try:
-        return predict(arguments.run, arguments.pictures, arguments.out, arguments.device)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: predict(arguments.run, arguments.pictures, arguments.out, arguments.device))
 
 
 def predict(run: Path, pictures: list[Path], out: str, device: str = "auto") -> int:
@@ -44,10 +40,12 @@ def predict(run: Path, pictures: list[Path], out: str, device: str = "auto") -> 
         UserError: no trained run, no picture at all, or an output folder that cannot be written.
     """
     seed, method = read_config(run)["flags"]["seed"], load(run, str(find_device(device)))
-    names, missing = name_pictures(pictures)
+    names, missing = name_pictures(pictures, None if out == "-" else Path(out))
     if method.threshold is None:
         print(f"{run} stores no threshold (training not finished, or no image held out): no decisions", file=sys.stderr)
     scale, progress, rows, problems = stored_scale(run), Progress(), [], missing
+    if scale is None and out != "-":
+        print(f"{run} was not evaluated: each overlay has its own colour scale", file=sys.stderr)
     for index, (name, path) in enumerate(names.items()):
         try:
             image = read_image(path)
@@ -71,15 +69,20 @@ def predict(run: Path, pictures: list[Path], out: str, device: str = "auto") -> 
     if out == "-":
         sys.stdout.write(table.getvalue())
     elif rows:
-        write(Path(out) / "scores.csv", lambda file: file.write(table.getvalue().encode()))
-        print(f"{len(rows)} pictures scored, {sum(r[2] == 'anomalous' for r in rows)} anomalous: {out}/scores.csv")
+        write(Path(out) / "scores.csv", lambda file: file.write(table.getvalue().encode(errors="surrogateescape")))
+        decided = (
+            f"{sum(r[2] == 'anomalous' for r in rows)} anomalous" if method.threshold is not None else "not decided"
+        )
+        print(f"{len(rows)} pictures scored, {decided}: {out}/scores.csv")
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 2 if problems else 0
 
 
-def name_pictures(pictures: list[Path]) -> tuple[dict[str, Path], list[str]]:
+def name_pictures(pictures: list[Path], out: Path | None = None) -> tuple[dict[str, Path], list[str]]:
     """Result name -> file, and what is wrong with the arguments; folders are searched, and their structure is kept.
+
+    Files below `out` are results of an earlier call and left out.
 
     Two files that would share a name (a/1.png and b/1.png given apart, or 1.png beside 1.jpg) get their suffix and then
     a number, so that no result overwrites another.
@@ -95,6 +98,8 @@ def name_pictures(pictures: list[Path]) -> tuple[dict[str, Path], list[str]]:
             problems.append(str(error))
             continue
         for path in files:
+            if out and path.resolve().is_relative_to(out.resolve()):
+                continue
             base = path.relative_to(given).with_suffix("") if given.is_dir() else Path(path.stem)
             name, number = str(base), 2
             if name in names:

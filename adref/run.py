@@ -4,12 +4,15 @@ import hashlib
 import json
 import math
 import os
+import platform
 import shutil
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import PIL
+import scipy
 import torch
 import torch.nn.functional as F
 
@@ -19,9 +22,38 @@ from adref.method import Method, Trainable
 from adref.methods import find_method
 from adref.options import UserError, replace
 
+CONFIG_KEYS = {"adref", "torch", "method", "preset", "ablation", "changed", "category", "generated", "options", "flags",
+               "device", "data_digest", "textures_digest", "weights_sha256"}  # fmt: skip
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on, and not for a mistake at the keyboard: shown as one sentence, exit code 1."""
+
+
+def guarded(command) -> int:
+    """Runs a command and turns what stops it into one sentence and an exit code.
+
+    2 for a mistake at the keyboard or a file that cannot be read or written, 1 for training that cannot go on, 130 for
+    Ctrl-C (while training, `train.Interrupt` is there first and saves).
+    """
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
+    try:
+        return command()
+    except UserError as error:
+        text = str(error)
+        if "Original Traceback" in text:  # from a data worker it comes inside that worker's traceback, as its last line
+            text = text.strip().splitlines()[-1].removeprefix("adref.options.UserError: ")
+        print(f"error: {text}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 # -- files that are whole or not there --------------------------------------------------------------------------------
@@ -48,7 +80,7 @@ def write_atomically(path: Path, write) -> None:
 def write_json(path: Path, value) -> None:
     """`value` as indented JSON, atomically; NaN is written as null, which every reader of JSON takes."""
     text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode(errors="surrogateescape")))
 
 
 def _plain(value):
@@ -77,9 +109,15 @@ def _digest(file) -> str:  # Python 3.10
 # -- configuration, checkpoint, log -----------------------------------------------------------------------------------
 
 
+def versions() -> dict[str, str]:
+    """What the numbers of a run may depend on."""
+    return {"adref": __version__, "torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__,
+            "scipy": scipy.__version__, "python": platform.python_version()}  # fmt: skip
+
+
 def refuse_existing(run: Path) -> None:
     """Raises UserError when a new run's directory is there already, unless it is an empty folder."""
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if run.resolve() == Path.cwd() or (run.exists() and (not run.is_dir() or any(run.iterdir()))):
         raise UserError(f"--out {run} exists already; give --resume to go on with it, or another name")
 
 
@@ -94,7 +132,7 @@ def create(run: Path, config: dict, checkpoint: dict) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it was being made
         partial.mkdir(parents=True)
-        write_json(partial / "config.json", {"adref": __version__, "torch": torch.__version__, **config})
+        write_json(partial / "config.json", {**versions(), **config})
         save_checkpoint(partial, checkpoint)
         (partial / "metrics.jsonl").touch()
         os.replace(partial, run)
@@ -111,8 +149,9 @@ def read_config(run: Path) -> dict:
     path = Path(run) / "config.json"
     try:
         config = json.loads(path.read_text())
-        if not {"adref", "method", "options", "flags"} <= set(config):
-            raise ValueError("keys are missing")
+        missing = CONFIG_KEYS - set(config)
+        if missing or not isinstance(config["options"], dict) or not {"data", "seed"} <= set(config["flags"]):
+            raise ValueError(f"keys are missing or damaged: {', '.join(sorted(missing)) or 'options, flags'}")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{run} is no run directory: it has no config.json") from None
     except (OSError, ValueError, TypeError) as error:
@@ -238,6 +277,8 @@ def find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"--device takes auto, cpu, cuda or cuda:N that is there; got {name!r}") from None

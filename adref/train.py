@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from adref import options as option_tools
 from adref.data import (
     Category,
     Images,
+    Record,
     TrainingSet,
     digest,
     find_category,
@@ -43,6 +46,7 @@ from adref.run import (
     build,
     create,
     find_device,
+    guarded,
     load,
     load_checkpoint,
     load_tensors,
@@ -53,14 +57,22 @@ from adref.run import (
     score_image,
     sha256,
     truncate_log,
+    write_json,
 )
 from adref.sample_data import CATEGORIES, generated_textures, write_sample_data
+from adref.sample_data import VERSION as SAMPLE_VERSION
 
 SAMPLE_DATA = Path("runs/sample-data")
 
 DEVIATIONS = (
     Deviation("T1", "Flags.holdout", "substitution", "all normal images train", "a tenth of them sets the threshold",
               "a decision threshold must come from neither training nor test images; --holdout 0 is the papers' way"),
+    Deviation("T2", "Flags.textures", "substitution", "DTD, a data set of photographs",
+              "generated textures where no folder is named",
+              "nothing is downloaded; the command says so, and --textures takes DTD"),
+    Deviation("T3", "evaluate --resolution", "ambiguous", "pixel metrics at the network's size, masks resized",
+              "maps are brought to each picture's own size",
+              "no rule for resizing masks is needed then; 'method' is the other way"),
 )  # fmt: skip
 
 
@@ -70,7 +82,7 @@ class Flags:
 
     data: str | None = option(None, "folder of the data set; none: generated sample pictures", "adref")
     category: str | None = option(None, "category to train; may be left out where there is only one", "adref")
-    textures: str | None = option(None, "folder of texture pictures; none: generated textures", "adref")
+    textures: str | None = option(None, "folder of texture pictures; none: generated textures", "T2")
     weights: tuple[str, ...] = option((), "published weights to start from, files joined by commas", "adref")
     seed: int = option(0, "seed of all randomness", "adref", (0, 2**63 - 1))
     device: str = option("auto", "auto, cpu, cuda or cuda:N", "adref")
@@ -86,7 +98,8 @@ class Flags:
     checkpoint_steps: int = option(0, "steps between checkpoints; 0: by time alone", "adref", (0, math.inf))
 
 
-# What a resumed run may be given anew: none of it changes a number (another kind of device: the last bits).
+# What a resumed run may be given anew. No weight depends on it (on another kind of device: the last bits); the contents
+# of data and textures are compared by digest.
 FREE_ON_RESUME = ("data", "textures", "device", "workers", "start_method", "memory_limit", "checkpoint_seconds",
                   "checkpoint_steps", "false_alarm_rate")  # fmt: skip
 
@@ -97,17 +110,7 @@ FREE_ON_RESUME = ("data", "textures", "device", "workers", "start_method", "memo
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        return run_command(argv)
-    except UserError as error:
-        text = str(error)
-        if "Original Traceback" in text:  # from a data worker it comes inside that worker's traceback, as its last line
-            text = text.strip().splitlines()[-1].removeprefix("adref.options.UserError: ")
-        print(f"error: {text}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
+    return guarded(lambda: run_command(argv))
 
 
 def method_name(argv: list[str]) -> str:
@@ -137,7 +140,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     option_tools.add_flags(parser, method.Options, "option", f"options of {name} (meaning, default, source)")
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = {**option_tools.hints(Flags), **option_tools.hints(method.Options)}
+        if not unknown[0].startswith("-"):
+            raise UserError(f"unknown argument {unknown[0]!r}; after the method's name only --options follow")
+        known = ["out", "preset", "ablation", "resume", *option_tools.hints(Flags), *option_tools.hints(method.Options)]
         option_tools.refuse_unknown(unknown[0].split("=")[0], known)
     return arguments
 
@@ -153,25 +158,29 @@ def run_command(argv: list[str]) -> int:
     category = find_category(Path(flags.data), config["category"])
     require_sound(category)
     training, held_out = split(category, flags)
-    digest_now = digest(category.train)
-    method = initial_method(config, flags)
+    method = initial_method(config, flags, published=not arguments.resume)
     images = Images([r.path for r in training], method.options.size, method.options.resize, flags.memory_limit * 2**30)
-    sources = open_sources(method, images, flags)
-    if not arguments.resume:
+    sources, textures_digest = open_sources(method, images, flags)
+    digests = {"data_digest": digest(category.train), "textures_digest": textures_digest}
+    if arguments.resume:
+        for name, what in (("data_digest", "training images"), ("textures_digest", "textures")):
+            if config[name] != digests[name]:
+                raise UserError(f"--resume: the {what} are not those that {run} began with")
+        write_json(run / "config.json", config)
+    else:
         hashes = {path: sha256(Path(path)) for path in flags.weights}
-        create(run, {**config, "data_digest": digest_now, "weights_sha256": hashes},
-               {"model": method.state_dict(), "step": 0})  # fmt: skip
-    elif digest_now != config["data_digest"]:
-        raise UserError(f"--resume: the training images under {category.root} are not those that {run} began with")
+        config |= {"device": str(device), **digests, "weights_sha256": hashes}
+        create(run, config, {"model": method.state_dict(), "step": 0})
     print(f"{category.name}: {len(training)} normal images train, {len(held_out)} set the threshold. Run: {run}")
     if not train(run, method, images, sources, flags, device):
-        print(f"Interrupted and saved. Go on with: python -m adref.train --resume --out {run}")
+        print(f"Interrupted and saved. Go on with: python -m adref.train --resume --out {shlex.quote(str(run))}")
         return 130
     calibrate(run, held_out, flags, device)
-    metrics = evaluate(run, category, device)
-    print(summary(metrics))
-    print(f"Report: {(run / 'report.html').resolve()}")
-    print(f"Next: python -m adref.predict {run} IMAGE_OR_FOLDER --out {run}/predictions"
+    print(summary(evaluate(run, category, device)))
+    if category.test:
+        print(f"Report: {(run / 'report.html').resolve()}")
+    name = shlex.quote(str(run))
+    print(f"Next: python -m adref.predict {name} IMAGE_OR_FOLDER --out {name}/predictions"
           + ("   (or your own pictures: python -m adref.data ROOT)" if config["generated"] else ""))  # fmt: skip
     return 0
 
@@ -181,6 +190,9 @@ def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
     flags = option_tools.replace(Flags(), option_tools.flags_given(arguments, "run"))
     if arguments.out:
         refuse_existing(arguments.out)  # now, and not after minutes of reading
+    for name in ("data", "textures"):
+        if getattr(flags, name) == "":
+            raise UserError(f"--{name} takes a folder; got an empty name")
     name, generated = arguments.method or "draem", flags.data is None
     method = find_method(name)
     preset = arguments.preset or ("tiny" if generated else "paper")
@@ -193,8 +205,11 @@ def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
         category = category or CATEGORIES[0]
         data = write_sample_data(SAMPLE_DATA)
     category = find_category(Path(data), category).name
-    textures = str(Path(flags.textures).resolve()) if flags.textures else None
-    flags = dataclasses.replace(flags, data=str(Path(data).resolve()), category=category, textures=textures)
+    absolute = os.path.abspath  # a run can then be resumed and evaluated from any folder
+    flags = dataclasses.replace(
+        flags, data=absolute(data), category=category, weights=tuple(map(absolute, flags.weights)),
+        textures=absolute(flags.textures) if flags.textures else None,
+    )  # fmt: skip
     config = {
         "method": name, "preset": preset, "ablation": arguments.ablation, "changed": changes, "category": category,
         "generated": generated, "options": option_tools.to_json(options), "flags": option_tools.to_json(flags),
@@ -252,27 +267,27 @@ def split(category: Category, flags: Flags) -> tuple[list, list]:
     return training, [category.train[i] for i in sorted(chosen)]
 
 
-def initial_method(config: dict, flags: Flags) -> Trainable:
-    """The method at its first weights: drawn from the seed, or published ones."""
+def initial_method(config: dict, flags: Flags, published: bool) -> Trainable:
+    """The method at its first weights: drawn from the seed, or `published` ones where --weights names them."""
     torch.manual_seed(int(random_stream(flags.seed, "weights").integers(2**62)))
     method = build(config)
-    if flags.weights:
-        states = [load_tensors(path, f"--weights {path} cannot be read") for path in flags.weights]
-        method.load_weights(states)
+    if flags.weights and published:
+        method.load_weights([load_tensors(path, f"--weights {path} cannot be read") for path in flags.weights])
     return method
 
 
-def open_sources(method: Trainable, images: Images, flags: Flags) -> Sources:
-    """The picture sequences that the method's `corrupt` draws from."""
+def open_sources(method: Trainable, images: Images, flags: Flags) -> tuple[Sources, str | None]:
+    """The picture sequences that the method's `corrupt` draws from, and the digest of the textures."""
     if "textures" not in method.needs:
-        return Sources(images=images)
+        return Sources(images=images), None
     size, limit = method.options.size, flags.memory_limit * 2**30
-    if flags.textures is None:
+    if flags.textures is None:  # T2
         print("No --textures FOLDER: using 300 generated textures (the paper uses photographs of textures, DTD).")
         textures = torch.from_numpy(generated_textures(300, max(size), seed=0))[:, :, : size[0], : size[1]]
-    else:
-        textures = Images(list_images(Path(flags.textures)), size, method.options.resize, limit)
-    return Sources(textures, images)
+        return Sources(textures, images), f"generated, version {SAMPLE_VERSION}"
+    paths = list_images(Path(flags.textures))
+    content = digest([Record(path, 0, "texture", None) for path in paths])
+    return Sources(Images(paths, size, method.options.resize, limit), images), content
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
@@ -441,8 +456,8 @@ def calibrate(run: Path, held_out: list, flags: Flags, device: torch.device) -> 
         method = load(run, device)
         scores = sorted(score_image(method, read_image(r.path), flags.seed, i)[0] for i, r in enumerate(held_out))
         count = len(scores)
-        rank = min(count, math.ceil((1 - flags.false_alarm_rate) * (count + 1) - 1e-9))
-        threshold = math.nextafter(scores[rank - 1], math.inf)
+        rank = max(1, min(count, math.ceil((1 - flags.false_alarm_rate) * (count + 1) - 1e-9)))
+        threshold = float(np.nextafter(np.float32(scores[rank - 1]), np.float32(np.inf)))  # scores are float32
         calibration = {"threshold": threshold, "images": count, "false_alarm_rate": flags.false_alarm_rate}
     save_checkpoint(run, {**state, "calibration": calibration})
 

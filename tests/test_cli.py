@@ -19,7 +19,12 @@ TRAIN_MISTAKES = [
     (["dream"], "unknown method dream; known: draem"),
     (["draem", "--learnin-rate", "1"], "unknown option --learnin-rate; known: --learning-rate"),
     (["draem", "--zzz=1"], "unknown option --zzz"),
-    (["draem", "extra"], "unknown option extra"),
+    (["draem", "extra"], "unknown argument 'extra'"),
+    (["draem", "--prest", "tiny"], "unknown option --prest; known: --preset"),
+    (["draem", "--texture-weight", "1,0.2"], "--texture-weight takes two numbers in ascending order; got 1.0,0.2"),
+    (["draem", "--perlin-exponents", "5,0"], "--perlin-exponents takes two numbers in ascending order"),
+    (["draem", "--device", "meta"], "--device takes auto, cpu, cuda or cuda:N"),
+    (["draem", "--data", ""], "--data takes a folder; got an empty name"),
     (["draem", "--preset", "huge"], "unknown --preset huge; known: paper, tiny"),
     (["draem", "--ablation", "none"], "unknown --ablation none; known: paper"),
     (["draem", "--epochs", "many"], "--epochs takes a whole number; got 'many'"),
@@ -34,7 +39,8 @@ TRAIN_MISTAKES = [
     (["draem", "--mask-threshold", "0,2"], "--mask-threshold takes -1 to 1; got 0,2"),
     (["draem", "--anomaly-probability", "1.5"], "--anomaly-probability takes 0 to 1; got 1.5"),
     (["draem", "--resize", "nearest"], "--resize takes one of bilinear, antialias; got 'nearest'"),
-    (["draem", "--texture-operation-count", "9"], "--texture-operation-count takes 0 to 7; got 9"),
+    (["draem", "--texture-operation-count", "11"], "--texture-operation-count takes 0 to 10; got 11"),
+    (["draem", "--texture-operation-count", "8", "--texture-operations", "paper"], "takes 0 to 7, the number of kinds"),
     (["draem", "--seed", "-3"], "--seed takes 0 to"),
     (["draem", "--seed", "one"], "--seed takes a whole number; got 'one'"),
     (["draem", "--workers", "-1"], "--workers takes 0 to 256; got -1"),
@@ -93,7 +99,10 @@ def damage(run, kind):
         return "config.json cannot be read"
     if kind == "config of something else":
         config.write_text('{"a": 1}')
-        return "config.json cannot be read: keys are missing"
+        return "config.json cannot be read: keys are missing or damaged"
+    if kind == "flags of something else":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"flags": []}))
+        return "config.json cannot be read: keys are missing or damaged: options, flags"
     if kind == "unknown option in config":
         config.write_text(config.read_text().replace('"batch_size"', '"batch_sise"'))
         return "unknown option --batch-sise; known: --batch-size"
@@ -121,7 +130,8 @@ def damage(run, kind):
 
 
 @pytest.mark.parametrize("kind", [
-    "no config", "cut config", "config of something else", "unknown option in config", "unknown method in config",
+    "no config", "cut config", "config of something else", "flags of something else",
+    "unknown option in config", "unknown method in config",
     "no checkpoint", "cut checkpoint", "empty checkpoint", "checkpoint that carries code", "weights of another width",
 ])  # fmt: skip
 def test_damaged_runs_are_refused_by_every_command(kind, small_run, tmp_path, capsys):
@@ -139,6 +149,30 @@ def test_damaged_runs_are_refused_by_every_command(kind, small_run, tmp_path, ca
         assert words in error and error.startswith("error: ") and error.count("\n") == 1, error
     with pytest.raises(UserError):
         load(run)
+
+
+def test_files_that_cannot_be_written_are_named(small_run, tmp_path, capsys, monkeypatch):
+    """A full disk, a read-only run: one sentence, and the evaluation that was there stays."""
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    before = (run / "evaluation/scores.csv").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device", str(run / "evaluation.new"))
+
+    monkeypatch.setattr(evaluate.np, "save", full)
+    assert evaluate.main([str(run), "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == f"error: {run}/evaluation.new: No space left on device\n"
+    assert (run / "evaluation/scores.csv").read_bytes() == before
+
+
+def test_ctrl_c_outside_training_is_no_traceback(small_run, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "load", interrupted)
+    assert predict.main([str(small_run), str(small_run), "--out", "-"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_predict_refuses_an_output_that_is_a_file(small_run, tmp_path, capsys):

@@ -80,13 +80,16 @@ def test_shapes_of_rectangles_and_ranges():
     assert torch.equal(maps, logits.softmax(1)[:, 1:])
 
 
-@pytest.mark.parametrize("images", [torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64), torch.rand(1, 3, 60, 64)])
+@pytest.mark.parametrize(
+    "images",
+    [torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64), torch.rand(1, 3, 60, 64), 255 * torch.rand(1, 3, 64, 64)],
+)
 def test_public_edge_names_what_it_expected(images):
     with pytest.raises(ValueError, match="expected"):
         DRAEM(SMALL).anomaly_map(images)
 
 
-@pytest.mark.parametrize("changes", [{"size": (100, 64)}, {"score_window": 4}])
+@pytest.mark.parametrize("changes", [{"size": (100, 64)}, {"score_window": 4}, {"texture_weight": (1.0, 0.2)}])
 def test_options_that_cannot_work_are_refused(changes):
     with pytest.raises(UserError, match="--"):
         DRAEM(Options(**changes))
@@ -331,7 +334,7 @@ def test_released_checkpoints_that_do_not_fit_are_refused(damage):
     {"channel_order": "bgr"}, {"discriminator_input": "image_first"}, {"mask_threshold": (0.0, 1.0)},
     {"texture_weight": (0.1, 1.0)}, {"rotation_degrees": 45.0}, {"milestones": (4 / 7, 6 / 7)}, {"ssim_weight": 0.5},
     {"rotation_probability": 1.0}, {"anomaly_probability": 1.0}, {"focal_smooth": 0.0},
-    {"own_texture_share": 1.0},
+    {"own_texture_share": 1.0}, {"ssim_window": "uniform"}, {"ssim_padding": "valid"}, {"focal_alpha": 0.25},
 ])  # fmt: skip
 def test_every_reading_builds_and_trains_a_step(changes, sources, clean):
     options = Options(**{"size": (64, 64), "reconstruction_width": 2, "discriminator_width": 2, **changes})

@@ -90,3 +90,10 @@ def test_a_run_without_an_end_makes_no_decisions(small_run, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "stores no threshold" in captured.err
     assert all(row["decision"] == "" for row in csv.DictReader(io.StringIO(captured.out)))
+
+
+def test_results_of_an_earlier_call_are_no_pictures(small_run, tmp_path):
+    Image.fromarray(picture(1)).save(tmp_path / "a.png")
+    for _ in range(2):
+        assert run(small_run, tmp_path, "--out", tmp_path / "out") == 0
+        assert len(rows_of(tmp_path / "out/scores.csv")) == 1

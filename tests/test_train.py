@@ -182,7 +182,8 @@ def test_threshold_is_a_quantile_of_held_out_images(small_run, tmp_path):
     calibrate(tmp_path / "run", list(records), Flags(false_alarm_rate=0.1), torch.device("cpu"))
     method = load(tmp_path / "run")
     scores = sorted(score_image(method, read_image(r.path), 0, 0)[0] for r in records)
-    assert method.threshold == np.nextafter(scores[18], np.inf)
+    assert method.threshold == np.nextafter(np.float32(scores[18]), np.float32(np.inf)) > scores[18]
+    assert not torch.tensor(scores[18]) >= method.threshold  # in float32, too
     calibration = load_checkpoint(tmp_path / "run")["calibration"]
     assert calibration["images"] == 20 and calibration["false_alarm_rate"] == 0.1
 
@@ -191,6 +192,36 @@ def test_no_held_out_image_no_threshold(data, textures, tmp_path):
     assert main(arguments(data, textures, tmp_path / "run", "--holdout", 0, "--epochs", 1)) == 0
     assert load(tmp_path / "run").threshold is None
     assert load_checkpoint(tmp_path / "run")["calibration"] is None
+
+
+def test_only_good_pictures_train_and_set_a_threshold(data, textures, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(arguments(data / "part/train/good", textures, run, "--epochs", 1)) == 0
+    assert "no test image: nothing to evaluate" in capsys.readouterr().out
+    assert load(run).threshold is not None and not (run / "report.html").exists()
+
+
+def test_an_unfinished_run_says_so(small_run, textures, tmp_path, monkeypatch, capsys):
+    from adref import evaluate
+
+    def interrupted(self, *rest):
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss(self, *rest)
+
+    loss = DRAEM.loss
+    monkeypatch.setattr(DRAEM, "loss", interrupted)
+    run = tmp_path / "run"
+    assert main(arguments(small_run.parent / "data", textures, run)) == 130
+    assert evaluate.main([str(run), "--device", "cpu"]) == 0
+    written = json.loads((run / "evaluation/metrics.json").read_text())
+    assert written["checkpoint"] == "step 1: training is not finished"
+    assert "none is stored: step 1: training is not finished" in (run / "report.html").read_text()
+
+
+def test_resume_refuses_other_textures(small_run, tmp_path, capsys):
+    other = small_run.parent / "data/part/test/good"
+    assert main(["--resume", "--out", str(small_run), "--textures", str(other)]) == 2
+    assert "the textures are not those that" in capsys.readouterr().err
 
 
 def test_published_weights_are_loaded_and_hashed(data, textures, tmp_path):
@@ -208,6 +239,9 @@ def test_published_weights_are_loaded_and_hashed(data, textures, tmp_path):
     found = load_checkpoint(run)["model"]["discriminator.out.bias"]
     assert torch.equal(found, torch.load(files[1])["decoder_segment.fin_out.0.bias"])
     assert set(json.loads((run / "config.json").read_text())["weights_sha256"]) == set(files)
+    for path in files:
+        os.remove(path)
+    assert main(["--resume", "--out", str(run)]) == 0  # the checkpoint has all it needs
 
 
 def test_bf16_stays_near_fp32(small_run, textures, tmp_path):

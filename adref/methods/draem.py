@@ -33,14 +33,14 @@ from torch import Tensor
 from adref.layers.unet import Autoencoder, UNet
 from adref.losses import focal, ssim
 from adref.method import Deviation, Method, Sources, check_images
-from adref.options import UserError, option
+from adref.options import UserError, flag, option
 from adref.synthesis.perlin import draw_perlin, perlin, rotate, threshold
 from adref.synthesis.textures import OPERATIONS, PAPER_OPERATIONS, apply_operations, draw_operations
 
 
 @dataclass(frozen=True)
 class Options:
-    """Every constant of DRAEM; the defaults are the paper preset."""
+    """The constants of DRAEM that a reading or a size could set otherwise; the defaults are the paper preset."""
 
     size: tuple[int, int] = option(
         (256, 256), "height,width of the network's input; multiples of 32", "code", (64, 65536)
@@ -56,8 +56,11 @@ class Options:
     )
     milestone_factor: float = option(0.2, "factor by which it falls there", "code; D2", (0, 1))
     sampling: Literal["replacement", "shuffle"] = option("replacement", "how an epoch draws its images", "code; D3")
-    ssim_weight: float = option(1.0, "lambda of equation 2", "code", (0, math.inf))
+    ssim_weight: float = option(1.0, "weight of the SSIM loss", "code", (0, math.inf))
     ssim_range: Literal["one", "auto"] = option("one", "value range L of SSIM; auto: guessed as the code does", "D4")
+    ssim_window: Literal["gaussian", "uniform"] = option("gaussian", "weights of SSIM's 11 x 11 window", "code")
+    ssim_padding: Literal["zero", "valid"] = option("zero", "SSIM at the border: zeros outside, or inside only", "code")
+    focal_alpha: float | None = option(None, "weight of the anomalous class, none: both weigh 1", "code", (0, 1))
     focal_gamma: float = option(2.0, "focusing exponent of the focal loss", "code", (0, math.inf))
     focal_smooth: float = option(1e-5, "clamp of the one-hot mask and addend of p_t", "code", (0, 0.5))
     anomaly_probability: float = option(0.5, "share of samples that are corrupted", "code", (0, 1))
@@ -68,21 +71,22 @@ class Options:
     )
     perlin_rotation: float = option(90.0, "the noise turns by U(-d, d) degrees", "code", (0, 180))
     mask_threshold: tuple[float, float] = option(
-        (0.5, 0.5), "mask = noise > t, t drawn uniformly from here", "code; D6", (-1, 1)
+        (0.5, 0.5),
+        "mask = noise > t, t drawn uniformly from here (write --mask-threshold=-0.1,0.5 where it is negative)",
+        "code; D6",
+        (-1, 1),
     )
     texture_weight: tuple[float, float] = option(
-        (0.2, 1.0), "beta of equation 4, drawn uniformly from here", "code; D7", (0, 1)
+        (0.2, 1.0), "share of the texture under the mask, drawn uniformly from here", "code; D7", (0, 1)
     )
     own_texture_share: float = option(0.0, "share of textures that are moved training images", "D13", (0, 1))
     texture_operations: Literal["code", "paper"] = option("code", "10 kinds of operation, or the paper's 7", "D8")
-    texture_operation_count: int = option(3, "different operations on each texture, in random order", "code", (0, 7))
+    texture_operation_count: int = option(3, "different operations on each texture, in random order", "code", (0, 10))
     channel_order: Literal["rgb", "bgr"] = option("rgb", "order that colour operations believe in", "D9")
     discriminator_input: Literal["reconstruction_first", "image_first"] = option(
         "reconstruction_first", "order of the two pictures in the U-Net's six channels", "code"
     )
-    score_window: int = option(
-        21, "side of the mean filter of equation 5, odd, pixels at --size", "code", (1, math.inf)
-    )
+    score_window: int = option(21, "side of the score's mean filter, odd, pixels at --size", "code", (1, math.inf))
 
 
 PRESETS = {
@@ -129,7 +133,7 @@ DEVIATIONS = (
     Deviation("D3", "DRAEM.order", "silent", "nothing said", "each draw is any training image, with replacement",
               "the code's loader ignores the index that it is asked for"),
     Deviation("D4", "Options.ssim_range", "mistake", "images in [0, 1]", "L = 1",
-              "the code guesses L from its first argument, the network's output: 1, 2 or 255, early in training"),
+              "the code guesses L from its first argument, the network's output: 1, 2, 255 or 256 early in training"),
     Deviation("D5", "Options.rotation_degrees", "contradiction", "rotation of normal images by +-45 degrees",
               "+-90 degrees, for 30 % of the images", "the code's values; the share is from the code alone"),
     Deviation("D6", "Options.mask_threshold", "contradiction", "a random uniform threshold, its range not given",
@@ -143,7 +147,8 @@ DEVIATIONS = (
     Deviation("D10", "adref.synthesis.textures", "substitution", "imgaug and OpenCV, 8-bit tables",
               "own formulas in float32, rounded once; Pillow's bilinear rotation",
               "two dependencies fewer; colour spaces agree with OpenCV within 2 grey levels on a colour grid (Luv of "
-              "codes that are no colour aside); OpenCV's rotation interpolates at 1/32 pixel and blends into black"),
+              "codes that are no colour aside); OpenCV's rotation interpolates at 1/32 pixel and blends into black; a "
+              "rotated clean image stays unrounded here"),
     Deviation("D11", "draw_mask", "silent", "noise at 256 x 256", "lattice cells are never finer than 2 pixels",
               "below 64 pixels the code's finest lattices have no pixel between their points, or fail"),
     Deviation("D12", "PAPER_OPERATIONS", "ambiguous", "an operation called colour", "hue and saturation",
@@ -222,7 +227,15 @@ class DRAEM(Method):
         super().__init__(options)
         if options.size[0] % UNet.stride or options.size[1] % UNet.stride:
             raise UserError(f"--size takes multiples of {UNet.stride}; got {options.size[0]},{options.size[1]}")
-        if options.score_window % 2 == 0 or options.score_window < 1:
+        for name in ("perlin_exponents", "mask_threshold", "texture_weight"):
+            low, high = getattr(options, name)
+            if low > high:
+                raise UserError(f"{flag(name)} takes two numbers in ascending order; got {low},{high}")
+        kinds = OPERATIONS if options.texture_operations == "code" else PAPER_OPERATIONS
+        if options.texture_operation_count > len(kinds):
+            raise UserError(f"--texture-operation-count takes 0 to {len(kinds)}, the number of kinds; got "
+                            f"{options.texture_operation_count}")  # fmt: skip
+        if options.score_window % 2 == 0:
             raise UserError(f"--score-window takes an odd number of pixels; got {options.score_window}")
         self.reconstructor = Autoencoder(options.reconstruction_width)
         self.discriminator = UNet(6, 2, options.discriminator_width)
@@ -244,11 +257,19 @@ class DRAEM(Method):
         reconstruction, logits = self(batch.corrupted)
         reconstruction, probabilities = reconstruction.float(), logits.float().softmax(dim=1)
         value_range = 1.0 if self.options.ssim_range == "one" else "auto"  # D4
-        similarity = ssim(reconstruction, batch.clean, value_range=value_range)
+        similarity = ssim(
+            reconstruction,
+            batch.clean,
+            self.options.ssim_window,
+            padding=self.options.ssim_padding,
+            value_range=value_range,
+        )
         terms = {
             "l2": F.mse_loss(reconstruction, batch.clean),
             "ssim": self.options.ssim_weight * (1 - similarity),  # equations 1, 2
-            "focal": focal(probabilities, batch.mask, self.options.focal_gamma, smooth=self.options.focal_smooth),
+            "focal": focal(
+                probabilities, batch.mask, self.options.focal_gamma, self.options.focal_alpha, self.options.focal_smooth
+            ),
         }
         return {**terms, "total": sum(terms.values())}  # equation 3
 
