@@ -96,7 +96,7 @@ def fabric(size, rng, defect, flaw) -> Surface:
     a = x * yarns + rng.uniform(2, 6) + 0.15 * noise(rng, size, 5)  # number of the warp yarn, and place across it
     b = y * yarns + rng.uniform(2, 6) + 0.15 * noise(rng, size, 5)
     heights, colours = [], []
-    side, lane, start, length = flaw.choice([-1, 1]), flaw.integers(8, yarns), flaw.uniform(8, 20), flaw.uniform(4, 11)
+    side, lane, start, length = flaw.choice([-1, 1]), flaw.integers(8, yarns), flaw.uniform(8, 20), flaw.uniform(6, 12)
     torn, torn_along = (a, b)[::side]
     ladder = (np.abs(torn - lane - 0.5) < 0.5) & (np.abs(torn_along - start) < length / 2) & (defect == "thread")
     for across, along, sign, colour in [(a, b, 1, (0.32, 0.35, 0.40)), (b, a, -1, (0.54, 0.55, 0.57))]:
@@ -121,7 +121,7 @@ def fabric(size, rng, defect, flaw) -> Surface:
         rim = 0.8 + 0.4 * np.exp(-((edge / 0.012) ** 2))  # a drop dries darker at its edge
         albedo = paint(albedo, albedo * tint, np.clip(flaw.uniform(0.5, 1) * inside(edge, 0.04 * size) * rim, 0, 1))
     if defect == "fibre":
-        edge = path_distance(x, y, wander(flaw, cx, cy, flaw.uniform(0.3, 0.8), 0.1)) - flaw.uniform(0.006, 0.011)
+        edge = path_distance(x, y, wander(flaw, cx, cy, flaw.uniform(0.3, 0.8), 0.1)) - flaw.uniform(0.008, 0.012)
         colour = [(0.06, 0.06, 0.07), (0.52, 0.12, 0.12), (0.62, 0.50, 0.20), (0.93, 0.93, 0.90)][flaw.integers(4)]
         albedo = paint(albedo, colour, inside(edge, 1.5))
         height = np.maximum(height, 0.028 - 0.9 * np.maximum(edge + 0.008, 0))
@@ -252,7 +252,7 @@ def photograph(surface: Surface, rng) -> np.ndarray:
     """Lights a surface and returns what a lens shows, before sensor noise: (S, S, 3) in [0, 1]."""
     albedo, height, gloss = surface
     size = height.shape[0]
-    azimuth, elevation = LIGHT + rng.normal(0, 0.05), np.deg2rad(rng.uniform(46, 52))
+    azimuth, elevation = LIGHT + rng.uniform(-0.06, 0.06), np.deg2rad(rng.uniform(46, 52))
     ray = np.array([np.cos(azimuth), np.sin(azimuth)])  # on the table, towards the lamp
     light = np.array([*ray * np.cos(elevation), np.sin(elevation)])
     half = np.array([*light[:2], light[2] + 1]) / np.sqrt(2 + 2 * light[2])  # between lamp and camera
@@ -269,9 +269,9 @@ def photograph(surface: Surface, rng) -> np.ndarray:
     hollow = np.clip((ndimage.gaussian_filter(height, 0.02 * size) - height) / 0.03, 0, 0.5)
     image = albedo * ((0.42 + 0.58 * diffuse * lit) * (1 - hollow))[..., None] + (specular * lit)[..., None]
     x, y = plane(size) - 0.5
-    tilt, exposure, blur = rng.normal(0, 0.14, 2), rng.normal(1, 0.03), size * rng.uniform(0.0035, 0.005)
+    tilt, exposure, blur = rng.uniform(-0.08, 0.08, 2), rng.uniform(0.97, 1.03), size * rng.uniform(0.0035, 0.005)
     image = image * (exposure * (1 + tilt[0] * x + tilt[1] * y - 0.22 * (x * x + y * y)))[..., None]
-    return np.clip(ndimage.gaussian_filter(image * rng.normal(1, 0.008, 3), (blur, blur, 0)), 0, 1)
+    return np.clip(ndimage.gaussian_filter(image * rng.uniform(0.99, 1.01, 3), (blur, blur, 0)), 0, 1)
 
 
 def tidy(changed: np.ndarray) -> np.ndarray:

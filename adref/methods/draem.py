@@ -99,7 +99,6 @@ PRESETS = {
         "epochs": 100,
         "batch_size": 4,
         "learning_rate": 1e-3,
-        "milestones": (0.5, 0.8),
         "rotation_probability": 0.0,
         "perlin_exponents": (0, 4),
         "own_texture_share": 0.5,
