@@ -5,10 +5,11 @@ which data workers call with a stream keyed by (seed, epoch, position); `loss` i
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adref.options import UserError
@@ -26,10 +27,13 @@ class Deviation(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """Opened sequences that `corrupt` may draw from; None where the user named no folder."""
+    """What `corrupt` may draw from, and know, beside its image; None where there is no such thing."""
 
     textures: Sequence[Tensor] | None = None  # uint8 (3, H, W) each, at the method's size
     images: Sequence[Tensor] | None = None  # the clean training images themselves, alike
+    sizes: np.ndarray | None = None  # (n, 3) float64: height, width (pixels of a picture of side 256) and weight
+    survey: Any = None  # what the method's `survey` found
+    journal: list[dict] | None = None  # where `corrupt` may tell what it did: numbers and (H, W) masks
 
 
 class Trainable(nn.Module):
@@ -43,6 +47,7 @@ class Trainable(nn.Module):
     ablations: dict[str, dict] = {}  # noqa: RUF012
     deviations: tuple[Deviation, ...] = ()
     stages: tuple[str, ...] = ("train",)
+    length_unit: Literal["epochs", "iterations"] = "epochs"  # what `epochs` counts, and when a schedule steps
     needs: tuple[str, ...] = ()  # fields of `Sources` without which `corrupt` cannot work
 
     def __init__(self, options):
@@ -54,12 +59,17 @@ class Trainable(nn.Module):
         """One training example from one clean image (3, H, W) in [0, 1]; runs in data workers."""
         raise NotImplementedError
 
+    @staticmethod
+    def survey(images: Sequence[Tensor], category: str, options) -> Any:
+        """What `corrupt` must know of all normal images together, for `Sources.survey`; asked once, before training."""
+        return None
+
     def order(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """The images of one epoch as indices below `count`; each image once unless a paper says otherwise."""
         return rng.permutation(count)
 
     def epochs(self, stage: str) -> int:
-        """Length of a stage."""
+        """Length of a stage, in `length_unit`s."""
         return self.options.epochs
 
     def loss(self, batch: NamedTuple, stage: str) -> dict[str, Tensor]:
@@ -67,7 +77,7 @@ class Trainable(nn.Module):
         raise NotImplementedError
 
     def optimizer(self, stage: str) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """A new optimiser and its schedule, which the loop steps once an epoch."""
+        """A new optimiser and its schedule, which the loop steps once a `length_unit`."""
         raise NotImplementedError
 
     def load_weights(self, states: list[dict]) -> None:
@@ -100,16 +110,32 @@ class Method(Trainable):
         return None
 
 
-def check_images(images: Tensor, stride: int) -> None:
+def filtered_maximum(maps: Tensor, side: int) -> Tensor:
+    """The maximum of a mean filter: (B, 1, H, W) -> (B,).
+
+    The filter has `side` x `side` pixels (odd), stride 1, and counts zeros outside: it always divides by side^2. So one
+    lone pixel of value 1 scores 1 / side^2.
+    """
+    return F.avg_pool2d(maps, side, stride=1, padding=side // 2).amax(dim=(1, 2, 3))
+
+
+def check_images(images: Tensor, stride: int = 1, size: tuple[int, int] | None = None) -> None:
     """The public edge of every method.
 
+    Args:
+        images: a batch.
+        stride: of which both sides must be multiples.
+        size: (H, W), the only one that the method takes; None: any.
+
     Raises:
-        ValueError: not (B, 3, H, W) floats in [0, 1], or sides that are no multiples of `stride`.
+        ValueError: not (B, 3, H, W) floats in [0, 1], or sides that do not fit.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ValueError(f"expected (B, 3, H, W) floats in [0, 1], got {tuple(images.shape)} {images.dtype}")
     low, high = torch.aminmax(images)
     if low < 0 or high > 1:
         raise ValueError(f"expected values in [0, 1], got {low:g} to {high:g}")
+    if size is not None and tuple(images.shape[2:]) != tuple(size):
+        raise ValueError(f"expected pictures of {tuple(size)}, got {tuple(images.shape[2:])}")
     if images.shape[2] % stride or images.shape[3] % stride:
         raise ValueError(f"expected sides that are multiples of {stride}, got {tuple(images.shape[2:])}")

@@ -118,7 +118,9 @@ def build(options_class, presets: dict, ablations: dict, preset: str, ablation: 
     return replace(options_class(), {**changes, **flags})
 
 
-def add_flags(parser: argparse.ArgumentParser, options_class, kind: str, title: str) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, options_class, kind: str, title: str, names: tuple[str, ...] | None = None
+) -> None:
     """One `--flag VALUE` a field, with meaning, choices, default and source in `--help`.
 
     Args:
@@ -126,9 +128,12 @@ def add_flags(parser: argparse.ArgumentParser, options_class, kind: str, title: 
         options_class: dataclass of `option` fields.
         kind: prefix that keeps this class's values apart in the parsed arguments; `flags_given` takes the same.
         title: heading in `--help`.
+        names: the fields that become flags; None: all.
     """
     types_of, group = hints(options_class), parser.add_argument_group(title)
     for field in dataclasses.fields(options_class):
+        if names is not None and field.name not in names:
+            continue
         known = choices(types_of[field.name])
         text = field.metadata["help"] + (f" ({'|'.join(map(str, known))})" if known else "")
         shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default

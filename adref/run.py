@@ -23,7 +23,7 @@ from adref.methods import find_method
 from adref.options import UserError, replace
 
 CONFIG_KEYS = {"adref", "torch", "method", "preset", "ablation", "changed", "category", "generated", "options", "flags",
-               "device", "data_digest", "textures_digest", "weights_sha256"}  # fmt: skip
+               "device", "data_digest", "textures_digest", "sizes_digest", "weights_sha256"}  # fmt: skip
 
 
 class TrainingError(RuntimeError):

@@ -375,7 +375,12 @@ def write_sample_data(
                     if defect:
                         Image.fromarray(np.uint8(255) * mask).save(truth / f"{index:03d}_mask.png")
         (made / "recipe.json").write_text(recipe)
-        made.rename(root)
+        try:
+            made.rename(root)
+        except OSError:  # another process may have made it meanwhile
+            if not root.exists():
+                raise
+            return write_sample_data(root, seed, size, train, test, per_defect, categories)
     return root
 
 

@@ -5,6 +5,7 @@ With no argument at all: DRAEM at the preset `tiny` on generated sample pictures
 """
 
 import argparse
+import csv
 import dataclasses
 import itertools
 import json
@@ -83,6 +84,9 @@ class Flags:
     data: str | None = option(None, "folder of the data set; none: generated sample pictures", "adref")
     category: str | None = option(None, "category to train; may be left out where there is only one", "adref")
     textures: str | None = option(None, "folder of texture pictures; none: generated textures", "T2")
+    defect_sizes: str | None = option(
+        None, "CSV of height,width,weight (python -m adref.synthesize --sizes-from MASKS)", "adref"
+    )
     weights: tuple[str, ...] = option((), "published weights to start from, files joined by commas", "adref")
     seed: int = option(0, "seed of all randomness", "adref", (0, 2**63 - 1))
     device: str = option("auto", "auto, cpu, cuda or cuda:N", "adref")
@@ -100,8 +104,8 @@ class Flags:
 
 # What a resumed run may be given anew. No weight depends on it (on another kind of device: the last bits); the contents
 # of data and textures are compared by digest.
-FREE_ON_RESUME = ("data", "textures", "device", "workers", "start_method", "memory_limit", "checkpoint_seconds",
-                  "checkpoint_steps", "false_alarm_rate")  # fmt: skip
+FREE_ON_RESUME = ("data", "textures", "defect_sizes", "device", "workers", "start_method", "memory_limit",
+                  "checkpoint_seconds", "checkpoint_steps", "false_alarm_rate")  # fmt: skip
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
@@ -160,11 +164,12 @@ def run_command(argv: list[str]) -> int:
     training, held_out = split(category, flags)
     method = initial_method(config, flags, published=not arguments.resume)
     images = Images([r.path for r in training], method.options.size, method.options.resize, flags.memory_limit * 2**30)
-    sources, textures_digest = open_sources(method, images, flags)
-    digests = {"data_digest": digest(category.train), "textures_digest": textures_digest}
+    sources, digests = open_sources(method, images, category.name, flags)
+    digests["data_digest"] = digest(category.train)
     if arguments.resume:
-        for name, what in (("data_digest", "training images"), ("textures_digest", "textures")):
-            if config[name] != digests[name]:
+        for name, now in digests.items():
+            if config[name] != now:
+                what = {"data": "training images"}.get(name.removesuffix("_digest"), name.removesuffix("_digest"))
                 raise UserError(f"--resume: the {what} are not those that {run} began with")
         write_json(run / "config.json", config)
     else:
@@ -190,9 +195,9 @@ def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
     flags = option_tools.replace(Flags(), option_tools.flags_given(arguments, "run"))
     if arguments.out:
         refuse_existing(arguments.out)  # now, and not after minutes of reading
-    for name in ("data", "textures"):
+    for name in ("data", "textures", "defect_sizes"):
         if getattr(flags, name) == "":
-            raise UserError(f"--{name} takes a folder; got an empty name")
+            raise UserError(f"{option_tools.flag(name)} takes a path; got an empty name")
     name, generated = arguments.method or "draem", flags.data is None
     method = find_method(name)
     preset = arguments.preset or ("tiny" if generated else "paper")
@@ -209,6 +214,7 @@ def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
     flags = dataclasses.replace(
         flags, data=absolute(data), category=category, weights=tuple(map(absolute, flags.weights)),
         textures=absolute(flags.textures) if flags.textures else None,
+        defect_sizes=absolute(flags.defect_sizes) if flags.defect_sizes else None,
     )  # fmt: skip
     config = {
         "method": name, "preset": preset, "ablation": arguments.ablation, "changed": changes, "category": category,
@@ -276,18 +282,51 @@ def initial_method(config: dict, flags: Flags, published: bool) -> Trainable:
     return method
 
 
-def open_sources(method: Trainable, images: Images, flags: Flags) -> tuple[Sources, str | None]:
-    """The picture sequences that the method's `corrupt` draws from, and the digest of the textures."""
-    if "textures" not in method.needs:
-        return Sources(images=images), None
+def open_sources(method: Trainable, images: Images, category: str, flags: Flags) -> tuple[Sources, dict]:
+    """What the method's `corrupt` draws from, and the digests of textures and sizes, None where it needs none.
+
+    Raises:
+        UserError: the method needs something that no flag names, or what a flag names cannot be read.
+    """
     size, limit = method.options.size, flags.memory_limit * 2**30
-    if flags.textures is None:  # T2
+    textures = sizes = textures_digest = sizes_digest = None
+    if "textures" in method.needs and flags.textures is None:  # T2
         print("No --textures FOLDER: using 300 generated textures (the paper uses photographs of textures, DTD).")
         textures = torch.from_numpy(generated_textures(300, max(size), seed=0))[:, :, : size[0], : size[1]]
-        return Sources(textures, images), f"generated, version {SAMPLE_VERSION}"
-    paths = list_images(Path(flags.textures))
-    content = digest([Record(path, 0, "texture", None) for path in paths])
-    return Sources(Images(paths, size, method.options.resize, limit), images), content
+        textures_digest = f"generated, version {SAMPLE_VERSION}"
+    elif "textures" in method.needs:
+        paths = list_images(Path(flags.textures))
+        textures_digest = digest([Record(path, 0, "texture", None) for path in paths])
+        textures = Images(paths, size, method.options.resize, limit)
+    if "sizes" in method.needs:
+        if flags.defect_sizes is None:
+            raise UserError("this method needs --defect-sizes FILE (height,width,weight); see --patch-size")
+        sizes, sizes_digest = read_sizes(flags.defect_sizes), sha256(Path(flags.defect_sizes))
+    found = method.survey(images, category, method.options)
+    digests = {"textures_digest": textures_digest, "sizes_digest": sizes_digest}
+    return Sources(textures, images, sizes, found), digests
+
+
+def read_sizes(path: str | Path) -> np.ndarray:
+    """A table of defect sizes: (n, 3) float64 with height, width and weight, all positive.
+
+    Raises:
+        UserError: no such file, or a row that is not three positive numbers; a first row of words is a heading.
+    """
+    try:
+        rows = [row for row in csv.reader(Path(path).read_text().splitlines()) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as a table of sizes ({error})") from None
+    if rows and rows[0] == ["height", "width", "weight"]:
+        rows = rows[1:]
+    try:
+        sizes = np.array([[float(value) for value in row] for row in rows])
+        good = sizes.ndim == 2 and sizes.shape[1] == 3 and np.isfinite(sizes).all() and (sizes > 0).all()
+    except ValueError:
+        good = False
+    if not good:
+        raise UserError(f"{path}: expected rows of height,width,weight, positive numbers; found {rows[:1]}")
+    return sizes
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
@@ -306,17 +345,18 @@ class Batches:
         )
         self.size = method.options.batch_size
         self.per_epoch = math.ceil(count / self.size)  # the last, smaller batch is kept
-        self.last_step = method.epochs(stage) * self.per_epoch
+        self.period = self.per_epoch if method.length_unit == "epochs" else 1  # steps a unit of length
+        self.last_step = method.epochs(stage) * self.period
 
     def __len__(self) -> int:
         return max(0, self.last_step - self.first_step)
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        for epoch in range(self.first_step // self.per_epoch, self.method.epochs(self.stage)):
+        for epoch in range(self.first_step // self.per_epoch, math.ceil(self.last_step / self.per_epoch)):
             order = self.method.order(self.count, random_stream(self.seed, f"order {self.stage}", epoch))
             keys = [(epoch, position, int(index)) for position, index in enumerate(order)]
             skip = self.first_step % self.per_epoch if epoch == self.first_step // self.per_epoch else 0
-            for step in range(skip, self.per_epoch):
+            for step in range(skip, min(self.per_epoch, self.last_step - epoch * self.per_epoch)):
                 yield keys[step * self.size : (step + 1) * self.size]
 
 
@@ -376,7 +416,7 @@ def train(run: Path, method: Trainable, images, sources: Sources, flags: Flags, 
                 terms["total"].backward()
                 optimizer.step()
                 rate = optimizer.param_groups[0]["lr"]
-                if step % batches.per_epoch == 0:
+                if step % batches.period == 0:
                     schedule.step()
                 epoch, now = (step - 1) // batches.per_epoch, time.monotonic()
                 line = {"stage": stage, "epoch": epoch, "step": first + step, "lr": rate, **values}
@@ -427,7 +467,7 @@ def progress_line(line: dict, batches: Batches, step: int, seconds: float) -> st
     done = step - batches.first_step
     left = int(seconds / done * (batches.last_step - step))
     terms = " ".join(f"{name[5:]} {value:.4f}" for name, value in line.items() if name.startswith("loss/"))
-    epochs = batches.last_step // batches.per_epoch
+    epochs = math.ceil(batches.last_step / batches.per_epoch)
     return (
         f"{line['stage']} epoch {line['epoch'] + 1}/{epochs} step {step}/{batches.last_step}  {terms}  "
         f"{done * batches.size / seconds:.1f} images/s  {left // 60}:{left % 60:02d} left"

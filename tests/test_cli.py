@@ -16,7 +16,7 @@ from adref import evaluate, load, predict, train
 from adref.options import UserError
 
 TRAIN_MISTAKES = [
-    (["dream"], "unknown method dream; known: draem"),
+    (["dream"], "unknown method dream; known: draem, srdad"),
     (["draem", "--learnin-rate", "1"], "unknown option --learnin-rate; known: --learning-rate"),
     (["draem", "--zzz=1"], "unknown option --zzz"),
     (["draem", "extra"], "unknown argument 'extra'"),
@@ -24,7 +24,7 @@ TRAIN_MISTAKES = [
     (["draem", "--texture-weight", "1,0.2"], "--texture-weight takes two numbers in ascending order; got 1.0,0.2"),
     (["draem", "--perlin-exponents", "5,0"], "--perlin-exponents takes two numbers in ascending order"),
     (["draem", "--device", "meta"], "--device takes auto, cpu, cuda or cuda:N"),
-    (["draem", "--data", ""], "--data takes a folder; got an empty name"),
+    (["draem", "--data", ""], "--data takes a path; got an empty name"),
     (["draem", "--preset", "huge"], "unknown --preset huge; known: paper, tiny"),
     (["draem", "--ablation", "none"], "unknown --ablation none; known: paper"),
     (["draem", "--epochs", "many"], "--epochs takes a whole number; got 'many'"),

@@ -2,9 +2,10 @@
 
 from adref.method import Trainable
 from adref.methods.draem import DRAEM
+from adref.methods.srdad import SRDAD
 from adref.options import UserError
 
-METHODS: dict[str, type[Trainable]] = {"draem": DRAEM}
+METHODS: dict[str, type[Trainable]] = {"draem": DRAEM, "srdad": SRDAD}
 
 
 def find_method(name: str) -> type[Trainable]:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from adref.layers.unet import Autoencoder, UNet
 from adref.losses import focal, ssim
-from adref.method import Deviation, Method, Sources, check_images
+from adref.method import Deviation, Method, Sources, check_images, filtered_maximum
 from adref.options import UserError, flag, option
 from adref.synthesis.perlin import draw_perlin, perlin, rotate, threshold
 from adref.synthesis.textures import OPERATIONS, PAPER_OPERATIONS, apply_operations, draw_operations
@@ -286,8 +286,7 @@ class DRAEM(Method):
 
     def image_score(self, maps: Tensor) -> Tensor:
         """Equation 5: the maximum of a mean filter, zeros outside counted: (B, 1, H, W) -> (B,)."""
-        side = self.options.score_window
-        return F.avg_pool2d(maps, side, stride=1, padding=side // 2).amax(dim=(1, 2, 3))
+        return filtered_maximum(maps, self.options.score_window)
 
     def reconstruct(self, images: Tensor, rngs=None) -> Tensor:
         """I_r for the eye: (B, 3, H, W), clamped to [0, 1]."""

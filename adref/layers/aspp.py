@@ -1,0 +1,43 @@
+"""Atrous spatial pyramid pooling, in the form that SRDAD describes: no 1x1 branch, no projection where none is needed.
+
+L.-C. Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017 (DeepLabv3), which has a 1x1
+branch besides and projects the concatenation; SRDAD (Scientific Reports 2025), Eq 7.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class ASPP(nn.Module):
+    """Parallel 3x3 convolutions with growing gaps, and the mean of the map, side by side (SRDAD, Eq 7).
+
+    A rate beyond the map's side reaches nothing but zeros with its outer taps: on 8 x 8, at rates 3, 6 and 12, 56 %,
+    25 % and 11 % of the taps ever read data, so that the branch of rate 12 is a 1x1 convolution.
+
+    Args:
+        width: channels C of input and output.
+        branch_width: channels b of each branch; where (rates + 1) b is not C, a 1x1 convolution brings it there.
+        rates: dilation of each convolution, in pixels.
+        batch_norm: after each dilated convolution; the pooled branch has none, as one value a channel is left there.
+    """
+
+    def __init__(self, width: int, branch_width: int, rates: tuple[int, ...] = (3, 6, 12), batch_norm: bool = True):
+        super().__init__()
+        b = branch_width
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, b, 3, padding=rate, dilation=rate, bias=not batch_norm),
+                nn.BatchNorm2d(b) if batch_norm else nn.Identity(),
+                nn.ReLU(inplace=True),
+            )
+            for rate in rates
+        )
+        self.pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, b, 1), nn.ReLU(inplace=True))
+        total = b * (len(rates) + 1)
+        self.project = nn.Identity() if total == width else nn.Conv2d(total, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        maps = [branch(x) for branch in self.branches]
+        maps.append(self.pooled(x).expand(-1, -1, *x.shape[2:]))
+        return self.project(torch.cat(maps, dim=1))

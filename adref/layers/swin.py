@@ -1,0 +1,221 @@
+"""Swin Transformer blocks: attention in windows that shift from block to block, patch merging, patch expanding.
+
+Z. Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021 (W-MSA, Eqs 3, 4);
+patch expanding: H. Cao et al., "Swin-Unet: Unet-like Pure Transformer for Medical Image Segmentation", ECCV-W 2022.
+Maps are (B, H, W, C) with the channels last. Parameter names are those of both papers' public checkpoints.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def relative_position_index(window: tuple[int, int]) -> Tensor:
+    """Row of the bias table for each pair of tokens: (N, N) int64, N = h w tokens of a window in row-major order.
+
+    index(i, j) = (r_i - r_j + h - 1)(2w - 1) + (c_i - c_j + w - 1), token i at row r_i and column c_i.
+    """
+    h, w = window
+    rows, columns = torch.arange(h).repeat_interleave(w), torch.arange(w).repeat(h)
+    dr, dc = rows[:, None] - rows[None], columns[:, None] - columns[None]
+    return (dr + h - 1) * (2 * w - 1) + dc + w - 1
+
+
+def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+    """What a shifted block adds to its attention scores: 0, or -100 between tokens that are no neighbours.
+
+    After the roll by (-shift), a window at the far edge holds parts of opposite sides of the map. Each axis of length
+    L is cut into [0, L - window), [L - window, L - shift), [L - shift, L); tokens of different parts may not attend.
+
+    Args:
+        size: (H, W) of the map in tokens.
+        window: (h, w), dividing it.
+        shift: rows and columns of the roll; 0 leaves an axis whole.
+
+    Returns:
+        (number of windows, N, N) float32, windows in row-major order.
+    """
+    parts = []
+    for length, side, roll in zip(size, window, shift):
+        place = torch.arange(length)
+        parts.append((place >= length - side).long() + (place >= length - roll).long() if roll else 0 * place)
+    regions = split_windows((3 * parts[0][:, None] + parts[1][None])[None, :, :, None], window)[0, :, :, 0]
+    return torch.where(regions[:, :, None] == regions[:, None, :], 0.0, -100.0)
+
+
+def split_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """(B, H, W, C) -> (B, windows, N, C), windows and the tokens in them in row-major order."""
+    b, height, width, c = x.shape
+    h, w = window
+    return x.view(b, height // h, h, width // w, w, c).transpose(2, 3).reshape(b, -1, h * w, c)
+
+
+def join_windows(x: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The inverse of `split_windows`: (B, windows, N, C) -> (B, H, W, C)."""
+    (h, w), (height, width) = window, size
+    x = x.view(len(x), height // h, width // w, h, w, x.shape[-1])
+    return x.transpose(2, 3).reshape(len(x), height, width, -1)
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v, written out; what `scaled_dot_product_attention` computes (Eq 4)."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
+    return scores.softmax(dim=-1) @ v
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention in each window by itself, with a learned bias for each relative position (Eq 4).
+
+    Args:
+        width: channels C.
+        heads: K; each has C / K channels.
+        window: (h, w) in tokens.
+    """
+
+    def __init__(self, width: int, heads: int, window: tuple[int, int]):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * window[0] - 1) * (2 * window[1] - 1), heads)
+        )  # a row for each offset between two tokens
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, windows, N, C) and None or (windows, N, N) from `shift_mask` -> (B, windows, N, C)."""
+        b, windows, n, c = x.shape
+        q, k, v = self.qkv(x).view(b, windows, n, 3, self.heads, c // self.heads).permute(3, 0, 1, 4, 2, 5)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (K, N, N)
+        bias = bias if mask is None else bias + mask[:, None]  # (windows, K, N, N)
+        bias = bias.expand(windows, -1, -1, -1).flatten(0, 1)  # windows and heads are one axis: no copy for each image
+        q, k, v = (t.flatten(1, 2) for t in (q, k, v))  # (B, windows K, N, C / K)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        return self.proj(x.view(b, windows, self.heads, n, -1).transpose(2, 3).reshape(b, windows, n, c))
+
+
+class MLP(nn.Module):
+    """Linear, GELU (erf), linear: (..., C) -> (..., C)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth (Huang et al., ECCV 2016): in training, zero for a share `rate` of the images, else scaled."""
+    if rate == 0 or not training:
+        return x
+    kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= rate
+    return x * kept / (1 - rate)
+
+
+class SwinBlock(nn.Module):
+    """x + Attention(LN x), then x + MLP(LN x) (Eq 3), in windows that may be shifted.
+
+    Args:
+        width: channels C.
+        heads: attention heads.
+        size: (H, W) of the map in tokens. Along an axis no longer than the window, the window is the axis and nothing
+            shifts; a longer one must be a multiple of it.
+        window: side of a window in tokens.
+        shifted: roll by half a window before attending.
+        mlp_ratio: hidden channels of the MLP over C.
+        drop_path: rate of stochastic depth.
+
+    Raises:
+        ValueError: a map that the windows do not fill.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        size: tuple[int, int],
+        window: int = 8,
+        shifted: bool = False,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        self.size, self.rate = tuple(size), drop_path
+        self.window = tuple(min(window, side) for side in size)
+        self.shift = tuple(window // 2 if shifted and side > window else 0 for side in size)
+        if any(side % w for side, w in zip(size, self.window)):
+            raise ValueError(f"expected sides of at most, or multiples of, the window {window}, got {self.size}")
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = WindowAttention(width, heads, self.window)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, int(mlp_ratio * width))
+        mask = shift_mask(self.size, self.window, self.shift) if any(self.shift) else None
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        windows = self.norm1(x)
+        if any(self.shift):
+            windows = windows.roll((-self.shift[0], -self.shift[1]), dims=(1, 2))
+        windows = self.attn(split_windows(windows, self.window), self.mask)
+        attended = join_windows(windows, self.window, self.size)
+        if any(self.shift):
+            attended = attended.roll(self.shift, dims=(1, 2))
+        x = x + drop_path(attended, self.rate, self.training)
+        return x + drop_path(self.mlp(self.norm2(x)), self.rate, self.training)
+
+
+class PatchMerging(nn.Module):
+    """Halves both sides and doubles the channels: the four pixels of each 2 x 2 square, LN, linear 4C -> 2C."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H/2, W/2, 2C)."""
+        return self.reduction(self.norm(collect(x)))
+
+
+def collect(x: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, H/2, W/2, 4C): (row, column) even even, odd even, even odd, odd odd, as the authors do."""
+    return torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=-1)
+
+
+class PatchExpanding(nn.Module):
+    """Linear without bias, then each token's channels become `scale` x `scale` pixels, then LN (Swin-Unet).
+
+    Args:
+        width: channels C of the input.
+        scale: factor of both sides.
+        width_out: channels of the output: C / 2 at scale 2, C at the final scale 4.
+    """
+
+    def __init__(self, width: int, scale: int, width_out: int):
+        super().__init__()
+        self.scale = scale
+        self.expand = nn.Linear(width, scale * scale * width_out, bias=False)
+        self.norm = nn.LayerNorm(width_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, scale H, scale W, width_out)."""
+        return self.norm(spread(self.expand(x), self.scale))
+
+
+def spread(x: Tensor, scale: int) -> Tensor:
+    """(B, H, W, s s C) -> (B, s H, s W, C): channel (p1 s + p2) C + c goes to pixel (s h + p1, s w + p2)."""
+    b, h, w, c = x.shape
+    x = x.view(b, h, w, scale, scale, c // scale**2).transpose(2, 3)
+    return x.reshape(b, h * scale, w * scale, c // scale**2)
+
+
+def init_linears(module: nn.Module) -> None:
+    """Swin's initialisation: linear weights truncated normal, std 0.02, biases 0; apply with `network.apply`."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,164 @@
+"""Anomalies made of the object's own material: a patch of a normal image, altered, turned, and set in elsewhere.
+
+The steps of SRDAD's natural anomaly generation (Scientific Reports 2025, section on Eqs 3 to 5); sizes and acceptance
+rules after NSA: H. Schlueter et al., "Natural Synthetic Anomalies for Self-Supervised Anomaly Detection and
+Localization", ECCV 2022. Functions named `draw_...` spend random numbers; the others are pure. Pictures are (C, H, W).
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+
+def draw_lognormal_size(
+    rng: np.random.Generator,
+    median: float = 28.0,
+    sigma: float = 0.75,
+    limits: tuple[float, float] = (4.0, 128.0),
+    aspect_sigma: float = 0.4,
+    aspect_limit: float = 3.0,
+    longest: float = 160.0,
+) -> tuple[float, float]:
+    """Height and width of a patch, in pixels of a picture of side 256, not yet rounded.
+
+    The equivalent side d = exp(N(ln median, sigma^2)) is clipped to `limits`, the aspect a = exp(N(0, aspect_sigma^2))
+    to [1 / aspect_limit, aspect_limit]; width = d sqrt(a), height = d / sqrt(a), both clipped to [limits[0], longest].
+    """
+    d = float(np.clip(math.exp(rng.normal(math.log(median), sigma)), *limits))
+    a = float(np.clip(math.exp(rng.normal(0.0, aspect_sigma)), 1 / aspect_limit, aspect_limit))
+    height, width = np.clip((d / math.sqrt(a), d * math.sqrt(a)), limits[0], longest)
+    return float(height), float(width)
+
+
+def draw_gamma_size(
+    rng: np.random.Generator, height: tuple[float, float] = (0.03, 0.4), width: tuple[float, float] = (0.03, 0.4)
+) -> tuple[float, float]:
+    """NSA's sizes: height and width of a patch as shares of the picture's, independent of each other.
+
+    Half of a side is 0.03 + Gamma(shape 2, scale 0.05), clipped to the limits given.
+    """
+    half = 0.03 + rng.gamma(2.0, 0.05, size=2)
+    return 2 * float(np.clip(half[0], *height)), 2 * float(np.clip(half[1], *width))
+
+
+def draw_listed_size(rng: np.random.Generator, sizes: np.ndarray, jitter: float = 0.1) -> tuple[float, float]:
+    """A row of `sizes`, (n, 3) height, width, weight, drawn by weight; each side times U(1 - jitter, 1 + jitter)."""
+    row = sizes[rng.choice(len(sizes), p=sizes[:, 2] / sizes[:, 2].sum())]
+    factors = rng.uniform(1 - jitter, 1 + jitter, size=2)
+    return float(row[0] * factors[0]), float(row[1] * factors[1])
+
+
+class ObjectPixels:
+    """Where an object lies: random pixels of it, and its share of any rectangle in a few operations.
+
+    Args:
+        mask: (H, W) bool, not empty.
+    """
+
+    def __init__(self, mask: np.ndarray):
+        self.mask = mask
+        self.places = np.flatnonzero(mask)
+        self.table = np.pad(mask, ((1, 0), (1, 0))).astype(np.int64).cumsum(axis=0).cumsum(axis=1)  # summed area
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Row and column, uniform over the pixels of the object."""
+        return divmod(int(self.places[rng.integers(len(self.places))]), self.mask.shape[1])
+
+    def share(self, top: int, left: int, height: int, width: int) -> float:
+        """The object's share of a rectangle that lies inside the picture."""
+        table, bottom, right = self.table, top + height, left + width
+        inside = table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
+        return inside / (height * width)
+
+
+def draw_source(
+    rng: np.random.Generator, pixels: ObjectPixels, size: tuple[int, int], share: float = 0.5, tries: int = 200
+) -> tuple[int, int] | None:
+    """Top and left of a patch whose centre is drawn from the object, shifted inward to fit the picture.
+
+    Args:
+        rng: the stream of this sample.
+        pixels: of the object.
+        size: (height, width), at most the picture's.
+        share: of the patch that must lie on the object.
+        tries: after which None is returned.
+    """
+    for _ in range(tries):
+        top, left = _inward(pixels.draw(rng), size, pixels.mask.shape)
+        if pixels.share(top, left, *size) >= share:
+            return top, left
+    return None
+
+
+def draw_place(
+    rng: np.random.Generator, pixels: ObjectPixels, support: np.ndarray, share: float = 0.25, tries: int = 200
+) -> tuple[int, int] | None:
+    """Top and left of a patch's new place, drawn alike; `share` of its support (h, w) bool must lie on the object.
+
+    A canvas larger than the picture overhangs it, top or left then being negative.
+    """
+    for _ in range(tries):
+        top, left = _inward(pixels.draw(rng), support.shape, pixels.mask.shape)
+        ours, theirs = overlap((top, left), support.shape, pixels.mask.shape)
+        on_object = np.count_nonzero(pixels.mask[ours] & support[theirs])
+        if on_object >= share * np.count_nonzero(support):
+            return top, left
+    return None
+
+
+def _inward(centre: tuple[int, int], size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
+    """Top and left of a rectangle about `centre`, moved into the picture; a larger one keeps the picture covered."""
+    corners = []
+    for middle, side, length in zip(centre, size, shape):
+        room = length - side
+        corners.append(min(max(middle - side // 2, min(room, 0)), max(room, 0)))
+    return corners[0], corners[1]
+
+
+def overlap(corner: tuple[int, int], size: tuple[int, int], shape: tuple[int, int]) -> tuple[tuple, tuple]:
+    """The part that a rectangle shares with the picture, as (rows, columns) slices of the picture and of itself."""
+    starts = [max(place, 0) for place in corner]
+    ends = [min(place + side, length) for place, side, length in zip(corner, size, shape)]
+    ours = tuple(slice(start, end) for start, end in zip(starts, ends))
+    return ours, tuple(slice(s - place, e - place) for s, e, place in zip(starts, ends, corner))
+
+
+class Warped(NamedTuple):
+    """A turned and scaled patch."""
+
+    values: np.ndarray  # (C, h', w') float64, 0 outside the support
+    support: np.ndarray  # (h', w') bool: pixels that depend on the patch alone
+
+
+def warp(patch: np.ndarray, angle: float, scale: float) -> Warped:
+    """Turns a patch about its centre, counter-clockwise as seen on a screen, and scales it; one bilinear interpolation.
+
+    The canvas has h' = ceil(s (h |cos| + w |sin|)) and w' = ceil(s (w |cos| + h |sin|)) pixels; pixel centres stand at
+    whole coordinates, and both centres coincide.
+
+    Args:
+        patch: (C, h, w), sides of at least 2.
+        angle: in radians.
+        scale: s.
+
+    Returns:
+        the canvas; its support is where all source pixels of non-zero weight lie inside the patch.
+    """
+    h, w = patch.shape[1:]
+    cos, sin = math.cos(angle), math.sin(angle)
+    # Whole numbers up to rounding stay whole: a quarter turn must not add a row.
+    height = math.ceil(scale * (h * abs(cos) + w * abs(sin)) - 1e-9)
+    width = math.ceil(scale * (w * abs(cos) + h * abs(sin)) - 1e-9)
+    v, u = np.arange(height)[:, None] - (height - 1) / 2, np.arange(width) - (width - 1) / 2
+    y, x = (sin * u + cos * v) / scale + (h - 1) / 2, (cos * u - sin * v) / scale + (w - 1) / 2
+    support = (y > -1e-9) & (y < h - 1 + 1e-9) & (x > -1e-9) & (x < w - 1 + 1e-9)
+    y, x = np.clip(y[support], 0, h - 1), np.clip(x[support], 0, w - 1)
+    row, column = np.minimum(y.astype(np.int64), h - 2), np.minimum(x.astype(np.int64), w - 2)
+    a, b = y - row, x - column
+    flat, corner = patch.reshape(len(patch), -1), row * w + column
+    values = np.zeros((len(patch), height, width))
+    values[:, support] = (1 - a) * ((1 - b) * flat[:, corner] + b * flat[:, corner + 1]) + a * (
+        (1 - b) * flat[:, corner + w] + b * flat[:, corner + w + 1]
+    )
+    return Warped(values, support)

@@ -1,0 +1,205 @@
+"""python -m adref.synthesize METHOD [--data ROOT --category NAME] --out DIR [--n 16] [options of the method]
+
+Shows what a method trains on: the first corrupted examples that `python -m adref.train` would see with the same flags,
+as DIR/sheet.png, one picture a step in DIR/examples, and DIR/statistics.json. With --sizes-from MASKS --out FILE.csv it
+writes the sizes of the defects in a folder of masks instead, for `--patch-size histogram`.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from adref import options as option_tools
+from adref.data import Images, find_category, list_images, random_stream, read_mask, require_sound
+from adref.method import Trainable
+from adref.methods import METHODS, find_method
+from adref.options import UserError
+from adref.run import guarded, refuse_existing, write_atomically, write_json
+from adref.sample_data import CATEGORIES, write_sample_data
+from adref.train import SAMPLE_DATA, Flags, open_sources, split
+
+FLAGS = ("data", "category", "textures", "defect_sizes", "seed", "holdout", "memory_limit")
+VISIBLE = 1 / 255  # mean over the channels; a change of less is none
+SHEET_ROWS = 32
+TRIES = 100  # draws for each example that is asked for
+
+
+class Example(NamedTuple):
+    """One corrupted example and how it came about."""
+
+    pictures: dict[str, np.ndarray]  # name -> uint8 (H, W, 3)
+    numbers: dict[str, float]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    return guarded(lambda: run_command(argv))
+
+
+def run_command(argv: list[str]) -> int:
+    """What `main` does when nothing goes wrong."""
+    name = argv[0] if argv and not argv[0].startswith("-") else None
+    method = find_method(name) if name else None
+    parser = argparse.ArgumentParser(
+        prog="python -m adref.synthesize", description=__doc__.split("\n\n", 1)[1], allow_abbrev=False
+    )
+    parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)}; must stand first")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to make (a file, for sizes)")
+    parser.add_argument("--n", metavar="N", default="16", help="corrupted examples to show [16]")
+    parser.add_argument("--preset", help="as for python -m adref.train [paper; tiny for the sample data]")
+    parser.add_argument("--ablation", help="as for python -m adref.train")
+    parser.add_argument("--sizes-from", metavar="MASKS", type=Path, help="folder of masks to measure")
+    option_tools.add_flags(parser, Flags, "run", "flags, as for python -m adref.train", FLAGS)
+    if method:
+        option_tools.add_flags(parser, method.Options, "option", f"options of {name} (meaning, default, source)")
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = ["out", "n", "preset", "ablation", "sizes_from", *FLAGS]
+        option_tools.refuse_unknown(
+            unknown[0].split("=")[0], known + list(option_tools.hints(method.Options) if method else ())
+        )
+    if arguments.sizes_from:
+        return write_sizes(arguments.sizes_from, arguments.out)
+    if method is None:
+        raise UserError(f"a method must stand first, one of: {', '.join(METHODS)}")
+    count = option_tools.parse("n", int, arguments.n)
+    if count < 1:
+        raise UserError(f"--n takes 1 or more; got {count}")
+    refuse_existing(arguments.out)
+    flags = option_tools.replace(Flags(), option_tools.flags_given(arguments, "run"))
+    preset = arguments.preset or ("paper" if flags.data else "tiny")
+    changes = option_tools.flags_given(arguments, "option")
+    options = option_tools.build(method.Options, method.presets, method.ablations, preset, arguments.ablation, changes)
+    root = Path(flags.data) if flags.data else write_sample_data(SAMPLE_DATA)
+    category = find_category(root, flags.category or (None if flags.data else CATEGORIES[0]))
+    require_sound(category)
+    with torch.device("meta"):  # no weight is needed
+        built = method(options)
+    paths = [record.path for record in split(category, flags)[0]]
+    images = Images(paths, built.options.size, built.options.resize, flags.memory_limit * 2**30)
+    sources, _ = open_sources(built, images, category.name, flags)
+    journal: list[dict] = []
+    drawn = draw_examples(built, images, sources._replace(journal=journal), flags.seed)
+    examples, total = [], 0
+    for example in drawn:
+        total += 1
+        examples += [example] if example else []
+        if len(examples) == count or total == TRIES * count:
+            break
+    if not examples:
+        raise UserError(f"{name} corrupted none of {total} examples; see --anomaly-probability")
+    statistics = {"method": name, "category": category.name, "preset": preset, "changed": changes, "seed": flags.seed,
+                  "examples": total, "corrupted": len(examples), **summarise(examples)}  # fmt: skip
+    write(arguments.out, examples, statistics)
+    for key, value in statistics.items():
+        print(f"{key}: {value}")
+    print(f"Sheet: {(arguments.out / 'sheet.png').resolve()}")
+    return 0
+
+
+def draw_examples(method: Trainable, images: Images, sources, seed: int) -> Iterator[Example | None]:
+    """The examples of training in its order, with what `corrupt` told in `sources.journal`; None for a clean one."""
+    epoch = 0
+    while True:
+        order = method.order(len(images), random_stream(seed, f"order {method.stages[0]}", epoch))
+        for position, index in enumerate(order):
+            sources.journal.clear()
+            image, rng = images[int(index)].float() / 255, random_stream(seed, "corrupt", epoch, position)
+            began = time.perf_counter()
+            batch = method.corrupt(image, rng, method.options, sources)
+            seconds = time.perf_counter() - began
+            yield describe(batch, seconds, sources.journal) if batch.mask.any() else None
+        epoch += 1
+
+
+def describe(batch: NamedTuple, seconds: float, journal: list[dict]) -> Example:
+    """Pictures and numbers of one corrupted example: `batch` has clean and corrupted (3, H, W), and mask (1, H, W)."""
+    change = (batch.corrupted - batch.clean).abs()
+    notes = {key: value for entry in journal for key, value in entry.items()}
+    shown = {"clean": batch.clean, **{k: torch.from_numpy(v)[None] for k, v in notes.items() if np.ndim(v)},
+             "corrupted": batch.corrupted, "mask": batch.mask, "change x 4": (4 * change).clamp(0, 1)}  # fmt: skip
+    visible = (change.mean(dim=0) > VISIBLE)[batch.mask[0] > 0].float().mean().item()
+    numbers = {"mask_share": batch.mask.mean().item(), "visible_share_of_mask": visible, "milliseconds": 1000 * seconds}
+    return Example(
+        {k: (v.expand(3, -1, -1).float() * 255).round().byte().permute(1, 2, 0).numpy() for k, v in shown.items()},
+        numbers | {key: float(value) for key, value in notes.items() if not np.ndim(value)},
+    )
+
+
+def summarise(examples: list[Example]) -> dict[str, dict[str, float]]:
+    """Mean, smallest, median and largest of every number."""
+    columns = {key: np.array([example.numbers[key] for example in examples]) for key in examples[0].numbers}
+    functions = (("mean", np.mean), ("least", np.min), ("median", np.median), ("most", np.max))
+    return {key: {word: round(float(f(column)), 5) for word, f in functions} for key, column in columns.items()}
+
+
+def write(out: Path, examples: list[Example], statistics: dict) -> None:
+    """The folder, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / "examples").mkdir(parents=True)
+        for i, example in enumerate(examples):
+            for name, picture in example.pictures.items():
+                Image.fromarray(picture).save(partial / "examples" / f"{i:04d}_{name.replace(' ', '_')}.png")
+        sheet(examples[:SHEET_ROWS]).save(partial / "sheet.png")
+        write_json(partial / "statistics.json", statistics)
+        os.replace(partial, out)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
+
+
+def sheet(examples: list[Example]) -> Image.Image:
+    """A row an example, a column a picture, names above."""
+    names = list(examples[0].pictures)
+    height, width = examples[0].pictures[names[0]].shape[:2]
+    gap, head = 4, 16
+    page = Image.new("RGB", ((width + gap) * len(names) - gap, head + (height + gap) * len(examples) - gap), "white")
+    for column, name in enumerate(names):
+        ImageDraw.Draw(page).text((column * (width + gap) + 2, 2), name, fill="black")
+        for row, example in enumerate(examples):
+            page.paste(Image.fromarray(example.pictures[name]), (column * (width + gap), head + row * (height + gap)))
+    return page
+
+
+def write_sizes(masks: Path, out: Path) -> int:
+    """FILE.csv with height,width,weight of each 8-connected region of the masks, in pixels of a picture of side 256.
+
+    Raises:
+        UserError: no masks, no region in them, or a file that is there already.
+    """
+    if out.exists():
+        raise UserError(f"--out {out} exists already; give another name")
+    paths = list_images(masks)
+    if any(part.lower() == "ground_truth" for path in paths for part in path.parts):
+        print("warning: these look like a test set's masks (ground_truth); their sizes would leak the test set into "
+              "training", file=sys.stderr)  # fmt: skip
+    rows = ["height,width,weight"]
+    for path in paths:
+        mask = read_mask(path)
+        for box in ndimage.find_objects(ndimage.label(mask, np.ones((3, 3)))[0]):
+            rows.append(",".join(f"{256 / min(mask.shape) * (part.stop - part.start):g}" for part in box) + ",1")
+    if len(rows) == 1:
+        raise UserError(f"{masks}: no pixel of {len(paths)} masks is above 0")
+    write_atomically(out, lambda file: file.write(("\n".join(rows) + "\n").encode()))
+    print(f"{len(rows) - 1} regions of {len(paths)} masks: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
