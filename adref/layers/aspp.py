@@ -37,7 +37,7 @@ class ASPP(nn.Module):
         self.project = nn.Identity() if total == width else nn.Conv2d(total, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """Equation 7: (B, C, H, W) -> (B, C, H, W)."""
         maps = [branch(x) for branch in self.branches]
         maps.append(self.pooled(x).expand(-1, -1, *x.shape[2:]))
         return self.project(torch.cat(maps, dim=1))

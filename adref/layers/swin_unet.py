@@ -110,7 +110,7 @@ class SwinUNet(nn.Module):
         rates = [drop_path * i / max(total - 1, 1) for i in range(total)]
         rates = [rates[sum(depths[:i]) : sum(depths[:i]) + n] for i, n in enumerate((*depths, bottleneck_depth))]
 
-        self.embed = nn.Conv2d(3, width, self.patch, stride=self.patch)  # equation 6
+        self.embed = nn.Conv2d(3, width, self.patch, stride=self.patch)
         self.embed_norm = nn.LayerNorm(width)
         self.stages = nn.ModuleList(Stage(widths[i], heads[i], sizes[i], window, rates[i]) for i in range(levels))
         self.merges = nn.ModuleList(PatchMerging(widths[i]) for i in range(levels))
@@ -132,7 +132,7 @@ class SwinUNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> reconstruction (B, 3, H, W)."""
-        x = self.embed_norm(self.embed(x).permute(0, 2, 3, 1))  # (B, H/4, W/4, C)
+        x = self.embed_norm(self.embed(x).permute(0, 2, 3, 1))  # equation 6: (B, H/4, W/4, C)
         encoded = []  # E_1, E_2, E_3, E_4
         for stage, merge in zip(self.stages, self.merges):
             before, x = x, stage(x)

@@ -201,7 +201,7 @@ class Options:
     length_unit: Literal["epochs", "iterations"] = option("epochs", "what --epochs counts", "D42")
     batch_size: int = option(8, "images a step", "section Experiments", (1, INF))
     sampling: Literal["shuffle", "replacement"] | None = option(None, "how an epoch draws its images", "D44")
-    optimiser: Literal["adamw", "adam"] | None = option(None, "the optimiser", "section Experiments")
+    optimizer: Literal["adamw", "adam"] | None = option(None, "the optimiser", "section Experiments")
     learning_rate: float = option(1e-4, "its step size", "section Experiments", (0, INF))
     weight_decay: float | None = option(None, "AdamW's [srdad 0.01, draem 0]", "D43", (0, 1))
     milestones: tuple[float, ...] | None = option(
@@ -224,11 +224,11 @@ MVTEC_OBJECTS = {
 
 RECIPES = {  # what an option that is None takes
     "srdad": {
-        "l2_weight": 0.9, "ssim_weight": 0.1, "epochs": 500, "optimiser": "adamw", "weight_decay": 0.01,
+        "l2_weight": 0.9, "ssim_weight": 0.1, "epochs": 500, "optimizer": "adamw", "weight_decay": 0.01,
         "milestones": (0.8,), "milestone_factor": 0.1, "sampling": "shuffle", "rotation_probability": 0.0,
     },
     "draem": {
-        "l2_weight": 1.0, "ssim_weight": 1.0, "epochs": 700, "optimiser": "adam", "weight_decay": 0.0,
+        "l2_weight": 1.0, "ssim_weight": 1.0, "epochs": 700, "optimizer": "adam", "weight_decay": 0.0,
         "milestones": (0.8, 0.9), "milestone_factor": 0.2, "sampling": "replacement", "rotation_probability": 0.3,
     },
 }  # fmt: skip
@@ -636,7 +636,7 @@ class SRDAD(Method):
 
     def optimizer(self, stage: str = "train"):
         """AdamW; the rate falls at each milestone of the length."""
-        kind = torch.optim.AdamW if self.options.optimiser == "adamw" else torch.optim.Adam
+        kind = torch.optim.AdamW if self.options.optimizer == "adamw" else torch.optim.Adam
         rate, decay = self.options.learning_rate, self.options.weight_decay
         optimizer = kind(self.parameters(), lr=rate, weight_decay=decay)
         milestones = [round(share * self.options.epochs) for share in self.options.milestones]
