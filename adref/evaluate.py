@@ -289,7 +289,9 @@ def facts(config: dict, metrics: dict, method: Method) -> dict[str, str]:
         "Parameters": f"{sum(p.numel() for p in method.parameters()):,}",
         "Data": f"{flags['data']}, category {config['category']}" + (" (generated)" if config["generated"] else ""),
         "Test images": ", ".join(f"{count} {name}" for name, count in metrics["images"].items()) or "none",
-        "Textures": f"{flags['textures'] or ''} {config['textures_digest']}".strip(),
+        **{word: f"{flags[flag] or ''} {config[digest]}".strip()
+           for word, flag, digest in (("Textures", "textures", "textures_digest"),
+                                      ("Defect sizes", "defect_sizes", "sizes_digest")) if config[digest]},
         "Seed, precision": f"{flags['seed']}, {flags['precision']}",
         "Device": f"{config['device']} for training, {metrics['device']} for evaluation",
         "Size of the network's input": " x ".join(map(str, method.options.size)) + " (height x width)",

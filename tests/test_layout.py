@@ -127,6 +127,8 @@ def test_every_option_has_a_source_and_every_deviation_its_tag(name):
     for deviation in method.deviations:
         assert deviation.kind in ("silent", "ambiguous", "contradiction", "mistake", "substitution")
         assert all(deviation), f"{deviation.tag}: an empty field"
+        option = deviation.where.removeprefix("Options.")
+        assert option == deviation.where or option in {field.name for field in fields(method.Options)}, option
     for table in (method.presets, method.ablations):
         for changes in table.values():
             assert set(changes) <= {field.name for field in fields(method.Options)}

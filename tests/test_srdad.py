@@ -330,6 +330,11 @@ def test_textures_and_empty_objects_take_the_whole_picture():
     )
 
 
+def test_a_polarity_that_nobody_asked_for_is_refused():
+    with pytest.raises(ValueError, match="expected bright, dark or full"):
+        object_mask(part(), options(), None)
+
+
 def test_mvtec_table_is_asked_for_by_name_only():
     assert len(MVTEC_OBJECTS) == 15
     chosen = options(mask_polarity="mvtec")

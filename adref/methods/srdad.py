@@ -12,7 +12,7 @@ What an audit should know before it trusts the article:
 - On ASPP's 8 x 8 map only the centre tap of the rate-12 branch ever reads data: it is a 1x1 convolution (see `ASPP`).
 - Brightness as an added constant has no effect at all: Poisson blending cancels it (D9).
 - A size distribution "of real defects" taken from test masks would leak the test set; the default here is not (D6).
-- The article gives DRAEM 26.5 M parameters and calls SRDAD the heavier; DRAEM's code has 97.4 M and does 6.4 times the
+- The article gives DRAEM 26.5 M parameters and calls SRDAD the heavier; DRAEM's code has 97.4 M and does 5.9 times the
   multiplications (D45, D46). Its 19.4 M and 27.8 M leave few readings of SRDAD's own networks (D18, D28).
 
 Symbols
@@ -172,8 +172,8 @@ class Options:
     res_se: Literal["entry", "projected", "none"] = option("entry", "layout of the Res-SE levels", "D29")
     se_ratio: int = option(16, "narrowing of squeeze and excitation", "D29", (1, INF))
     cross_attention: bool = option(True, "cross attention on the skips", "Eqs 11 to 14")
-    attention_layers: int = option(4, "layers of it", "section Method; D34", (1, INF))
-    attention_heads: int = option(4, "heads, averaged", "Eq 13; D34", (1, INF))
+    attention_layers: int = option(4, "layers of it", "U; D34", (1, INF))
+    attention_heads: int = option(4, "heads, averaged", "U; D34", (1, INF))
     attention: Literal["channel", "token"] = option("channel", "what attends to what", "Eq 12; D30")
     attention_scale: Literal["sum", "own"] = option("sum", "scores over sqrt(S), or over sqrt(d)", "U; D31")
     attention_instance_norm: bool = option(True, "psi: normalise each matrix of scores", "U; D32")
@@ -333,7 +333,7 @@ DEVIATIONS = (
     Deviation("D38", "Options.score_window", "silent", "the symbol s", "21",
               "DRAEM. A lone k x k response scores at most k^2 / 441"),
     Deviation("D39", "SRDAD.loss", "contradiction", "error of the 'masked patch'", "of the whole image",
-              "no other term would keep the rest"),
+              "words left over from another method: nothing is masked here"),
     Deviation("D40", "Options.ssim_window", "silent", "means of the images",
               "local: Gaussian 11 / 1.5, zeros outside, L = 1", "DRAEM, without its guess of L"),
     Deviation("D41", "Options.focal_alpha", "silent", "the symbol alpha_t", "none; smoothing 1e-5", "DRAEM"),
@@ -344,7 +344,7 @@ DEVIATIONS = (
               "row draem wholly DRAEM's, the others SRDAD's", "--recipe and --anomaly make one of them common"),
     Deviation("D45", "ABLATIONS", "mistake", "DRAEM has 26.5 M parameters", "97,422,725",
               "counted; srdad- has more in its reconstructor than srdad"),
-    Deviation("D46", "SRDAD", "mistake", "heavier than DRAEM", "30.9 against 198.0 G multiply-adds at 256 x 256",
+    Deviation("D46", "SRDAD", "mistake", "heavier than DRAEM", "33.8 against 198.0 G multiply-adds an image",
               "counted"),
     Deviation("D49", "Options.resize", "silent", "resize to 256 x 256", "bilinear, no antialias", "as DRAEM here"),
     Deviation("D50", "Options.detach", "silent", "nothing said", "the focal loss trains both networks", "DRAEM"),
@@ -365,13 +365,14 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     Args:
         image: (3, H, W) in [0, 1].
         rng: the stream of this example.
-        options: the method's options, resolved (`resolve`).
+        options: the method's options.
         sources: `survey` is the object's polarity; `images`, `sizes`, `textures` and `journal` as options want them.
 
     Returns:
         clean and corrupted (3, H, W), mask (1, H, W): Y; all 0 and corrupted equal to clean for a normal example, and
         where no patch could be set in.
     """
+    options = resolve(options)
     if options.anomaly == "draem":
         return draem.corrupt(image, rng, simulator(options), sources)
     if rng.random() < options.rotation_probability:  # D17
@@ -520,6 +521,8 @@ def object_mask(image: np.ndarray, options: Options, polarity: str) -> np.ndarra
     Returns:
         (H, W) bool with at least 64 pixels (fewer only in a smaller picture).
     """
+    if polarity not in ("bright", "dark", "full"):
+        raise ValueError(f"expected bright, dark or full (Sources.survey), got {polarity!r}")
     everything = np.ones(image.shape[1:], bool)
     if options.mask_mode == "full" or polarity == "full":
         return everything

@@ -1,0 +1,197 @@
+"""Times building blocks beside their references and peers: ratios from one run, on one thread, interleaved.
+
+    python tools/speed.py [--rounds 15] [--json FILE] [NAME ...]
+
+Each row: median milliseconds, 5th and 95th percentile, and the ratio to the first row of its group (below 1: faster).
+Peers that are not installed are left out (extra `peers`; timm where its parts can be imported).
+"""
+
+import os
+
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # before numpy
+
+import argparse
+import importlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from adref.data import random_stream
+from adref.image import grey, morphology, otsu
+from adref.layers.swin import SwinBlock, explicit_attention
+from adref.method import Sources
+from adref.methods import draem, srdad
+from adref.synthesis.poisson import poisson_blend
+
+Rows = dict[str, Callable[[int], object]]  # label -> what to time, called with the number of the round
+
+
+def picture(side: int = 256) -> np.ndarray:
+    """A disc with a texture on a dark ground, uint8 (side, side, 3)."""
+    y, x = np.mgrid[:side, :side] / side
+    inside = (y - 0.5) ** 2 + (x - 0.5) ** 2 < 0.16
+    waves = 0.6 + 0.2 * np.sin(60 * x) * np.cos(45 * y)
+    shades = np.where(inside, waves, 0.08)[..., None] * np.array([1.0, 0.9, 0.8])
+    noise = np.random.default_rng(0).normal(0, 0.02, shades.shape)
+    return np.rint(255 * np.clip(shades + noise, 0, 1)).astype(np.uint8)
+
+
+def generation() -> Rows:
+    """One anomalous example of SRDAD at 256 x 256 with the default sizes: the sparse reference, and as it is."""
+    image = torch.from_numpy(picture()).permute(2, 0, 1).float() / 255
+    options = srdad.resolve(srdad.Options(anomaly_probability=1.0))
+
+    def generate(solver: str, i: int):
+        srdad.poisson_blend = partial(poisson_blend, solver=solver)
+        return srdad.corrupt(image, random_stream(0, "speed", i), options, Sources(survey="bright"))
+
+    return {"sparse LU": partial(generate, "sparse"), "fast": partial(generate, "fast")}
+
+
+def blend(side: int, degrees: float) -> Rows:
+    """Three channels in a square region, upright or turned."""
+    region = np.pad(ndimage.rotate(np.ones((side, side)), degrees, order=1) > 0.99, 2)
+    source, target = np.random.default_rng(0).random((2, 3, *region.shape))
+    rows: Rows = {
+        "sparse LU": lambda _: poisson_blend(source, target, region, solver="sparse"),
+        "fast": lambda _: poisson_blend(source, target, region),
+    }
+    if cv2 := peer("cv2"):  # another problem: its boundary is the frame of the box
+        patch, place = (np.rint(255 * a).astype(np.uint8).transpose(1, 2, 0) for a in (source, target))
+        place, mask = np.pad(place, ((8, 8), (8, 8), (0, 0))), 255 * region.astype(np.uint8)
+        centre = (place.shape[1] // 2, place.shape[0] // 2)
+        rows["OpenCV seamlessClone (inexact)"] = lambda _: cv2.seamlessClone(
+            patch, place, mask, centre, cv2.NORMAL_CLONE
+        )
+    return rows
+
+
+def object_mask() -> Rows:
+    """Grey values, Otsu's threshold and closing of a 256 x 256 picture."""
+    image = picture()
+    rows: Rows = {}
+    if filters := peer("skimage.filters"):
+        values, square = grey(image), np.ones((3, 3))
+        rows["scikit-image, scipy"] = lambda _: ndimage.binary_closing(values > filters.threshold_otsu(values), square)
+    rows["adref, from RGB"] = lambda _: morphology((values := grey(image)) > otsu(values).threshold)
+    if cv2 := peer("cv2"):
+
+        def opencv(_):
+            values = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+            mask = cv2.threshold(values, 0, 1, cv2.THRESH_OTSU)[1]
+            return cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+
+        rows["OpenCV, from RGB"] = opencv
+    return rows
+
+
+def swin_block() -> Rows:
+    """A shifted block on 64 x 64 x 96, batch 2, forward and backward."""
+    x = torch.rand(2, 64, 64, 96, requires_grad=True)
+
+    def run(block, _):
+        return block(x).sum().backward()
+
+    def explicit(block, _):
+        fused = torch.nn.functional.scaled_dot_product_attention
+        torch.nn.functional.scaled_dot_product_attention = lambda q, k, v, attn_mask: explicit_attention(
+            q, k, v, attn_mask
+        )
+        try:
+            return run(block, _)
+        finally:
+            torch.nn.functional.scaled_dot_product_attention = fused
+
+    block, rows = SwinBlock(96, 3, (64, 64), 8, shifted=True), {}
+    if timm := peer("timm.models.swin_transformer"):
+        other = timm.SwinTransformerBlock(96, (64, 64), 3, window_size=8, shift_size=4)
+        rows["timm"] = partial(run, other)
+    return rows | {"explicit attention": partial(explicit, block), "adref": partial(run, block)}
+
+
+def step(preset: str = "tiny") -> Rows:
+    """A training step at the preset `tiny`, four images of 128 x 128."""
+    images = torch.rand(4, 3, 128, 128).contiguous(memory_format=torch.channels_last)
+    batch = draem.Batch(images, images, (torch.rand(4, 1, 128, 128) > 0.9).float())
+
+    def train(method, optimizer, _):
+        optimizer.zero_grad()
+        method.loss(batch)["total"].backward()
+        optimizer.step()
+
+    rows: Rows = {}
+    for method, options in ((draem.DRAEM, draem.Options), (srdad.SRDAD, srdad.Options)):
+        built = method(options(**method.presets[preset])).to(memory_format=torch.channels_last).train()
+        rows[method.__name__] = partial(train, built, built.optimizer()[0])
+    return rows
+
+
+def peer(name: str):
+    """A module, or None where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+GROUPS = {
+    "natural anomaly, 256 x 256": generation,
+    **{f"Poisson, {side} px{', 37 degrees' if degrees else ''}": partial(blend, side, degrees)
+       for side in (32, 64, 128) for degrees in (0, 37)},
+    "object mask, 256 x 256": object_mask,
+    "Swin block": swin_block,
+    "training step, tiny": step,
+}  # fmt: skip
+
+
+def measure(rows: Rows, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each round; the rows take turns, so that a slow moment of the machine meets all."""
+    times: dict[str, list[float]] = {label: [] for label in rows}
+    for i in range(rounds + 1):
+        for label, run in rows.items():
+            began = time.perf_counter()
+            run(i)
+            times[label].append(1000 * (time.perf_counter() - began))
+    return {label: found[1:] for label, found in times.items()}  # the first warms up
+
+
+def main() -> int:
+    """Prints the table, and writes the JSON; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="parts of the names of the groups to run [all]")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", metavar="FILE")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    print(
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}, numpy {np.__version__}, one thread"
+    )
+    result = {}
+    for name, group in GROUPS.items():
+        if arguments.names and not any(word in name for word in arguments.names):
+            continue
+        rounds = arguments.rounds * 10 if group is generation else arguments.rounds  # its sizes are drawn
+        result[name], first = {}, None
+        for label, times in measure(group(), rounds).items():
+            low, median, high = np.percentile(times, (5, 50, 95))
+            first = first or median
+            result[name][label] = {"median_ms": median, "p5_ms": low, "p95_ms": high, "ratio": median / first}
+            print(
+                f"{name:28s} {label:32s} {median:9.2f} ms  [{low:.2f}, {high:.2f}]  x {median / first:.2f}", flush=True
+            )
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(result, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
