@@ -173,15 +173,21 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     Returns:
         clean and corrupted (3, H, W), mask (1, H, W); mask all 0 and corrupted equal to clean for a normal example.
     """
-    if rng.random() < options.rotation_probability:  # D5
-        degrees = rng.uniform(-options.rotation_degrees, options.rotation_degrees)
-        image = torch.from_numpy(rotate(image.permute(1, 2, 0).numpy(), degrees)).permute(2, 0, 1).contiguous()
+    image = turn(image, rng, options.rotation_probability, options.rotation_degrees)  # D5
     mask = torch.zeros(1, *image.shape[1:])
     if rng.random() >= options.anomaly_probability:
         return Batch(image, image, mask)
     texture = draw_texture(rng, options, sources)
     mask = torch.from_numpy(draw_mask(rng, tuple(image.shape[1:]), options)).unsqueeze(0)
     return Batch(image, blend(image, texture, mask, rng.uniform(*options.texture_weight)), mask)  # D7
+
+
+def turn(image: Tensor, rng: np.random.Generator, probability: float, most: float) -> Tensor:
+    """With a probability, the image (3, H, W) turned by U(-most, most) degrees about its centre; black fill."""
+    if rng.random() >= probability:
+        return image
+    turned = rotate(image.permute(1, 2, 0).numpy(), rng.uniform(-most, most))
+    return torch.from_numpy(turned).permute(2, 0, 1).contiguous()
 
 
 def draw_texture(rng: np.random.Generator, options: Options, sources: Sources) -> Tensor:

@@ -67,7 +67,6 @@ from adref.methods import draem
 from adref.methods.draem import Batch
 from adref.options import UserError, flag, option
 from adref.synthesis import natural
-from adref.synthesis.perlin import rotate
 from adref.synthesis.poisson import poisson_blend
 
 INF = math.inf
@@ -375,9 +374,7 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     options = resolve(options)
     if options.anomaly == "draem":
         return draem.corrupt(image, rng, simulator(options), sources)
-    if rng.random() < options.rotation_probability:  # D17
-        degrees = rng.uniform(-options.rotation_degrees, options.rotation_degrees)
-        image = torch.from_numpy(rotate(image.permute(1, 2, 0).numpy(), degrees)).permute(2, 0, 1).contiguous()
+    image = draem.turn(image, rng, options.rotation_probability, options.rotation_degrees)  # D17
     if rng.random() >= options.anomaly_probability:  # D16
         return Batch(image, image, torch.zeros(1, *image.shape[1:]))
     blended, label = natural_anomaly(image.numpy().astype(np.float64), rng, options, sources)
@@ -414,13 +411,8 @@ def natural_anomaly(
         there, here = natural.overlap(corner, support.shape, mask.shape)
         region = support[here] & mask[there] if options.object_constraint == "clip_region" else support[here]  # D14
         target, began = blended[(slice(None), *there)], time.perf_counter()
-        result = poisson_blend(  # equation 5
-            values[(slice(None), *here)],
-            target,
-            region,
-            options.poisson_lambda,
-            options.mixed_gradients,  # D12, D13
-        )
+        source, stiffness, mixed = values[(slice(None), *here)], options.poisson_lambda, options.mixed_gradients
+        result = poisson_blend(source, target, region, stiffness, mixed)  # equation 5; D12, D13
         notes["solve_milliseconds"] += 1000 * (time.perf_counter() - began)
         notes["too_small"] += not result.solved.any()
         kept = result.solved & mask[there]
