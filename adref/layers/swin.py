@@ -74,7 +74,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, window: tuple[int, int]):
         super().__init__()
-        self.heads = heads
+        self.heads, self.window = heads, tuple(window)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.relative_position_bias_table = nn.Parameter(

@@ -179,7 +179,7 @@ class SwinUNet(nn.Module):
         first blocks. A bias table of another window is resized bicubically, as its authors do.
 
         Raises:
-            ValueError: missing keys (named), or a shape that differs.
+            ValueError: missing keys (the first three named), or a shape that differs.
         """
         last, loaded, missing = len(self.stages), {}, []
         for name, own in self.state_dict().items():
@@ -196,20 +196,22 @@ class SwinUNet(nn.Module):
                 missing.append(theirs)
                 continue
             loaded[name] = state[theirs]
-            if name.endswith("bias_table") and loaded[name].shape[0] != own.shape[0]:
-                loaded[name] = resize_bias_table(loaded[name], own.shape[0])
+            layer, _, tensor = name.rpartition(".")
+            if tensor == "relative_position_bias_table":
+                loaded[name] = resize_bias_table(loaded[name], self.get_submodule(layer).window)
             if loaded[name].shape != own.shape:
-                raise ValueError(f"{theirs} has shape {tuple(loaded[name].shape)}, expected {tuple(own.shape)}")
+                raise ValueError(f"{theirs} has shape {tuple(state[theirs].shape)}, expected {tuple(own.shape)}")
         if missing:
             raise ValueError(f"no Swin checkpoint: {len(missing)} keys are missing, the first {missing[:3]}")
         self.load_state_dict(loaded, strict=False)
 
 
-def resize_bias_table(table: Tensor, rows: int) -> Tensor:
-    """A bias table of a square window for another one: ((2w - 1)^2, K) -> (rows, K), bicubic."""
-    before, after = round(table.shape[0] ** 0.5), round(rows**0.5)
-    grid = table.T.reshape(1, -1, before, before)
-    return F.interpolate(grid, (after, after), mode="bicubic").flatten(2)[0].T
+def resize_bias_table(table: Tensor, window: tuple[int, int]) -> Tensor:
+    """A bias table of a square window v for another one, bicubic: ((2v - 1)^2, K) -> ((2h - 1)(2w - 1), K)."""
+    side, size = round(table.shape[0] ** 0.5), (2 * window[0] - 1, 2 * window[1] - 1)
+    if (side, side) == size or side * side != table.shape[0]:
+        return table
+    return F.interpolate(table.T.reshape(1, -1, side, side), size, mode="bicubic").flatten(2)[0].T
 
 
 def valid_side(side: int, depths: tuple[int, ...], bottleneck_depth: int, window: int, patch: int = 4) -> bool:
