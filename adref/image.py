@@ -15,8 +15,8 @@ def grey(image: np.ndarray, rule: Literal["luma", "mean"] = "luma") -> np.ndarra
     "luma": ITU-R 601, 0.299 R + 0.587 G + 0.114 B, in the 16-bit fixed point of Pillow's mode "L", bit for bit; "mean":
     of the three channels, rounded to the nearest.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or rule not in ("luma", "mean"):
+        raise ValueError(f"expected uint8 (H, W, 3), luma or mean; got {image.dtype} {image.shape}, {rule!r}")
     r, g, b = np.moveaxis(image, 2, 0).astype(np.uint32)
     if rule == "luma":
         return ((19595 * r + 38470 * g + 7471 * b + 0x8000) >> 16).astype(np.uint8)
@@ -51,7 +51,7 @@ def otsu(image: np.ndarray) -> Otsu:
     # Rounding must not lift a later point of a plateau above its first.
     tau = int(np.argmax(between >= between.max() * (1 - 1e-12)))
     total = float(((levels - m[-1]) ** 2 * p).sum())
-    return Otsu(tau, float(between[tau]), float(between[tau] / total) if total > 0 else 0.0)
+    return Otsu(tau, float(between[tau]), min(float(between[tau] / total), 1.0) if total > 0 else 0.0)
 
 
 def morphology(mask: np.ndarray, operation: Literal["closing", "opening", "none"] = "closing") -> np.ndarray:
@@ -60,6 +60,8 @@ def morphology(mask: np.ndarray, operation: Literal["closing", "opening", "none"
     Pixels outside count as 0 for the dilation and as 1 for the erosion, as in OpenCV: an object that touches the frame
     is not eroded there (as scipy's `binary_closing` would).
     """
+    if operation not in ("closing", "opening", "none"):
+        raise ValueError(f"expected closing, opening or none, got {operation!r}")
     if operation == "closing":
         return _erode(_dilate(mask))
     return _dilate(_erode(mask)) if operation == "opening" else mask

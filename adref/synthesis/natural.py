@@ -119,7 +119,7 @@ def _inward(centre: tuple[int, int], size: tuple[int, int], shape: tuple[int, in
 def overlap(corner: tuple[int, int], size: tuple[int, int], shape: tuple[int, int]) -> tuple[tuple, tuple]:
     """The part that a rectangle shares with the picture, as (rows, columns) slices of the picture and of itself."""
     starts = [max(place, 0) for place in corner]
-    ends = [min(place + side, length) for place, side, length in zip(corner, size, shape)]
+    ends = [max(min(place + side, n), start) for place, side, n, start in zip(corner, size, shape, starts)]
     ours = tuple(slice(start, end) for start, end in zip(starts, ends))
     return ours, tuple(slice(s - place, e - place) for s, e, place in zip(starts, ends, corner))
 
