@@ -36,7 +36,7 @@ def test_mean_of_the_channels_is_rounded_to_the_nearest():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="luma or mean; got .* 'lumma'"):
+    with pytest.raises(ValueError, match=r"luma or mean; got .* 'lumma'"):
         grey(np.zeros((4, 5, 3), np.uint8), "lumma")
     with pytest.raises(ValueError, match="expected closing, opening or none, got 'close'"):
         morphology(np.zeros((4, 5), bool), "close")
