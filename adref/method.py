@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adref.options import UserError
+from adref.options import UserError, replace, to_json
 
 
 class Deviation(NamedTuple):
@@ -31,7 +31,7 @@ class Sources(NamedTuple):
 
     textures: Sequence[Tensor] | None = None  # uint8 (3, H, W) each, at the method's size
     images: Sequence[Tensor] | None = None  # the clean training images themselves, alike
-    sizes: np.ndarray | None = None  # (n, 3) float64: height, width (pixels of a picture of side 256) and weight
+    sizes: np.ndarray | None = None  # (n, 3) float64: height, width (of a picture of 256 x 256) and weight
     survey: Any = None  # what the method's `survey` found
     journal: list[dict] | None = None  # where `corrupt` may tell what it did: numbers and (H, W) masks
 
@@ -51,8 +51,9 @@ class Trainable(nn.Module):
     needs: tuple[str, ...] = ()  # fields of `Sources` without which `corrupt` cannot work
 
     def __init__(self, options):
+        """Raises UserError for a value that its option does not take."""
         super().__init__()
-        self.options = options
+        self.options = replace(options, to_json(options))
 
     @staticmethod
     def corrupt(image: Tensor, rng: np.random.Generator, options, sources: Sources) -> NamedTuple:

@@ -16,6 +16,14 @@ class UserError(ValueError):
     """A mistake of the person at the keyboard: one sentence, shown without a traceback, exit code 2."""
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one sentence."""
+
+    def error(self, message: str):
+        """Raises UserError in place of printing the usage and leaving."""
+        raise UserError(f"{message} (a value that begins with a minus is written --flag=-1,2)")
+
+
 def option(default, help: str, source: str, limits: tuple[float, float] | None = None):
     """A dataclass field that knows its meaning and its source.
 

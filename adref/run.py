@@ -115,10 +115,10 @@ def versions() -> dict[str, str]:
             "scipy": scipy.__version__, "python": platform.python_version()}  # fmt: skip
 
 
-def refuse_existing(run: Path) -> None:
+def refuse_existing(run: Path, remedy: str = "give --resume to go on with it, or another name") -> None:
     """Raises UserError when a new run's directory is there already, unless it is an empty folder."""
     if run.resolve() == Path.cwd() or (run.exists() and (not run.is_dir() or any(run.iterdir()))):
-        raise UserError(f"--out {run} exists already; give --resume to go on with it, or another name")
+        raise UserError(f"--out {run} exists already; {remedy}")
 
 
 def create(run: Path, config: dict, checkpoint: dict) -> None:
@@ -148,7 +148,7 @@ def read_config(run: Path) -> dict:
     """
     path = Path(run) / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = {"sizes_digest": None, **json.loads(path.read_text())}  # runs before 2026-11-24 have none
         missing = CONFIG_KEYS - set(config)
         if missing or not isinstance(config["options"], dict) or not {"data", "seed"} <= set(config["flags"]):
             raise ValueError(f"keys are missing or damaged: {', '.join(sorted(missing)) or 'options, flags'}")
@@ -193,6 +193,32 @@ def load_tensors(path: str | Path, refusal: str):
     except Exception as error:  # torch raises a dozen kinds for a damaged file, some without words
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{refusal}: {reason}") from None
+
+
+def read_sizes(path: str | Path) -> np.ndarray:
+    """A table of defect sizes: (n, 3) float64 with height, width and weight, above 0 and up to a million.
+
+    Raises:
+        UserError: no such file, no row, or a row that is not three such numbers; a first row of words is a heading.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a table of sizes ({error})") from None
+    sizes = []
+    for number, line in enumerate(lines, start=1):
+        words = [word.strip() for word in line.split(",")]
+        if words == [""] or (number == 1 and words[0].isalpha()):
+            continue
+        try:
+            sizes.append([float(word) for word in words])
+        except ValueError:
+            sizes.append([])
+        if len(sizes[-1]) != 3 or not all(0 < value <= 1e6 for value in sizes[-1]):
+            raise UserError(f"{path}, line {number}: expected height,width,weight, above 0 and up to 1e6; got {line!r}")
+    if not sizes:
+        raise UserError(f"{path}: expected rows of height,width,weight; found none")
+    return np.array(sizes)
 
 
 def read_log(run: Path) -> list[dict]:

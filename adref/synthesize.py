@@ -1,11 +1,12 @@
 """python -m adref.synthesize METHOD [--data ROOT --category NAME] --out DIR [--n 16] [options of the method]
 
 Shows what a method trains on: the first corrupted examples that `python -m adref.train` would see with the same flags,
-as DIR/sheet.png, one picture a step in DIR/examples, and DIR/statistics.json. With --sizes-from MASKS --out FILE.csv it
-writes the sizes of the defects in a folder of masks instead, for `--patch-size histogram`.
+as DIR/sheet.png, one picture a step in DIR/examples, DIR/statistics.json, and .csv with a row an example. With
+--sizes-from MASKS --out FILE.csv it writes the sizes of the defects in a folder of masks instead, for
+`--patch-size histogram`.
 """
 
-import argparse
+import csv
 import os
 import shutil
 import sys
@@ -51,7 +52,7 @@ def run_command(argv: list[str]) -> int:
     """What `main` does when nothing goes wrong."""
     name = argv[0] if argv and not argv[0].startswith("-") else None
     method = find_method(name) if name else None
-    parser = argparse.ArgumentParser(
+    parser = option_tools.Parser(
         prog="python -m adref.synthesize", description=__doc__.split("\n\n", 1)[1], allow_abbrev=False
     )
     parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)}; must stand first")
@@ -76,7 +77,7 @@ def run_command(argv: list[str]) -> int:
     count = option_tools.parse("n", int, arguments.n)
     if count < 1:
         raise UserError(f"--n takes 1 or more; got {count}")
-    refuse_existing(arguments.out)
+    refuse_existing(arguments.out, "give another name")
     flags = option_tools.replace(Flags(), option_tools.flags_given(arguments, "run"))
     preset = arguments.preset or ("paper" if flags.data else "tiny")
     changes = option_tools.flags_given(arguments, "option")
@@ -90,26 +91,38 @@ def run_command(argv: list[str]) -> int:
     images = Images(paths, built.options.size, built.options.resize, flags.memory_limit * 2**30)
     sources, _ = open_sources(built, images, category.name, flags)
     journal: list[dict] = []
-    drawn = draw_examples(built, images, sources._replace(journal=journal), flags.seed)
-    examples, total = [], 0
-    for example in drawn:
+    examples, failed, total = [], [], 0
+    for example, notes in draw_examples(built, images, sources._replace(journal=journal), flags.seed):
         total += 1
         examples += [example] if example else []
+        failed += [notes] if notes and not example else []
         if len(examples) == count or total == TRIES * count:
             break
+    reasons = (
+        {key: sum(notes[key] for notes in failed) for key in failed[0] if np.ndim(failed[0][key]) == 0}
+        if failed
+        else {}
+    )
     if not examples:
-        raise UserError(f"{name} corrupted none of {total} examples; see --anomaly-probability")
-    statistics = {"method": name, "category": category.name, "preset": preset, "changed": changes, "seed": flags.seed,
-                  "examples": total, "corrupted": len(examples), **summarise(examples)}  # fmt: skip
-    write(arguments.out, examples, statistics)
+        why = f"{len(failed)} came out empty: {reasons}" if failed else "see --anomaly-probability"
+        raise UserError(f"{name} corrupted none of {total} examples; {why}")
+    statistics = {
+        "method": name, "category": category.name, "preset": preset, "ablation": arguments.ablation, "changed": changes,
+        "seed": flags.seed, "survey": sources.survey, "examples": total, "corrupted": len(examples),
+        "came_out_empty": len(failed), "empty_because": reasons, **summarise(examples),
+    }  # fmt: skip
+    write(arguments.out, examples, {**statistics, "options": option_tools.to_json(built.options)})
     for key, value in statistics.items():
         print(f"{key}: {value}")
     print(f"Sheet: {(arguments.out / 'sheet.png').resolve()}")
     return 0
 
 
-def draw_examples(method: Trainable, images: Images, sources, seed: int) -> Iterator[Example | None]:
-    """The examples of training in its order, with what `corrupt` told in `sources.journal`; None for a clean one."""
+def draw_examples(method: Trainable, images: Images, sources, seed: int) -> Iterator[tuple[Example | None, dict]]:
+    """The examples of training in its order, None for a clean one; and what `corrupt` told in `sources.journal`.
+
+    A clean example with notes was meant to be an anomaly, of which nothing came.
+    """
     epoch = 0
     while True:
         order = method.order(len(images), random_stream(seed, f"order {method.stages[0]}", epoch))
@@ -119,14 +132,14 @@ def draw_examples(method: Trainable, images: Images, sources, seed: int) -> Iter
             began = time.perf_counter()
             batch = method.corrupt(image, rng, method.options, sources)
             seconds = time.perf_counter() - began
-            yield describe(batch, seconds, sources.journal) if batch.mask.any() else None
+            notes = {key: value for entry in sources.journal for key, value in entry.items()}
+            yield describe(batch, seconds, notes) if batch.mask.any() else None, notes
         epoch += 1
 
 
-def describe(batch: NamedTuple, seconds: float, journal: list[dict]) -> Example:
+def describe(batch: NamedTuple, seconds: float, notes: dict) -> Example:
     """Pictures and numbers of one corrupted example: `batch` has clean and corrupted (3, H, W), and mask (1, H, W)."""
     change = (batch.corrupted - batch.clean).abs()
-    notes = {key: value for entry in journal for key, value in entry.items()}
     shown = {"clean": batch.clean, **{k: torch.from_numpy(v)[None] for k, v in notes.items() if np.ndim(v)},
              "corrupted": batch.corrupted, "mask": batch.mask, "change x 4": (4 * change).clamp(0, 1)}  # fmt: skip
     visible = (change.mean(dim=0) > VISIBLE)[batch.mask[0] > 0].float().mean().item()
@@ -159,6 +172,10 @@ def write(out: Path, examples: list[Example], statistics: dict) -> None:
                 Image.fromarray(picture).save(partial / "examples" / f"{i:04d}_{name.replace(' ', '_')}.png")
         sheet(examples[:SHEET_ROWS]).save(partial / "sheet.png")
         write_json(partial / "statistics.json", statistics)
+        names = list(examples[0].numbers)
+        rows = [["example", *names]] + [[i, *(e.numbers[n] for n in names)] for i, e in enumerate(examples)]
+        with open(partial / "statistics.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
         os.replace(partial, out)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
@@ -178,22 +195,23 @@ def sheet(examples: list[Example]) -> Image.Image:
 
 
 def write_sizes(masks: Path, out: Path) -> int:
-    """FILE.csv with height,width,weight of each 8-connected region of the masks, in pixels of a picture of side 256.
+    """FILE.csv with height,width,weight of each 8-connected region of the masks, as if pictures had 256 x 256 pixels.
 
     Raises:
         UserError: no masks, no region in them, or a file that is there already.
     """
-    if out.exists():
-        raise UserError(f"--out {out} exists already; give another name")
+    if out.exists() or not out.parent.is_dir():
+        raise UserError(f"--out {out} " + ("exists already; give another name" if out.exists() else "is in no folder"))
     paths = list_images(masks)
-    if any(part.lower() == "ground_truth" for path in paths for part in path.parts):
+    if any(part.lower() == "ground_truth" for path in paths for part in path.resolve().parts):
         print("warning: these look like a test set's masks (ground_truth); their sizes would leak the test set into "
               "training", file=sys.stderr)  # fmt: skip
     rows = ["height,width,weight"]
     for path in paths:
         mask = read_mask(path)
         for box in ndimage.find_objects(ndimage.label(mask, np.ones((3, 3)))[0]):
-            rows.append(",".join(f"{256 / min(mask.shape) * (part.stop - part.start):g}" for part in box) + ",1")
+            sides = (256 / side * (part.stop - part.start) for side, part in zip(mask.shape, box))
+            rows.append(",".join(f"{side:g}" for side in sides) + ",1")
     if len(rows) == 1:
         raise UserError(f"{masks}: no pixel of {len(paths)} masks is above 0")
     write_atomically(out, lambda file: file.write(("\n".join(rows) + "\n").encode()))

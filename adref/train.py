@@ -5,7 +5,6 @@ With no argument at all: DRAEM at the preset `tiny` on generated sample pictures
 """
 
 import argparse
-import csv
 import dataclasses
 import itertools
 import json
@@ -53,6 +52,7 @@ from adref.run import (
     load_tensors,
     load_weights,
     read_config,
+    read_sizes,
     refuse_existing,
     save_checkpoint,
     score_image,
@@ -132,7 +132,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """The command line, with the flags of its method."""
     name = method_name(argv)
     method = find_method(name)
-    parser = argparse.ArgumentParser(
+    parser = option_tools.Parser(
         prog="python -m adref.train", description=__doc__.split("\n\n", 1)[1], allow_abbrev=False
     )
     parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)} [draem]; must stand first")
@@ -279,6 +279,9 @@ def initial_method(config: dict, flags: Flags, published: bool) -> Trainable:
     method = build(config)
     if flags.weights and published:
         method.load_weights([load_tensors(path, f"--weights {path} cannot be read") for path in flags.weights])
+        for name, tensor in method.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(f"--weights: {name} is not finite")
     return method
 
 
@@ -305,28 +308,6 @@ def open_sources(method: Trainable, images: Images, category: str, flags: Flags)
     found = method.survey(images, category, method.options)
     digests = {"textures_digest": textures_digest, "sizes_digest": sizes_digest}
     return Sources(textures, images, sizes, found), digests
-
-
-def read_sizes(path: str | Path) -> np.ndarray:
-    """A table of defect sizes: (n, 3) float64 with height, width and weight, all positive.
-
-    Raises:
-        UserError: no such file, or a row that is not three positive numbers; a first row of words is a heading.
-    """
-    try:
-        rows = [row for row in csv.reader(Path(path).read_text().splitlines()) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read as a table of sizes ({error})") from None
-    if rows and rows[0] == ["height", "width", "weight"]:
-        rows = rows[1:]
-    try:
-        sizes = np.array([[float(value) for value in row] for row in rows])
-        good = sizes.ndim == 2 and sizes.shape[1] == 3 and np.isfinite(sizes).all() and (sizes > 0).all()
-    except ValueError:
-        good = False
-    if not good:
-        raise UserError(f"{path}: expected rows of height,width,weight, positive numbers; found {rows[:1]}")
-    return sizes
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------

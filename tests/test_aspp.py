@@ -11,7 +11,10 @@ from adref.layers.aspp import ASPP
 
 # Sourced: mean, standard deviation and two hash-weighted means of the branches of transformers 5.23.0's MobileViTASPP
 # (torch 2.13.0, float64); `python tools/source_attention.py`, 2026-11-24.
-SOURCED = {}
+SOURCED = {
+    (8, 8): [0.09763591099, 0.174528632, 0.04809805557, 0.04891434708],
+    (8, 16): [0.129406054, 0.2076787418, 0.06440419227, 0.06357777643],
+}
 
 
 def parameters(module) -> int:
@@ -50,7 +53,7 @@ def test_outer_taps_of_rate_12_get_no_gradient_on_8_x_8():
 
 @pytest.mark.parametrize(("rate", "percent"), [(3, 56), (6, 25), (12, 11)])
 def test_share_of_reads_that_meet_data_on_8_x_8(rate, percent):
-    """Of the 64 x 9 reads (pixel, tap) of the output, counted by a loop and by the layer itself, ones in and ones on."""
+    """Of the 64 x 9 reads (output pixel, tap), counted by a loop, and by the layer itself with ones for weights."""
     counted = np.array(reads(8, rate)).sum(1).reshape(8, 8)
     assert round(100 * counted.sum() / 576) == percent
     layer = ASPP(1, 1, (rate,), batch_norm=False)
@@ -179,4 +182,4 @@ def test_branches_against_transformers(size):
         tensor.copy_(values)
     with torch.inference_mode():
         out = layer.double().eval()(golden.hashed("map", 2, 16, *size).double())
-    assert digest(out) == pytest.approx(SOURCED[size], rel=1e-8)
+    assert digest(out) == pytest.approx(SOURCED[size], rel=1e-9)

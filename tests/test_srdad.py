@@ -23,6 +23,7 @@ from adref.methods.srdad import (
     alter,
     corrupt,
     draw_alteration,
+    draw_patch,
     draw_size,
     natural_anomaly,
     object_mask,
@@ -30,6 +31,7 @@ from adref.methods.srdad import (
     survey,
 )
 from adref.options import UserError
+from adref.synthesis.natural import ObjectPixels
 
 # The specification's tiny sizes, at which its parameter counts hold: 929,325 + 1,134,170.
 SMALL = {"size": (64, 64), "width": 24, "depths": (1, 1, 1), "window": 4, "aspp_width": 48, "discriminator_width": 8}
@@ -72,6 +74,10 @@ def example(seed: int, chosen: Options, image=None) -> Batch:
 
 def batch_of(chosen: Options, count: int = 2) -> Batch:
     return Batch(*(torch.stack(fields) for fields in zip(*(example(i, chosen) for i in range(count)))))
+
+
+def anomaly_on(image, rng, chosen, known):
+    return natural_anomaly(image, object_mask(image, chosen, known.survey), rng, chosen, known)
 
 
 # -- the networks ------------------------------------------------------------------------------------------------------
@@ -220,6 +226,11 @@ def test_swin_weights_and_their_refusal():
     method = SRDAD(options())
     with pytest.raises(UserError, match="--weights takes one Swin checkpoint"):
         method.load_weights([{}, {}])
+    for odd in ([torch.zeros(2)], {"model": [1]}, {"patch_embed.proj.weight": 3}):
+        with pytest.raises(UserError, match="--weights: no Swin checkpoint: expected tensors by name"):
+            method.load_weights([odd])
+    with pytest.raises(UserError, match="--weights is for the Swin-UNet's encoder"):
+        SRDAD(options(reconstructor="draem")).load_weights([{}])
     with pytest.raises(UserError, match=r"--weights: no Swin checkpoint: .* keys are missing"):
         method.load_weights([{"model": {"head.weight": torch.zeros(2)}}])
 
@@ -294,6 +305,11 @@ def test_every_option_that_names_readings_has_each_of_them_in_the_table():
         ({"scale": (2.0, 1.0)}, "--scale takes two numbers in ascending order; got 2.0,1.0"),
         ({"attention_patches": (16, 8, 4, 4)}, "--attention-patches takes four sides"),
         ({"size": (64, 64), "attention_patches": (128, 64, 32, 16)}, "--attention-patches takes four sides"),
+        ({"size": (64, 64), "attention_patches": (64, 32, 16, 8)}, "--attention-patches leaves one token"),
+        ({"size": (32, 32)}, "--size 32,32 leaves ASPP's batch norm one pixel"),
+        ({"patch_longest": 3.0}, "--patch-longest takes no less than"),
+        ({"res_se": "foo"}, "--res-se takes one of entry, projected, none; got 'foo'"),
+        ({"window": "wide"}, "--window takes a whole number"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_work_are_refused(changes, words):
@@ -337,6 +353,9 @@ def test_a_polarity_that_nobody_asked_for_is_refused():
 
 def test_mvtec_table_is_asked_for_by_name_only():
     assert len(MVTEC_OBJECTS) == 15
+    noise = np.random.default_rng(0).normal(0.5, 0.1, (3, 64, 64)).clip(0, 1)
+    for given in ("mvtec", "bright", "literal"):  # a polarity that somebody gave is believed, whatever Otsu's eta
+        assert not object_mask(noise, options(mask_polarity=given), "bright").all()
     chosen = options(mask_polarity="mvtec")
     assert [survey([], name, chosen) for name in ("bottle", "metal_nut", "carpet")] == ["dark", "bright", "full"]
     with pytest.raises(UserError, match="knows MVTec AD's categories alone"):
@@ -356,7 +375,7 @@ def test_statistics_of_2000_samples():
         label = batch.mask[0] > 0
         anomalous += bool(label.any())
         assert not (label & ~mask).any()
-        assert torch.equal(batch.corrupted[:, ~label], clean[:, ~label]) and batch.clean is clean
+        assert torch.equal(batch.corrupted[:, ~label], clean[:, ~label]) and torch.equal(batch.clean, clean)
         assert batch.corrupted.min() >= 0 and batch.corrupted.max() <= 1
     drawn = np.bincount([notes["patches"] for notes in journal], minlength=4)[1:] / len(journal)
     assert abs(len(journal) / 2000 - 0.5) < 0.03
@@ -375,7 +394,7 @@ def test_statistics_at_full_size():
 
 def blend_of(seed: int = 3, **changes) -> np.ndarray:
     chosen = options(anomaly_probability=1.0, patch_side=60.0, **changes)
-    return natural_anomaly(part(), np.random.default_rng(seed), chosen, sources())[0]
+    return anomaly_on(part(), np.random.default_rng(seed), chosen, sources())[0]
 
 
 def test_added_brightness_is_a_no_op():
@@ -400,11 +419,11 @@ def test_labels():
     found = {}
     for label in ("region", "changed"):
         chosen = options(**quiet, label=label)
-        found[label] = natural_anomaly(flat, np.random.default_rng(0), chosen, sources())[1]
+        found[label] = anomaly_on(flat, np.random.default_rng(0), chosen, sources())[1]
     assert found["region"].any() and not found["changed"].any()  # a patch of a flat surface is invisible
-    finite = natural_anomaly(flat, np.random.default_rng(0), options(**quiet, poisson_lambda=1.0), sources())[1]
+    finite = anomaly_on(flat, np.random.default_rng(0), options(**quiet, poisson_lambda=1.0), sources())[1]
     assert finite.sum() > found["region"].sum() and finite[found["region"]].all()
-    noisy, label = natural_anomaly(flat, np.random.default_rng(0), options(**{**quiet, "noise_level": 0.05},
+    noisy, label = anomaly_on(flat, np.random.default_rng(0), options(**{**quiet, "noise_level": 0.05},
                                    label="changed"), sources())  # fmt: skip
     assert label.any() and np.abs(noisy - flat).mean(0)[label].mean() > 1 / 255
 
@@ -416,7 +435,7 @@ def test_constraints_keep_the_ground_and_clip_region_leaves_no_seam():
         edge = []
         for seed in range(20):
             chosen = options(anomaly_probability=1.0, object_constraint=constraint, noise_level=0.0, patch_side=80.0)
-            blended, label = natural_anomaly(part(), np.random.default_rng(seed), chosen, sources())
+            blended, label = anomaly_on(part(), np.random.default_rng(seed), chosen, sources())
             assert np.array_equal(blended[:, ~mask], part()[:, ~mask])
             change = np.abs(blended - part()).mean(0)
             rim = label & ~np.roll(mask, 1, 0)  # pixels of Y whose upper neighbour is ground
@@ -438,7 +457,7 @@ def test_no_place_for_a_patch_gives_a_clean_sample():
 def test_patches_larger_than_the_picture_are_cut():
     chosen = options(anomaly_probability=1.0, mask_mode="full", patch_side=256.0, patch_side_limits=(250.0, 256.0),
                      patch_longest=256.0, patch_aspect_sigma=0.0, rotation=(45.0, 45.0), scale=(1.2, 1.2))  # fmt: skip
-    blended, label = natural_anomaly(part(), np.random.default_rng(0), chosen, sources())
+    blended, label = anomaly_on(part(), np.random.default_rng(0), chosen, sources())
     assert label.any() and np.isfinite(blended).all() and not label[0].any()  # the frame is the boundary
 
 
@@ -485,9 +504,47 @@ def test_the_other_source_is_another_image():
     """With patches from elsewhere, a flat image gets what it never held."""
     flat = np.full((3, 64, 64), 0.5)
     chosen = {"mask_mode": "full", "noise_level": 0.0, "patch_side": 90.0, "anomaly_probability": 1.0}
-    same = natural_anomaly(flat, np.random.default_rng(1), options(**chosen), sources())[0]
-    other = natural_anomaly(flat, np.random.default_rng(1), options(**chosen, patch_source="other"), sources())[0]
+    same = anomaly_on(flat, np.random.default_rng(1), options(**chosen), sources())[0]
+    other = anomaly_on(flat, np.random.default_rng(1), options(**chosen, patch_source="other"), sources())[0]
     assert np.abs(same - flat).max() < 1e-9 < 0.05 < np.abs(other - flat).max()
+    # Never the image itself, and from the other image's object: here a disc that lies elsewhere.
+    moved = np.roll(part(1), (9, 7), (1, 2))
+    pictures = torch.from_numpy(np.rint(255 * np.stack([part(), moved])).astype(np.uint8))
+    chosen = options(
+        patch_source="other", source_share=1.0, noise_level=0.0, brightness=0.0, patch_side=20.0, mask_morphology="none"
+    )
+    pixels, known = ObjectPixels(object_mask(part(), chosen, "bright")), sources()._replace(images=pictures)
+    for seed in range(10):
+        values, support = draw_patch(part(), np.random.default_rng(seed), pixels, chosen, known)[0]
+        assert values[:, support].min() > 0.5  # no ground in it
+
+
+def test_the_object_turns_with_its_image():
+    """A dark part on a bright ground: the black corners of a turned image are none of it."""
+    clean = torch.from_numpy(part(dark=True)).float()
+    chosen, found = options(rotation_probability=1.0, anomaly_probability=1.0, rotation_degrees=45.0), []
+    for seed in range(40):
+        batch = corrupt(clean, np.random.default_rng(seed), chosen, sources("dark"))
+        found.append((batch.mask[0] > 0) & (batch.clean == 0).all(dim=0))
+    assert not torch.stack(found).any()
+
+
+def test_the_constraint_comes_once_after_all_patches():
+    """Later patches see what earlier ones left on the ground: I_ano = M I_blend + (1 - M) I, at the end."""
+    chosen = options(patch_side=110.0, patch_count="uniform", patch_range=(3, 3), mask_mode="object")
+    free = dataclasses.replace(chosen, mask_mode="full")
+    mask, everything = object_mask(part(), chosen, "bright"), np.ones((64, 64), bool)
+
+    class Pixels(ObjectPixels):  # draws from the object, whatever the constraint
+        def __init__(self, _):
+            super().__init__(mask)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adref.synthesis.natural.ObjectPixels", Pixels)
+        for seed in range(5):
+            whole = natural_anomaly(part(), everything, np.random.default_rng(seed), free, sources())[0]
+            cut, label = natural_anomaly(part(), mask, np.random.default_rng(seed), chosen, sources())
+            assert label.any() and np.array_equal(cut, np.where(mask, whole, part()))
 
 
 def test_clean_images_turn_where_the_recipe_asks():
@@ -582,13 +639,15 @@ def test_sizes_of_defects_come_from_a_file(data, tmp_path, capsys):
     base = ["--data", data, "--epochs", 1, "--patch-size", "histogram", "--out", tmp_path / "run"]
     assert run(*base) == 2 and "needs --defect-sizes FILE" in capsys.readouterr().err
     table = tmp_path / "sizes.csv"
-    for text in ("", "1,2", "1,2,3\n4,5,x", "1,2,-3", "height,width,weight\n"):
+    for text, words in (("", ": expected rows"), ("1,2", ", line 1: expected"), ("1,2,3\n4,5,x", ", line 2: expected"),
+                        ("1,2,-3", ", line 1: expected"), ("height,width,weight\n", ": expected rows"),
+                        ("1e308,1e308,1e308", ", line 1: expected"), ("1,2,nan", ", line 1: expected")):  # fmt: skip
         table.write_text(text)
         assert run(*base, "--defect-sizes", table) == 2
-        assert f"{table}: expected rows of height,width,weight" in capsys.readouterr().err
+        assert f"{table}{words}" in capsys.readouterr().err
     assert run(*base, "--defect-sizes", tmp_path / "none.csv") == 2 and "cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    table.write_text("height,width,weight\n20,30,1\n8,8,2.5\n")
+    table.write_text("\ufeffHeight, Width, Weight\n20, 30, 1\n\n8,8,2.5\n", encoding="utf-8")
     assert run(*base, "--defect-sizes", table) == 0
     table.write_text("20,31,1\n")
     from adref.train import main

@@ -24,7 +24,10 @@ def test_shows_the_examples_of_training(data, tmp_path, capsys):
     out = tmp_path / "out"
     assert call("srdad", "--data", data, "--out", out, "--n", 5, "--seed", 3, *SMALL) == 0
     told = json.loads((out / "statistics.json").read_text())
-    assert told["corrupted"] == 5 <= told["examples"] and "Sheet: " in capsys.readouterr().out
+    assert told["corrupted"] == 5 <= told["examples"] and told["options"]["epochs"] == 500
+    rows = (out / "statistics.csv").read_text().splitlines()
+    assert len(rows) == 6 and rows[0].startswith("example,mask_share,visible_share_of_mask,milliseconds,patches")
+    assert "Sheet: " in capsys.readouterr().out
     assert set(told) >= {"mask_share", "visible_share_of_mask", "milliseconds", "patches", "no_source", "no_place",
                          "too_small", "solve_milliseconds"}  # fmt: skip
     # The first corrupted example, made again from the parts of training.
@@ -82,8 +85,17 @@ def test_no_weights_are_made(data, tmp_path, monkeypatch):
         (["srdad", "--out", "DATA"], "--out DATA exists already"),
         (["srdad", "--data", "DATA/none"], "DATA/none"),
         (["srdad", "--anomaly-probability", "0"], "srdad corrupted none of 100 examples; see --anomaly-probability"),
+        (
+            ["srdad", "--rotation", "-10,10"],
+            "argument --rotation: expected one argument (a value that begins with a minus",
+        ),
+        (["srdad", "--patch-side-limits", "2,2", "--anomaly-probability", "1"], "100 came out empty: {'patches'"),
         (["srdad", "--patch-size", "histogram"], "needs --defect-sizes FILE"),
         (["srdad", "--size", "200,64", "--window", "8"], "--size: a height of 200 does not fit"),
+        (
+            ["--sizes-from", "DATA/part/ground_truth", "--out", "DATA/none/a.csv"],
+            "--out DATA/none/a.csv is in no folder",
+        ),
         (["--sizes-from", "DATA/part/test/none"], "DATA/part/test/none"),
         (["--sizes-from", "DATA/part/ground_truth", "--out", "DATA/part"], "--out DATA/part exists already"),
     ],
@@ -104,7 +116,7 @@ def test_refuses(arguments, words, data, tmp_path, capsys):
 
 
 def test_sizes_of_masks(tmp_path, capsys):
-    """Boxes of 8-connected regions, in pixels of a picture of side 256; a test set's masks are warned of."""
+    """Boxes of 8-connected regions, as if the picture had 256 x 256 pixels; a test set's masks are warned of."""
     for folder, warned in (("masks", False), ("ground_truth", True)):
         (tmp_path / folder).mkdir()
         mask = np.zeros((64, 128), np.uint8)
@@ -113,11 +125,11 @@ def test_sizes_of_masks(tmp_path, capsys):
         Image.fromarray(mask).save(tmp_path / folder / "a_mask.png")
         out = tmp_path / f"{folder}.csv"
         assert call("--sizes-from", tmp_path / folder, "--out", out) == 0
-        assert out.read_text() == "height,width,weight\n20,80,1\n8,8,1\n"
+        assert out.read_text() == "height,width,weight\n20,40,1\n8,4,1\n"
         assert ("leak the test set" in capsys.readouterr().err) == warned
-    from adref.train import read_sizes
+    from adref.run import read_sizes
 
-    assert read_sizes(out).tolist() == [[20, 80, 1], [8, 8, 1]]
+    assert read_sizes(out).tolist() == [[20, 40, 1], [8, 4, 1]]
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "masks/a_mask.png")
     assert call("--sizes-from", tmp_path / "masks", "--out", tmp_path / "none.csv") == 2
     assert "no pixel of 1 masks is above 0" in capsys.readouterr().err

@@ -38,7 +38,9 @@ def main() -> int:
     arguments = parser.parse_args()
     method, config = load(arguments.run), read_config(arguments.run)
     category = find_category(config["flags"]["data"], config["category"])
-    normal = Images([record.path for record in category.test if not record.label], method.options.size)
+    normal = Images(
+        [record.path for record in category.test if not record.label], method.options.size, method.options.resize
+    )
     sources = Sources(images=normal, survey=survey(normal, category.name, method.options))
     for name, change in CHANGES.items():
         options = dataclasses.replace(method.options, anomaly_probability=1.0, **change)

@@ -12,7 +12,7 @@ class ASPP(nn.Module):
     """Parallel 3x3 convolutions with growing gaps, and the mean of the map, side by side (SRDAD, Eq 7).
 
     A rate beyond the map's side reaches nothing but zeros with its outer taps: on 8 x 8, at rates 3, 6 and 12, 56 %,
-    25 % and 11 % of the taps ever read data, so that the branch of rate 12 is a 1x1 convolution.
+    25 % and 11 % of what the taps read is data. The last is the centre tap alone: that branch is a 1x1 convolution.
 
     Args:
         width: channels C of input and output.

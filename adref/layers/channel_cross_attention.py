@@ -86,7 +86,8 @@ class CrossAttentionLayer(nn.Module):
             scores = queries @ keys.transpose(-2, -1) / scale
         if self.instance_norm:
             # Over each whole matrix, without learned scale: it cancels any factor in W_q, W_k, the scale included.
-            scores = F.layer_norm(scores.float(), scores.shape[-2:]).to(scores.dtype)
+            kind = torch.promote_types(scores.dtype, torch.float32)
+            scores = F.layer_norm(scores.to(kind), scores.shape[-2:]).to(scores.dtype)
         return scores.softmax(dim=-1)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
@@ -158,7 +159,8 @@ class CrossFusion(nn.Module):
         outputs = []
         for i, x in enumerate(maps):
             grid = self.norms[i](tokens[i]).transpose(1, 2).reshape(grids[i].shape)
-            # A 1x1 convolution and the copying of pixels commute: the convolution sees each token once.
+            # Copying pixels commutes with a 1x1 convolution and with batch statistics (but for the factor n / (n - 1)
+            # of the running variance): each token is convolved once, not P^2 times.
             back = F.interpolate(self.rebuilds[i](grid), scale_factor=self.patches[i], mode="nearest")
             outputs.append(back + x if self.add_input else back)
         return outputs

@@ -197,7 +197,7 @@ class SwinUNet(nn.Module):
                 continue
             loaded[name] = state[theirs]
             layer, _, tensor = name.rpartition(".")
-            if tensor == "relative_position_bias_table":
+            if tensor == "relative_position_bias_table" and loaded[name].ndim == 2:
                 loaded[name] = resize_bias_table(loaded[name], self.get_submodule(layer).window)
             if loaded[name].shape != own.shape:
                 raise ValueError(f"{theirs} has shape {tuple(state[theirs].shape)}, expected {tuple(own.shape)}")

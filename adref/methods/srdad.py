@@ -139,7 +139,9 @@ class Options:
     brightness_mode: Literal["multiply", "add"] = option("multiply", "P (1 + delta), or P + delta", "Eq 4; D9")
     clip_patch: bool = option(False, "clip the patch to [0, 1] before it is blended", "D9")
     geometric_mode: Literal["both", "one"] = option("both", "rotation and scale, or one of them", "Eq 3; D10")
-    rotation: tuple[float, float] = option((0.0, 360.0), "degrees, drawn uniformly from here", "Eq 4; D11", (-360, 360))
+    rotation: tuple[float, float] = option(
+        (0.0, 360.0), "degrees, drawn uniformly from here (write --rotation=-10,10)", "Eq 4; D11", (-360, 360)
+    )
     scale: tuple[float, float] = option((0.8, 1.2), "drawn uniformly from here", "Eq 4", (0.1, 10))
     poisson_lambda: float | None = option(None, "lambda of Eq 5; none: infinite", "Eq 5; D12", (1e-6, 1e12))
     mixed_gradients: bool = option(False, "keep the larger of both gradients", "Eq 5; D13")
@@ -205,7 +207,7 @@ class Options:
     sampling: Literal["shuffle", "replacement"] | None = option(None, "how an epoch draws its images", "D44")
     optimizer: Literal["adamw", "adam"] | None = option(None, "the optimiser", "section Experiments")
     learning_rate: float = option(1e-4, "its step size", "section Experiments", (0, INF))
-    weight_decay: float | None = option(None, "AdamW's [srdad 0.01, draem 0]", "D43", (0, 1))
+    weight_decay: float | None = option(None, "weight decay (of Adam: as L2) [srdad 0.01, draem 0]", "D43", (0, 1))
     milestones: tuple[float, ...] | None = option(
         None,
         "shares of the length after which the rate falls [srdad 0.8, draem 0.8,0.9]",
@@ -238,7 +240,7 @@ RECIPES = {  # what an option that is None takes
 PRESETS = {
     "paper": {},
     # Half the side, a quarter of the first width, windows of 4: as `draem --preset tiny` in size, steps and rate. No
-    # noise on patches, or so short a training learns to find noise alone (D8); no label where nothing shows (D15).
+    # noise on patches, or so short a training learns to find noise alone (D8); no label where nothing shows (D15, D53).
     "tiny": {
         "size": (128, 128), "width": 24, "window": 4, "aspp_width": 48, "discriminator_width": 8, "epochs": 100,
         "autoencoder_width": 16, "unet_width": 8, "batch_size": 4, "learning_rate": 1e-3, "score_window": 11,
@@ -270,7 +272,8 @@ DEVIATIONS = (
               "one Gaussian hump of grey values has eta 0.637, a uniform spread 0.75, two clean levels 1"),
     Deviation("D4", "Options.mask_morphology", "contradiction", "'closing', with the sign of opening", "closing",
               "named so twice; holes stay"),
-    Deviation("D5", "Options.patch_count", "silent", "N patches", "1 + Binomial(n - 1, 0.5)", "as NSA"),
+    Deviation("D5", "Options.patch_count", "silent", "N patches", "1 + Binomial(n - 1, 0.5)",
+              "as NSA; n is 4 wherever the object fills the picture, on parts such as MVTec AD's cable too"),
     Deviation("D6", "Options.patch_size", "silent", "an empirical distribution of real defects, not given",
               "lognormal(28, 0.75)",
               "taken from the test set's masks it would leak them; these sizes are guessed, not measured"),
@@ -288,8 +291,8 @@ DEVIATIONS = (
     Deviation("D12", "Options.poisson_lambda", "silent", "the symbol lambda", "infinite: the target's values on dR",
               "Perez et al.; 1 would be a finite try"),
     Deviation("D13", "Options.mixed_gradients", "silent", "not in Eq 5", "off", "NSA mixes on textures"),
-    Deviation("D14", "Options.object_constraint", "ambiguous", "multiplication with M after blending", "the same",
-              "leaves a seam at the object's edge; clip_region does not"),
+    Deviation("D14", "Options.object_constraint", "ambiguous", "multiplication with M after blending",
+              "the same, once, after all patches", "leaves a seam at the object's edge; clip_region does not"),
     Deviation("D15", "Options.label", "ambiguous", "'precisely marks' the region", "Omega within M",
               "an invisible patch is a false label then; 'changed', as NSA, drops it"),
     Deviation("D16", "Options.anomaly_probability", "silent", "nothing said", "0.5", "DRAEM"),
@@ -315,19 +318,20 @@ DEVIATIONS = (
     Deviation("D26", "Options.output_activation", "silent", "nothing said", "none", "DRAEM"),
     Deviation("D27", "SRDAD.load_weights", "silent", "nothing said", "no pretraining",
               "--weights takes a Swin checkpoint for the encoder"),
-    Deviation("D28", "Options.discriminator_width", "silent", "27.8 M parameters", "40 channels: 28,283,402",
-              "the multiple of 8 that comes nearest"),
+    Deviation("D28", "Options.discriminator_width", "ambiguous", "27.8 M parameters, no widths",
+              "40 channels: 28,283,402", "the multiple of 8 that comes nearest"),
     Deviation("D29", "Options.res_se", "silent", "the name Res-SE",
               "convolution, then two convolutions with SE, residual; ratio 16", "the name; SE's ratio"),
     Deviation("D30", "Options.attention", "contradiction", "'channel' attention; Q K^T of tokens in Eq 12", "channels",
               "the module that it cites, and Eq 11's unequal widths"),
     Deviation("D31", "Options.attention_scale", "contradiction", "sqrt(d)", "sqrt(S)",
-              "UCTransNet; the instance norm cancels it in any case"),
+              "UCTransNet; the instance norm, where it is on, cancels it"),
     Deviation("D32", "Options.attention_instance_norm", "ambiguous", "'normalisation omitted'", "on", "UCTransNet"),
     Deviation("D33", "Options.attention_residual", "contradiction", "MCA + MLP(Q + MCA): no path from T itself",
               "H = T + CA, H + MLP(LN H)", "UCTransNet's paper prints the same and its code does this"),
     Deviation("D34", "Options.attention_patches", "silent", "no sizes", "16, 8, 4, 2; dropout 0.1; 4 layers, 4 heads",
-              "UCTransNet's shape at 256 pixels"),
+              "UCTransNet's shape at 256 pixels; its dropout behind the attention and its start of the MLPs are "
+              "left out"),
     Deviation("D35", "Options.attention_add_input", "silent", "nothing said", "X_i is added", "UCTransNet"),
     Deviation("D36", "Options.discriminator_input", "silent", "anomalous and reconstructed", "in that order",
               "DRAEM's code has the other"),
@@ -344,16 +348,20 @@ DEVIATIONS = (
               "500 steps are 16 passes; the fall at 400 mirrors DRAEM's epochs"),
     Deviation("D43", "Options.weight_decay", "silent", "nothing said", "0.01", "PyTorch's AdamW"),
     Deviation("D44", "Options.recipe", "silent", "what the rows of table 4 share",
-              "row draem wholly DRAEM's, the others SRDAD's", "--recipe and --anomaly make one of them common"),
+              "row draem wholly DRAEM's, the others SRDAD's",
+              "--recipe and --anomaly make these common; --discriminator-input and, at tiny, DRAEM's lattices stay"),
     Deviation("D45", "ABLATIONS", "mistake", "DRAEM has 26.5 M parameters", "97,422,725",
               "counted; srdad- has more in its reconstructor than srdad"),
     Deviation("D46", "SRDAD", "mistake", "heavier than DRAEM", "33.8 against 198.0 G multiply-adds an image",
-              "counted"),
+              "counted, attention's products among them (without: 30.9)"),
+    Deviation("D53", "PRESETS", "substitution", "one size",
+              "tiny: no noise on patches, labels only where something shows",
+              "and a higher rate, at an eighth of the steps and less: with noise it learns nothing else (see D8, D15)"),
     Deviation("D49", "Options.resize", "silent", "resize to 256 x 256", "bilinear, no antialias", "as DRAEM here"),
     Deviation("D50", "Options.detach", "silent", "nothing said", "the focal loss trains both networks", "DRAEM"),
     Deviation("D51", "Options.place_share", "silent", "where patches may lie",
               "half on the object at the source, a quarter at the target",
-              "NSA; its canvas may overhang a small picture"),
+              "NSA; a canvas larger than the picture overhangs it here"),
     Deviation("D52", "Options.quantise", "silent", "nothing said", "the blend is clipped to [0, 1] and not rounded",
               "OpenCV rounds"),
 )  # fmt: skip
@@ -378,16 +386,19 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     options = resolve(options)
     if options.anomaly == "draem":
         return draem.corrupt(image, rng, simulator(options), sources)
-    image = draem.turn(image, rng, options.rotation_probability, options.rotation_degrees)  # D17
-    if rng.random() >= options.anomaly_probability:  # D16
+    mask = torch.from_numpy(object_mask(image.numpy(), options, sources.survey))
+    both = torch.cat((image, mask[None].float()))  # the object turns with its image: black corners are none of it
+    both = draem.turn(both, rng, options.rotation_probability, options.rotation_degrees)  # D17
+    image, mask = both[:3], both[3] > 0.5
+    if not mask.any() or rng.random() >= options.anomaly_probability:  # D16
         return Batch(image, image, torch.zeros(1, *image.shape[1:]))
-    blended, label = natural_anomaly(image.numpy().astype(np.float64), rng, options, sources)
+    blended, label = natural_anomaly(image.numpy().astype(np.float64), mask.numpy(), rng, options, sources)
     corrupted = torch.from_numpy(blended.astype(np.float32))
     return Batch(image, corrupted, torch.from_numpy(label.astype(np.float32)).unsqueeze(0))
 
 
 def simulator(options: Options) -> draem.Options:
-    """DRAEM's options, as far as `corrupt` reads them, at its code's values."""
+    """DRAEM's options for its `corrupt`: its code's values at full size, whatever the preset (D44)."""
     return draem.Options(
         size=options.size, anomaly_probability=options.anomaly_probability, rotation_degrees=options.rotation_degrees,
         rotation_probability=options.rotation_probability, own_texture_share=options.own_texture_share,
@@ -395,14 +406,18 @@ def simulator(options: Options) -> draem.Options:
 
 
 def natural_anomaly(
-    image: np.ndarray, rng: np.random.Generator, options: Options, sources: Sources
+    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, options: Options, sources: Sources
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Patches cut out, altered and blended in elsewhere (equations 1 to 5), in float64.
+    """Patches cut out, altered and blended in elsewhere (equations 3 to 5), in float64.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        mask: M, (H, W) bool, not empty.
+        rng, options, sources: as in `corrupt`.
 
     Returns:
         the image with them (3, H, W), equal to `image` wherever no patch lies; Y (H, W) bool.
     """
-    mask = object_mask(image, options, sources.survey)
     pixels, blended, covered = natural.ObjectPixels(mask), image.copy(), np.zeros(mask.shape, bool)
     count = draw_count(rng, options, whole=bool(mask.all()))
     notes = {"object": mask, "patches": count, "no_source": 0, "no_place": 0, "too_small": 0, "solve_milliseconds": 0.0}
@@ -419,13 +434,14 @@ def natural_anomaly(
         result = poisson_blend(source, target, region, stiffness, mixed)  # equation 5; D12, D13
         notes["solve_milliseconds"] += 1000 * (time.perf_counter() - began)
         notes["too_small"] += not result.solved.any()
-        kept = result.solved & mask[there]
-        inside = np.clip(result.values[:, kept], 0, 1)
-        target[:, kept] = np.rint(255 * inside) / 255 if options.quantise else inside  # D52
-        covered[there] |= kept
+        inside = np.clip(result.values[:, result.solved], 0, 1)
+        target[:, result.solved] = np.rint(255 * inside) / 255 if options.quantise else inside  # D52
+        covered[there] |= result.solved
+    blended = np.where(mask, blended, image)  # after all patches (D14)
+    covered &= mask
     if options.label == "changed":  # D15
         covered &= np.abs(blended - image).mean(axis=0) > 1 / 255
-        covered = ndimage.median_filter(covered, size=5, mode="nearest")
+        covered = ndimage.median_filter(covered, size=5, mode="nearest") & mask
     if sources.journal is not None:
         sources.journal.append(notes)
     return (blended if covered.any() else image), covered
@@ -442,10 +458,14 @@ def draw_patch(
     image: np.ndarray, rng: np.random.Generator, pixels: natural.ObjectPixels, options: Options, sources: Sources
 ) -> tuple[natural.Warped, tuple[int, int]] | str:
     """An altered patch and the top and left of its new place; or what was not found: "no_source", "no_place" (D51)."""
-    size, donor = draw_size(rng, image.shape[1:], options, sources), image
+    size, donor, source = draw_size(rng, image.shape[1:], options, sources), image, pixels
     if options.patch_source == "other":  # D7
-        donor = sources.images[int(rng.integers(len(sources.images)))].numpy() / 255.0
-    corner = natural.draw_source(rng, pixels, size, options.source_share, options.place_tries)
+        index, count = int(rng.integers(len(sources.images))), len(sources.images)
+        if np.array_equal(sources.images[index].numpy(), np.rint(255 * image)):  # the image itself: the next one
+            index = (index + 1) % count
+        donor = sources.images[index].numpy() / 255.0
+        source = natural.ObjectPixels(object_mask(donor, options, sources.survey))
+    corner = natural.draw_source(rng, source, size, options.source_share, options.place_tries)
     if corner is None:
         return "no_source"
     patch = donor[:, corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]]
@@ -461,7 +481,8 @@ def draw_size(rng: np.random.Generator, shape: tuple[int, int], options: Options
         height, width = natural.draw_gamma_size(rng, options.gamma_height, options.gamma_width)
         height, width = height * shape[0], width * shape[1]
     elif options.patch_size == "histogram":
-        height, width = (unit * side for side in natural.draw_listed_size(rng, sources.sizes))
+        height, width = natural.draw_listed_size(rng, sources.sizes)  # a picture of 256 x 256
+        height, width = height * shape[0] / 256, width * shape[1] / 256
     else:
         height, width = (unit * side for side in natural.draw_lognormal_size(
             rng, options.patch_side, options.patch_side_sigma, options.patch_side_limits, options.patch_aspect_sigma,
@@ -524,11 +545,12 @@ def object_mask(image: np.ndarray, options: Options, polarity: str) -> np.ndarra
         return everything
     values = grey(np.rint(image.transpose(1, 2, 0) * 255).astype(np.uint8), options.mask_grey)  # D1
     found = otsu(values)
-    if options.mask_mode == "auto" and found.separability < options.mask_separability:  # D3
+    doubt = options.mask_mode == "auto" and options.mask_polarity == "auto"  # a polarity that is given is believed
+    if doubt and found.separability < options.mask_separability:  # D3
         return everything
     mask = values > found.threshold if polarity == "bright" else values <= found.threshold
     share = mask.mean()
-    if options.mask_mode == "auto" and not options.mask_share[0] <= share <= options.mask_share[1]:
+    if doubt and not options.mask_share[0] <= share <= options.mask_share[1]:
         return everything
     mask = morphology(mask, options.mask_morphology)  # D4
     mask = fill_holes(mask) if options.mask_fill_holes else mask
@@ -577,10 +599,10 @@ class SRDAD(Method):
     survey = staticmethod(survey)
 
     def __init__(self, options: Options = Options()):  # noqa: B008  frozen
-        options = resolve(options)
         super().__init__(options)
-        check(options)
-        o, classes = options, 2 if options.output == "softmax" else 1
+        self.options = o = resolve(self.options)
+        check(o)
+        classes = 2 if o.output == "softmax" else 1
         if o.anomaly == "draem":
             self.needs = ("textures",)
         elif o.patch_size == "histogram":
@@ -661,34 +683,45 @@ class SRDAD(Method):
         Raises:
             UserError: not one file, another reconstructor, or keys or shapes that do not fit.
         """
-        if len(states) != 1 or self.options.reconstructor != "srdad":
-            raise UserError(
-                f"--weights takes one Swin checkpoint, for the Swin-UNet's encoder; got {len(states)} files"
-            )
+        if self.options.reconstructor != "srdad":
+            raise UserError("--weights is for the Swin-UNet's encoder, which this run has not: --reconstructor draem")
+        if len(states) != 1:
+            raise UserError(f"--weights takes one Swin checkpoint; got {len(states)} files")
+        state = states[0].get("model", states[0]) if isinstance(states[0], dict) else None
+        if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+            raise UserError("--weights: no Swin checkpoint: expected tensors by name, or the same under 'model'")
         try:
-            self.reconstructor.load_swin(states[0].get("model", states[0]))
+            self.reconstructor.load_swin(state)
         except ValueError as error:
             raise UserError(f"--weights: {error}") from None
 
 
 def check(o: Options) -> None:
-    """Raises UserError for options that cannot work together."""
+    """Raises UserError for options that cannot work together; parts that are not built are not looked at."""
+    swin, attention = o.reconstructor == "srdad", o.discriminator == "srdad" and o.cross_attention
     for axis, side in zip(("height", "width"), o.size):
-        fits = next_valid_side(side, o.depths, o.bottleneck_depth, o.window) if o.reconstructor == "srdad" else side
-        fits = math.ceil(fits / 32) * 32 if "draem" in (o.reconstructor, o.discriminator) else fits
+        fits = next_valid_side(side, o.depths, o.bottleneck_depth, o.window) if swin else side
+        if not (swin and o.discriminator == "srdad"):
+            fits = math.ceil(fits / UNet.stride) * UNet.stride
         if fits != side:
-            raise UserError(f"--size: a {axis} of {side} does not fit windows of {o.window} tokens at every level; the "
-                            f"next that does is {fits}")  # fmt: skip
+            why = f"windows of {o.window} tokens at every level" if swin else "the networks' poolings"
+            raise UserError(f"--size: a {axis} of {side} does not fit {why}; the next that does is {fits}")
     for level, (heads, width) in enumerate(zip(o.heads, (o.width, 2 * o.width, 4 * o.width))):
-        if width % heads:
+        if swin and width % heads:
             raise UserError(f"--heads: {heads} heads do not divide the {width} channels of level {level + 1}")
+    if swin and o.aspp and o.aspp_batch_norm and o.size == (32, 32):
+        raise UserError("--size 32,32 leaves ASPP's batch norm one pixel; 64,32 is the smallest, or --aspp false")
+    patches = [patch * 2**level for level, patch in enumerate(o.attention_patches)]
+    if attention and (len(set(patches)) > 1 or any(side % patches[0] for side in o.size) or min(o.size) < patches[0]):
+        raise UserError("--attention-patches takes four sides, each half of the one before, the first dividing --size; "
+                        f"got {','.join(map(str, o.attention_patches))}")  # fmt: skip
+    if attention and o.size == (patches[0], patches[0]):
+        raise UserError("--attention-patches leaves one token, and batch norm needs more; take smaller ones")
     for name in ("mask_share", "patch_range", "patch_side_limits", "gamma_height", "gamma_width", "rotation", "scale"):
         low, high = getattr(o, name)
         if low > high:
             raise UserError(f"{flag(name)} takes two numbers in ascending order; got {low},{high}")
+    if o.patch_longest < o.patch_side_limits[0]:
+        raise UserError(f"--patch-longest takes no less than --patch-side-limits begins with; got {o.patch_longest}")
     if o.score_window % 2 == 0:
         raise UserError(f"--score-window takes an odd number of pixels; got {o.score_window}")
-    patches = [patch * 2**level for level, patch in enumerate(o.attention_patches)]
-    if len(set(patches)) > 1 or any(side % patches[0] for side in o.size):
-        raise UserError("--attention-patches takes four sides, each half of the one before, the first dividing --size; "
-                        f"got {','.join(map(str, o.attention_patches))}")  # fmt: skip
