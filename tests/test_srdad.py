@@ -1,6 +1,7 @@
 """SRDAD: checks 12 to 14 of its specification, every option built and run, the rows of table 4, its object masks."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from adref import options as option_tools
+from adref.data import Images, find_category
 from adref.losses import focal, ssim
 from adref.method import Sources
 from adref.methods import draem
@@ -553,6 +555,31 @@ def test_clean_images_turn_where_the_recipe_asks():
     assert torch.equal(batch.clean, batch.corrupted) and not torch.allclose(
         batch.clean, torch.from_numpy(part()).float()
     )
+
+
+@pytest.mark.skipif("ADREF_TEST_DATA" not in os.environ, reason="ADREF_TEST_DATA names no folder of data sets")
+@pytest.mark.parametrize(
+    ("data_set", "category", "polarity", "whole"),
+    [("lookout", "alien", "dark", False),
+     ("crackforest", "pavement", "bright", True), ("bsdata", "ball_screw", "bright", True)],
+)  # fmt: skip
+def test_real_objects_and_textures(data_set, category, polarity, whole):
+    """A figure on white is found and its ground stays untouched; pavement and close-ups count as whole pictures."""
+    train = find_category(Path(os.environ["ADREF_TEST_DATA"]) / data_set, category).train
+    images = Images([record.path for record in train[:12]], (128, 128))
+    chosen = dataclasses.replace(options(anomaly_probability=1.0), size=(128, 128))
+    assert survey(images, category, chosen) == polarity
+    known, marked = Sources(images=images, survey=polarity), 0
+    for i, pixels in enumerate(images):
+        image = pixels.float() / 255
+        mask = torch.from_numpy(object_mask(image.numpy(), chosen, polarity))
+        assert bool(mask.all()) is whole
+        batch = corrupt(image, np.random.default_rng(i), chosen, known)
+        assert torch.equal(batch.corrupted[:, ~mask], image[:, ~mask]) and not (batch.mask[0] > 0)[~mask].any()
+        marked += bool(batch.mask.any())
+        if category == "alien":
+            assert 0.1 < mask.float().mean() < 0.4 and not mask[:3].any()
+    assert marked >= 9
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
