@@ -71,6 +71,8 @@ def parse(name: str, field_type, text):
             raise UserError(f"{flag(name)} takes one of {', '.join(map(str, arguments))}; got {text!r}")
         return text
     if origin is tuple:
+        if not isinstance(text, str | tuple | list):
+            raise UserError(f"{flag(name)} takes values joined by commas; got {text!r}")
         parts = text.split(",") if isinstance(text, str) else list(text)
         if arguments[-1] is not Ellipsis and len(parts) != len(arguments):
             raise UserError(f"{flag(name)} takes {len(arguments)} values joined by commas; got {text!r}")

@@ -183,3 +183,8 @@ def test_branches_against_transformers(size):
     with torch.inference_mode():
         out = layer.double().eval()(golden.hashed("map", 2, 16, *size).double())
     assert digest(out) == pytest.approx(SOURCED[size], rel=1e-9)
+
+
+def test_a_projection_may_be_asked_for_where_none_is_needed():
+    plain, projected = (sum(p.numel() for p in ASPP(16, 4, project=p).parameters()) for p in (False, True))
+    assert projected - plain == 16 * 16 + 16

@@ -167,6 +167,14 @@ def test_loss_is_the_sum_of_equations_16_to_20():
     assert terms["total"] == terms["l2"] + terms["ssim"] + terms["focal"]
 
 
+def test_focal_alpha_of_one_class_and_of_both():
+    method, batch = SRDAD(options()).eval(), batch_of(options(anomaly_probability=1.0))
+    probabilities = method(batch.corrupted)[1]
+    for given, alpha in (((0.25,), 0.25), ((0.75, 0.25), 0.25), ((1.0, 3.0), (1.0, 3.0)), (None, None)):
+        method.options = options(focal_alpha=given)
+        assert method.loss(batch)["focal"].item() == pytest.approx(focal(probabilities, batch.mask, alpha=alpha).item())
+
+
 def test_sigmoid_is_the_softmax_of_zero_and_the_logit():
     method = SRDAD(options(output="sigmoid")).eval()
     images = torch.rand(1, 3, 64, 64)
@@ -251,7 +259,8 @@ READINGS = [
     {"object_constraint": "clip_region"}, {"label": "changed"}, {"rotation_probability": 1.0},
     # rows 18 to 27
     {"depths": (1, 2, 3)}, {"bottleneck_depth": 2}, {"heads": (2, 2, 2)}, {"window": 8}, {"drop_path": 0.3},
-    {"aspp": False}, {"aspp_width": 16}, {"aspp_rates": (1, 2, 3)}, {"aspp_batch_norm": False}, {"residual": "block"},
+    {"aspp": False}, {"aspp_width": 16}, {"aspp_rates": (1, 2, 3)}, {"aspp_batch_norm": False}, {"aspp_project": True},
+    {"residual": "block"},
     {"residual": "none"}, {"gates": "spatial"}, {"skips": "inline"}, {"skips": "concat"}, {"skip_levels": 3},
     {"skips": "inline", "skip_levels": 3}, {"skip_tap": "pre"}, {"output_activation": "sigmoid"},
     # rows 28 to 37
@@ -261,7 +270,8 @@ READINGS = [
     {"attention_patches": (32, 16, 8, 4)}, {"attention_add_input": False}, {"attention_layers": 1},
     {"discriminator_input": "reconstruction_first"}, {"output": "sigmoid"},
     # rows 38 to 50
-    {"ssim_window": "uniform"}, {"ssim_padding": "valid"}, {"ssim_range": "auto"}, {"focal_alpha": 0.25},
+    {"ssim_window": "uniform"}, {"ssim_padding": "valid"}, {"ssim_range": "auto"},
+    {"focal_alpha": (0.25,)}, {"focal_alpha": (1.0, 3.0)},
     {"focal_smooth": 0.0}, {"recipe": "draem"}, {"anomaly": "draem"}, {"anomaly": "draem", "own_texture_share": 1.0},
     {"resize": "antialias"}, {"detach": True}, {"reconstructor": "draem"}, {"discriminator": "draem"},
     {"reconstructor": "draem", "discriminator": "draem", "size": (64, 96)},
@@ -310,6 +320,8 @@ def test_every_option_that_names_readings_has_each_of_them_in_the_table():
         ({"size": (64, 64), "attention_patches": (64, 32, 16, 8)}, "--attention-patches leaves one token"),
         ({"size": (32, 32)}, "--size 32,32 leaves ASPP's batch norm one pixel"),
         ({"patch_longest": 3.0}, "--patch-longest takes no less than"),
+        ({"focal_alpha": (1.5,)}, "--focal-alpha takes one number from 0 to 1, or two"),
+        ({"focal_alpha": 0.25}, "--focal-alpha takes values joined by commas; got 0.25"),
         ({"res_se": "foo"}, "--res-se takes one of entry, projected, none; got 'foo'"),
         ({"window": "wide"}, "--window takes a whole number"),
     ],

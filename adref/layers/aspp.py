@@ -19,9 +19,17 @@ class ASPP(nn.Module):
         branch_width: channels b of each branch; where (rates + 1) b is not C, a 1x1 convolution brings it there.
         rates: dilation of each convolution, in pixels.
         batch_norm: after each dilated convolution; the pooled branch has none, as one value a channel is left there.
+        project: the 1x1 convolution even where the widths fit, as DeepLab has it.
     """
 
-    def __init__(self, width: int, branch_width: int, rates: tuple[int, ...] = (3, 6, 12), batch_norm: bool = True):
+    def __init__(
+        self,
+        width: int,
+        branch_width: int,
+        rates: tuple[int, ...] = (3, 6, 12),
+        batch_norm: bool = True,
+        project: bool = False,
+    ):
         super().__init__()
         b = branch_width
         self.branches = nn.ModuleList(
@@ -34,7 +42,7 @@ class ASPP(nn.Module):
         )
         self.pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, b, 1), nn.ReLU(inplace=True))
         total = b * (len(rates) + 1)
-        self.project = nn.Identity() if total == width else nn.Conv2d(total, width, 1)
+        self.project = nn.Conv2d(total, width, 1) if project or total != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Equation 7: (B, C, H, W) -> (B, C, H, W)."""

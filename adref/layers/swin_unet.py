@@ -70,7 +70,7 @@ class SwinUNet(nn.Module):
         window: side of a window in tokens.
         drop_path: stochastic depth of the deepest encoder block; it grows linearly from 0, and falls in the decoder.
         aspp_width: channels of a branch of ASPP (Eq 7); None: no ASPP.
-        aspp_rates, aspp_batch_norm: as in `ASPP`.
+        aspp_rates, aspp_batch_norm, aspp_project: as in `ASPP`.
         residual: of the decoder stages (Eq 8).
         skips: "final_sum": the gated skips of all levels are brought to level 1 and added there (Eq 10); "inline":
             each is added at its own level; "concat": no gates, linear(2C -> C) on [D, E], as Swin-Unet.
@@ -94,6 +94,7 @@ class SwinUNet(nn.Module):
         aspp_width: int | None = 192,
         aspp_rates: tuple[int, ...] = (3, 6, 12),
         aspp_batch_norm: bool = True,
+        aspp_project: bool = False,
         residual: Literal["level", "block", "none"] = "level",
         skips: Literal["final_sum", "inline", "concat"] = "final_sum",
         skip_levels: int = 4,
@@ -116,7 +117,7 @@ class SwinUNet(nn.Module):
         self.merges = nn.ModuleList(PatchMerging(widths[i]) for i in range(levels))
         self.bottleneck = Stage(widths[-1], 2 * heads[-1], sizes[-1], window, rates[-1])
         self.norm = nn.LayerNorm(widths[-1])
-        self.aspp = ASPP(widths[-1], aspp_width, aspp_rates, aspp_batch_norm) if aspp_width else None
+        self.aspp = ASPP(widths[-1], aspp_width, aspp_rates, aspp_batch_norm, aspp_project) if aspp_width else None
         self.expands = nn.ModuleList(PatchExpanding(widths[i + 1], 2, widths[i]) for i in range(levels))
         self.decoder = nn.ModuleList(
             Stage(widths[i], heads[i], sizes[i], window, rates[i], residual) for i in range(levels)

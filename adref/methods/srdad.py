@@ -163,6 +163,7 @@ class Options:
     aspp_width: int = option(192, "channels of each branch of ASPP", "D20", (1, INF))
     aspp_rates: tuple[int, int, int] = option((3, 6, 12), "dilations", "Eq 7", (1, INF))
     aspp_batch_norm: bool = option(True, "batch norm after the dilated convolutions", "D20")
+    aspp_project: bool = option(False, "a 1x1 convolution behind ASPP even where the widths fit", "D20")
     residual: Literal["level", "block", "none"] = option("level", "where the decoder's W stands", "Eq 8; D21")
     gates: Literal["channel", "spatial"] = option("channel", "a gate for each channel, or for each token", "Eq 9; D22")
     skips: Literal["final_sum", "inline", "concat"] = option("final_sum", "where gated skips join", "Eq 10; D23")
@@ -199,7 +200,12 @@ class Options:
     ssim_padding: Literal["zero", "valid"] = option("zero", "SSIM at the border", "Eq 17; D40")
     ssim_range: Literal["one", "auto"] = option("one", "value range L of SSIM; auto: guessed as DRAEM's code", "D40")
     focal_gamma: float = option(2.0, "focusing exponent of the focal loss", "Eq 19", (0, INF))
-    focal_alpha: float | None = option(None, "weight of the anomalous class, none: both weigh 1", "Eq 19; D41", (0, 1))
+    focal_alpha: tuple[float, ...] | None = option(
+        None,
+        "weight alpha of the anomalous class (normal: 1 - alpha), or of both, normal first",
+        "Eq 19; D41",
+        (0, INF),
+    )
     focal_smooth: float = option(1e-5, "clamp of the one-hot mask and addend of p_t", "U (DRAEM); D41", (0, 0.5))
     epochs: int | None = option(None, "length of training [srdad 500, draem 700]", "section Experiments; D42", (0, INF))
     length_unit: Literal["epochs", "iterations"] = option("epochs", "what --epochs counts", "D42")
@@ -612,7 +618,8 @@ class SRDAD(Method):
         else:
             self.reconstructor = SwinUNet(
                 o.size, o.width, o.depths, o.bottleneck_depth, o.heads, o.window, o.drop_path,
-                o.aspp_width if o.aspp else None, o.aspp_rates, o.aspp_batch_norm, o.residual, o.skips, o.skip_levels,
+                o.aspp_width if o.aspp else None, o.aspp_rates, o.aspp_batch_norm, o.aspp_project, o.residual, o.skips,
+                o.skip_levels,
                 o.skip_tap, o.gates, o.output_activation,
             )  # fmt: skip
         if o.discriminator == "draem":
@@ -646,12 +653,13 @@ class SRDAD(Method):
         o = self.options
         reconstruction, probabilities = self(batch.corrupted)
         reconstruction = reconstruction.float()
+        alpha = o.focal_alpha[0] if o.focal_alpha and len(o.focal_alpha) == 1 else o.focal_alpha
         similarity = ssim(reconstruction, batch.clean, o.ssim_window, padding=o.ssim_padding,
                           value_range=1.0 if o.ssim_range == "one" else "auto")  # fmt: skip  # D40
         terms = {
             "l2": o.l2_weight * F.mse_loss(reconstruction, batch.clean),  # equations 16, 18: the whole image (D39)
             "ssim": o.ssim_weight * (1 - similarity),  # equations 17, 18
-            "focal": focal(probabilities, batch.mask, o.focal_gamma, o.focal_alpha, o.focal_smooth),  # equation 19
+            "focal": focal(probabilities, batch.mask, o.focal_gamma, alpha, o.focal_smooth),  # equation 19; D41
         }
         return {**terms, "total": sum(terms.values())}  # equation 20
 
@@ -721,6 +729,8 @@ def check(o: Options) -> None:
         low, high = getattr(o, name)
         if low > high:
             raise UserError(f"{flag(name)} takes two numbers in ascending order; got {low},{high}")
+    if o.focal_alpha and (len(o.focal_alpha) > 2 or (len(o.focal_alpha) == 1 and o.focal_alpha[0] > 1)):
+        raise UserError(f"--focal-alpha takes one number from 0 to 1, or two of 0 or more; got {o.focal_alpha}")
     if o.patch_longest < o.patch_side_limits[0]:
         raise UserError(f"--patch-longest takes no less than --patch-side-limits begins with; got {o.patch_longest}")
     if o.score_window % 2 == 0:
