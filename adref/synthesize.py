@@ -98,11 +98,8 @@ def run_command(argv: list[str]) -> int:
         failed += [notes] if notes and not example else []
         if len(examples) == count or total == TRIES * count:
             break
-    reasons = (
-        {key: sum(notes[key] for notes in failed) for key in failed[0] if np.ndim(failed[0][key]) == 0}
-        if failed
-        else {}
-    )
+    kinds = [key for key, value in failed[0].items() if not np.ndim(value)] if failed else []
+    reasons = {key: sum(notes[key] for notes in failed) for key in kinds}
     if not examples:
         why = f"{len(failed)} came out empty: {reasons}" if failed else "see --anomaly-probability"
         raise UserError(f"{name} corrupted none of {total} examples; {why}")

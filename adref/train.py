@@ -169,7 +169,7 @@ def run_command(argv: list[str]) -> int:
     if arguments.resume:
         for name, now in digests.items():
             if config[name] != now:
-                what = {"data": "training images"}.get(name.removesuffix("_digest"), name.removesuffix("_digest"))
+                what = "training images" if name == "data_digest" else name.removesuffix("_digest")
                 raise UserError(f"--resume: the {what} are not those that {run} began with")
         write_json(run / "config.json", config)
     else:

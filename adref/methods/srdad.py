@@ -574,7 +574,7 @@ def survey(images: Sequence[Tensor], category: str, options: Options) -> str:
             known = ", ".join(MVTEC_OBJECTS)
             raise UserError(f"--mask-polarity mvtec knows MVTec AD's categories alone ({known}); got {category}")
         return MVTEC_OBJECTS[category]
-    if options.mask_polarity != "auto" or options.mask_mode == "full":
+    if options.mask_polarity != "auto" or options.mask_mode == "full" or options.anomaly == "draem":  # no need to look
         return "dark" if options.mask_polarity == "dark" else "bright"
     shares = []
     for image in images:
