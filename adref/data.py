@@ -444,15 +444,18 @@ class Images(Sequence):
 class TrainingSet(torch.utils.data.Dataset):
     """Examples by (epoch, position, index): `corrupt(image, rng, options, sources)`; order and workers change none."""
 
-    def __init__(self, images: Sequence[Tensor], corrupt: Callable, options, sources, seed: int):
+    def __init__(
+        self, images: Sequence[Tensor], corrupt: Callable, options, sources, seed: int, purpose: str = "corrupt"
+    ):
         self.images, self.corrupt, self.arguments, self.seed = images, corrupt, (options, sources), seed
+        self.purpose = purpose  # of the random streams
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, int, int]) -> NamedTuple:
         epoch, position, index = key
-        rng = random_stream(self.seed, "corrupt", epoch, position)
+        rng = random_stream(self.seed, self.purpose, epoch, position)
         return self.corrupt(self.images[index].float() / 255, rng, *self.arguments)
 
 

@@ -120,10 +120,14 @@ def evaluate(
         last = index + 1 == len(category.test)
         progress(f"evaluating {category.name}: image {index + 1}/{len(category.test)}", final=last)
     state = load_checkpoint(run)
-    calibration, step = state.get("calibration"), f"step {state['step']}"
+    calibration, step, chosen = state.get("calibration"), f"step {state['step']}", state.get("chosen")
+    if chosen:
+        step = f"step {list(chosen.values())[-1]} of {state['step']}, the least loss on normal images"
+    elif "calibration" in state:
+        step += ", the last"
     metrics = {
         "method": config["method"], "category": category.name, "selected_on_test": "nothing", "device": str(device),
-        "checkpoint": f"{step}, the last" if "calibration" in state else f"{step}: training is not finished",
+        "checkpoint": step if "calibration" in state else f"{step}: training is not finished",
         "resolution": resolution, "gt_mode": None if native else gt_mode, "test_digest": digest(category.test),
         "map_scale": map_scale(maps), **all_metrics(category.test, scores, maps, masks, seed, convention),
     }  # fmt: skip
@@ -271,9 +275,7 @@ def facts(config: dict, metrics: dict, method: Method) -> dict[str, str]:
     """What a reader needs to repeat the run."""
     flags, calibration = config["flags"], metrics["calibration"]
     changed = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in config["changed"].items())
-    threshold = (
-        f"none is stored: {'no image was held out' if 'last' in metrics['checkpoint'] else metrics['checkpoint']}"
-    )
+    threshold = f"none is stored: {metrics['checkpoint'] if 'not finished' in metrics['checkpoint'] else 'no image was held out'}"
     if calibration:
         count = calibration["images"]
         threshold = (

@@ -1,5 +1,6 @@
-"""Losses that several methods share: SSIM and the focal loss."""
+"""Losses that several methods share: SSIM, MS-SSIM in two forms, and the focal loss."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -21,7 +22,7 @@ def ssim_map(
     window: Literal["gaussian", "uniform"] = "gaussian",
     size: int = 11,
     sigma: float = 1.5,
-    padding: Literal["zero", "valid"] = "zero",
+    padding: Literal["zero", "valid", "reflect"] = "zero",
     value_range: float | Literal["auto"] = 1.0,
 ) -> Tensor:
     """Structural similarity at every pixel of every channel.
@@ -38,7 +39,8 @@ def ssim_map(
         window: weights of the local means.
         size: side of the window in pixels, odd.
         sigma: standard deviation of the Gaussian window in pixels.
-        padding: "zero" sets zeros around both images and keeps H x W; "valid" takes whole windows only.
+        padding: "zero" sets zeros around both images and keeps H x W; "reflect" mirrors them at their outermost pixels,
+            which are not repeated; "valid" takes whole windows only.
         value_range: L. "auto" guesses it from `a` as DRAEM's code does: top 255 if max a > 128, else 1; bottom -1 if
             min a < -0.5, else 0.
 
@@ -47,8 +49,8 @@ def ssim_map(
     """
     if a.dim() != 4 or a.shape != b.shape:
         raise ValueError(f"expected two (B, C, H, W) of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
-    if window not in ("gaussian", "uniform") or padding not in ("zero", "valid") or size % 2 == 0:
-        raise ValueError(f"expected gaussian|uniform, zero|valid, odd size; got {window}, {padding}, {size}")
+    if window not in ("gaussian", "uniform") or padding not in ("zero", "valid", "reflect") or size % 2 == 0:
+        raise ValueError(f"expected gaussian|uniform, zero|valid|reflect, odd size; got {window}, {padding}, {size}")
     if value_range == "auto":
         low, high = torch.aminmax(a.detach())
         value_range = (255.0 if high > 128 else 1.0) - (-1.0 if low < -0.5 else 0.0)
@@ -68,8 +70,10 @@ def ssim_map(
 
 def _local_mean(x: Tensor, weight: Tensor, padding: str) -> Tensor:
     """Weighted means of (..., H, W) along H, then along W; all leading axes are channels of one convolution."""
-    reach = len(weight) // 2 if padding == "zero" else 0
-    flat = x.reshape(1, -1, *x.shape[-2:])
+    flat, reach = x.reshape(1, -1, *x.shape[-2:]), len(weight) // 2
+    if padding == "reflect":
+        flat = F.pad(flat, (reach, reach, reach, reach), mode="reflect")
+    reach = reach if padding == "zero" else 0
     count = flat.shape[1]
     flat = F.conv2d(flat, weight.view(1, 1, -1, 1).expand(count, -1, -1, -1), padding=(reach, 0), groups=count)
     flat = F.conv2d(flat, weight.view(1, 1, 1, -1).expand(count, -1, -1, -1), padding=(0, reach), groups=count)
@@ -82,11 +86,123 @@ def ssim(
     window: Literal["gaussian", "uniform"] = "gaussian",
     size: int = 11,
     sigma: float = 1.5,
-    padding: Literal["zero", "valid"] = "zero",
+    padding: Literal["zero", "valid", "reflect"] = "zero",
     value_range: float | Literal["auto"] = 1.0,
 ) -> Tensor:
     """Mean of `ssim_map` over batch, channels and pixels, a scalar; arguments as there. The loss is 1 - ssim."""
     return ssim_map(a, b, window, size, sigma, padding, value_range).mean()
+
+
+def ms_ssim_l1(
+    a: Tensor,
+    b: Tensor,
+    sigmas: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0),
+    constants: tuple[float, float] = (0.01**2, 0.03**2),
+    padding: Literal["reflect", "zero"] = "reflect",
+    channels: Literal["mean", "product", "port_groups"] = "mean",
+) -> tuple[Tensor, Tensor]:
+    """The two halves of the loss of Zhao et al. at every pixel: multi-scale SSIM, and absolute error.
+
+    H. Zhao et al., "Loss Functions for Image Restoration with Neural Networks", IEEE TCI 2017; equations 6 to 9 of
+    noise-to-norm. The loss is alpha (1 - similarity) + (1 - alpha) error with
+
+        similarity = l_M prod_j cs_j,  error = G_M * |a - b|
+        l = (2 mu_a mu_b + C1) / (mu_a^2 + mu_b^2 + C1),  cs = (2 cov_ab + C2) / (var_a + var_b + C2)
+
+    The scales are Gaussian windows of sigma_j, not levels of a pyramid: all at full resolution and none raised to a
+    power; M is the widest. This is not Wang's MS-SSIM (`ms_ssim`).
+
+    Args:
+        a: (B, C, H, W) in [0, 1], each side longer than the windows' reach of 2 max(sigmas) pixels.
+        b: like `a`.
+        alpha: share of the similarity.
+        sigmas: ascending, in pixels; every window is cut at twice the widest one and has weights of sum 1.
+        constants: C1, C2.
+        padding: "reflect" mirrors at the outermost pixels, which are not repeated; "zero" sets zeros around.
+        channels: "mean" of the channels' maps; "product": l and cs are multiplied over the channels, too; "port_groups":
+            the same, after a PyTorch port (psyrocloud/MS-SSIM_L1_LOSS) whose filters and channels are out of step: see
+            `port_groups`.
+
+    Returns:
+        similarity (B, 1, H, W), 1 where both are equal, at worst about -1; error (B, 1, H, W). At least float32.
+    """
+    if a.dim() != 4 or a.shape != b.shape or list(sigmas) != sorted(sigmas) or padding not in ("reflect", "zero"):
+        raise ValueError(f"expected two (B, C, H, W) of one shape, ascending sigmas, reflect|zero; got {tuple(a.shape)}, "
+                         f"{tuple(b.shape)}, {sigmas}, {padding}")  # fmt: skip
+    c1, c2 = constants
+    reach = math.ceil(2 * max(sigmas))
+    if padding == "reflect" and min(a.shape[2:]) <= reach:
+        raise ValueError(f"expected sides above {reach} pixels, the reach of the windows, got {tuple(a.shape[2:])}")
+    with torch.autocast(device_type=a.device.type, enabled=False):  # variances, as in `ssim_map`
+        kind = torch.promote_types(a.dtype, torch.float32)
+        a, b = a.to(kind), b.to(kind)
+        pictures, structures = torch.stack((a, b, a * a + b * b, a * b)), []
+        for sigma in sigmas:
+            weight = gaussian_window(2 * reach + 1, sigma)
+            weight = weight[weight > 1e-20].to(a)  # what is cut is below the last bit
+            mu_a, mu_b, squares, product = _local_mean(pictures, weight, padding)
+            mu_squares, mu_product = mu_a * mu_a + mu_b * mu_b, mu_a * mu_b
+            structures.append((2 * (product - mu_product) + c2) / (squares - mu_squares + c2))
+        luminance = (2 * mu_product + c1) / (mu_squares + c1)  # (B, C, H, W), of the widest window
+        error = _local_mean((a - b).abs(), weight, padding)
+        if channels == "port_groups":
+            pairs = port_groups(len(sigmas), a.shape[1])
+            similarity = torch.stack([structures[scale][:, channel] for channel, scale in pairs]).prod(dim=0)
+            similarity = (similarity * luminance[:, -1] ** a.shape[1]).unsqueeze(1)
+        else:
+            similarity = luminance * torch.stack(structures).prod(dim=0)
+            if channels == "product":
+                similarity = similarity.prod(dim=1, keepdim=True)
+        return similarity.mean(dim=1, keepdim=True), error.mean(dim=1, keepdim=True)
+
+
+def port_groups(scales: int, channels: int = 3) -> list[tuple[int, int]]:
+    """(channel, scale) of each filter in the port's grouped convolution: filter k sees channel k // scales (of which the
+    port is unaware) and has scale k // channels.
+
+    Of three channels and sigmas 0.5, 1, 2, 4, 8, red is filtered with .5, .5, .5, 1, 1, green with 1, 2, 2, 2, 4, and
+    blue with 4, 4, 8, 8, 8; l is blue's at 8, cubed.
+    """
+    return [(k // scales, k // channels) for k in range(scales * channels)]
+
+
+def ms_ssim(a: Tensor, b: Tensor, value_range: float = 1.0) -> Tensor:
+    """Multi-scale SSIM over a pyramid of five levels, each half as large as the one before.
+
+    Z. Wang, E. Simoncelli, A. Bovik, "Multiscale structural similarity for image quality assessment", Asilomar 2003,
+    Eq 7, with its weights: l_5^w5 prod_j cs_j^wj of the means over whole 11 x 11 Gaussian windows. A negative mean of cs
+    has no power: it is set to 0, as is usual.
+
+    Args:
+        a: (B, C, H, W), each side above 160 pixels.
+        b: like `a`.
+        value_range: L.
+
+    Returns:
+        (B,), the mean of the channels.
+    """
+    if a.dim() != 4 or a.shape != b.shape or min(a.shape[2:]) <= 160:
+        raise ValueError(f"expected two (B, C, H, W) with sides above 160, got {tuple(a.shape)} and {tuple(b.shape)}")
+    c1, c2 = (0.01 * value_range) ** 2, (0.03 * value_range) ** 2
+    exponents = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+    result = 1.0
+    with torch.autocast(device_type=a.device.type, enabled=False):
+        kind = torch.promote_types(a.dtype, torch.float32)
+        a, b = a.to(kind), b.to(kind)
+        weight = gaussian_window(11, 1.5).to(a)
+        for level, exponent in enumerate(exponents):
+            if level:
+                odd = [side % 2 for side in a.shape[2:]]
+                a, b = (F.avg_pool2d(picture, 2, padding=odd) for picture in (a, b))
+            mu_a, mu_b, squares, product = _local_mean(torch.stack((a, b, a * a + b * b, a * b)), weight, "valid")
+            mu_squares, mu_product = mu_a * mu_a + mu_b * mu_b, mu_a * mu_b
+            similarity = (2 * (product - mu_product) + c2) / (squares - mu_squares + c2)
+            if level == len(exponents) - 1:
+                similarity = similarity * (2 * mu_product + c1) / (mu_squares + c1)
+            mean = similarity.mean(dim=(2, 3))
+            power = mean.clamp_min(torch.finfo(kind).tiny) ** exponent  # 0 ** exponent has no gradient
+            result = result * torch.where(mean > 0, power, 0)
+    return result.mean(dim=1)
 
 
 def focal(

@@ -36,6 +36,13 @@ class Sources(NamedTuple):
     journal: list[dict] | None = None  # where `corrupt` may tell what it did: numbers and (H, W) masks
 
 
+class EarlyStop(NamedTuple):
+    """When a stage ends before its length, and that its best weights are its result."""
+
+    patience: int | None  # epochs without a new minimum of the loss after which it ends; None: it never does
+    share: float  # of the training images, which do not train: their loss decides; 0: the training loss does
+
+
 class Trainable(nn.Module):
     """What `python -m adref.train` can train.
 
@@ -65,6 +72,13 @@ class Trainable(nn.Module):
         """What `corrupt` must know of all normal images together, for `Sources.survey`; asked once, before training."""
         return None
 
+    def prepare(self, images: Sequence[Tensor], stage: str) -> None:
+        """A look at the clean training images, uint8 (3, H, W) each, before a stage; what it finds goes into buffers."""
+
+    def early_stop(self, stage: str) -> EarlyStop | None:
+        """Whether a loss on normal images may end the stage and choose its weights; None: the last step's are taken."""
+        return None
+
     def order(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """The images of one epoch as indices below `count`; each image once unless a paper says otherwise."""
         return rng.permutation(count)
@@ -74,7 +88,10 @@ class Trainable(nn.Module):
         return self.options.epochs
 
     def loss(self, batch: NamedTuple, stage: str) -> dict[str, Tensor]:
-        """Named terms and their weighted sum "total", each a scalar in float32."""
+        """Named terms and their weighted sum "total", each a scalar in float32.
+
+        A name with a slash ("memory/entropy") is a statistic: logged and drawn beside the terms, and no part of "total".
+        """
         raise NotImplementedError
 
     def optimizer(self, stage: str) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
@@ -106,9 +123,39 @@ class Method(Trainable):
         """(B, 1, H, W) -> (B,): the maximum, unless the paper says otherwise."""
         return maps.amax(dim=(1, 2, 3))
 
+    def score(self, images: Tensor, rngs: list[np.random.Generator] | None = None) -> tuple[Tensor, Tensor]:
+        """Image scores (B,), to which decision thresholds belong, and anomaly maps; arguments as of `anomaly_map`."""
+        maps = self.anomaly_map(images, rngs)
+        return self.image_score(maps), maps
+
     def reconstruct(self, images: Tensor, rngs: list[np.random.Generator] | None = None) -> Tensor | None:
         """What a person wants to see beside the map: (B, 3, H, W) in [0, 1], or None."""
         return None
+
+
+def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian filter of maps (..., H, W), mirrored at their edges, edge pixels repeated.
+
+    What scipy.ndimage.gaussian_filter computes (truncate 4, mode "reflect"), as one matrix for each axis, so that it
+    runs where the maps are.
+
+    Args:
+        maps: floats.
+        sigma: in pixels; 0 changes nothing.
+    """
+    if sigma == 0:
+        return maps
+    reach = int(4 * sigma + 0.5)
+    steps = torch.arange(-reach, reach + 1)
+    weights = torch.exp(-0.5 * (steps.double() / sigma) ** 2)
+    weights = weights / weights.sum()
+    matrices = []
+    for length in maps.shape[-2:]:
+        place = (torch.arange(length)[:, None] + steps) % (2 * length)  # of a picture and its mirror image, repeated
+        place = torch.minimum(place, 2 * length - 1 - place)
+        matrix = torch.zeros(length, length, dtype=torch.float64).scatter_add_(1, place, weights.expand(length, -1))
+        matrices.append(matrix.to(maps))
+    return matrices[0] @ maps @ matrices[1].T
 
 
 def filtered_maximum(maps: Tensor, side: int) -> Tensor:

@@ -16,6 +16,10 @@ class UserError(ValueError):
     """A mistake of the person at the keyboard: one sentence, shown without a traceback, exit code 2."""
 
 
+class Notice(UserWarning):
+    """Something that a person should know before a run, and no mistake: shown in one line."""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one sentence."""
 

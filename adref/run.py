@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from adref import __version__
 from adref.data import random_stream, resize, to_tensor
 from adref.method import Method, Trainable
 from adref.methods import find_method
-from adref.options import UserError, replace
+from adref.options import Notice, UserError, replace
 
 CONFIG_KEYS = {"adref", "torch", "method", "preset", "ablation", "changed", "category", "generated", "options", "flags",
                "device", "data_digest", "textures_digest", "sizes_digest", "weights_sha256"}  # fmt: skip
@@ -38,7 +39,12 @@ def guarded(command) -> int:
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     try:
-        return command()
+        with warnings.catch_warnings():
+            shown = warnings.showwarning
+            warnings.showwarning = lambda text, kind, *rest: (
+                print(f"note: {text}", file=sys.stderr) if issubclass(kind, Notice) else shown(text, kind, *rest)
+            )
+            return command()
     except UserError as error:
         text = str(error)
         if "Original Traceback" in text:  # from a data worker it comes inside that worker's traceback, as its last line
@@ -334,8 +340,8 @@ def score_image(method: Method, image: np.ndarray, seed: int, index: int) -> tup
         UserError: a score or map that is not finite.
     """
     batch = method_input(method, image, next(method.parameters()).device)
-    maps = method.anomaly_map(batch, [random_stream(seed, "test", index)])
-    score = float(method.image_score(maps))
+    scores, maps = method.score(batch, [random_stream(seed, "test", index)])
+    score = float(scores)
     if not math.isfinite(score) or not torch.isfinite(maps).all():
         raise UserError(f"image {index} of the list gets the score {score}: the weights of this run are not usable")
     return score, maps.float().cpu()

@@ -21,13 +21,14 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from adref import options as option_tools
+from adref.config import SAMPLE_DATA, Flags
 from adref.data import Images, find_category, list_images, random_stream, read_mask, require_sound
 from adref.method import Trainable
 from adref.methods import METHODS, find_method
 from adref.options import UserError
 from adref.run import guarded, refuse_existing, write_atomically, write_json
 from adref.sample_data import CATEGORIES, write_sample_data
-from adref.train import SAMPLE_DATA, Flags, open_sources, split
+from adref.train import open_sources, split
 
 FLAGS = ("data", "category", "textures", "defect_sizes", "seed", "holdout", "memory_limit")
 VISIBLE = 1 / 255  # mean over the channels; a change of less is none

@@ -4,9 +4,6 @@ Trains a method on normal images, sets its decision threshold on held-out ones, 
 With no argument at all: DRAEM at the preset `tiny` on generated sample pictures.
 """
 
-import argparse
-import dataclasses
-import itertools
 import json
 import math
 import os
@@ -15,15 +12,16 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from statistics import mean
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from adref import options as option_tools
+from adref.config import Flags, new_config, parse_arguments, resumed_config
 from adref.data import (
     Category,
     Images,
@@ -37,9 +35,8 @@ from adref.data import (
     require_sound,
 )
 from adref.evaluate import evaluate, summary
-from adref.method import Deviation, Sources, Trainable
-from adref.methods import METHODS, find_method
-from adref.options import UserError, option
+from adref.method import EarlyStop, Sources, Trainable
+from adref.options import UserError
 from adref.run import (
     Progress,
     TrainingError,
@@ -51,62 +48,16 @@ from adref.run import (
     load_checkpoint,
     load_tensors,
     load_weights,
-    read_config,
+    read_log,
     read_sizes,
-    refuse_existing,
     save_checkpoint,
     score_image,
     sha256,
     truncate_log,
     write_json,
 )
-from adref.sample_data import CATEGORIES, generated_textures, write_sample_data
+from adref.sample_data import CATEGORIES, generated_textures
 from adref.sample_data import VERSION as SAMPLE_VERSION
-
-SAMPLE_DATA = Path("runs/sample-data")
-
-DEVIATIONS = (
-    Deviation("T1", "Flags.holdout", "substitution", "all normal images train", "a tenth of them sets the threshold",
-              "a decision threshold must come from neither training nor test images; --holdout 0 is the papers' way"),
-    Deviation("T2", "Flags.textures", "substitution", "DTD, a data set of photographs",
-              "generated textures where no folder is named",
-              "nothing is downloaded; the command says so, and --textures takes DTD"),
-    Deviation("T3", "evaluate --resolution", "ambiguous", "pixel metrics at the network's size, masks resized",
-              "maps are brought to each picture's own size",
-              "no rule for resizing masks is needed then; 'method' is the other way"),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Flags:
-    """What a run is told beside the method's own options."""
-
-    data: str | None = option(None, "folder of the data set; none: generated sample pictures", "adref")
-    category: str | None = option(None, "category to train; may be left out where there is only one", "adref")
-    textures: str | None = option(None, "folder of texture pictures; none: generated textures", "T2")
-    defect_sizes: str | None = option(
-        None, "CSV of height,width,weight (python -m adref.synthesize --sizes-from MASKS)", "adref"
-    )
-    weights: tuple[str, ...] = option((), "published weights to start from, files joined by commas", "adref")
-    seed: int = option(0, "seed of all randomness", "adref", (0, 2**63 - 1))
-    device: str = option("auto", "auto, cpu, cuda or cuda:N", "adref")
-    precision: Literal["fp32", "bf16"] = option("fp32", "bf16: networks under autocast, losses in fp32", "adref")
-    holdout: float = option(0.1, "share of the normal training images kept for the threshold", "T1", (0, 0.9))
-    false_alarm_rate: float = option(
-        0.05, "share of normal images that the threshold may call anomalous", "adref", (1e-6, 1)
-    )
-    workers: int = option(1, "processes that corrupt images; changes no number", "adref", (0, 256))
-    start_method: Literal["fork", "spawn", "forkserver"] = option("fork", "how they start; changes no number", "adref")
-    memory_limit: float = option(2.0, "GiB of decoded pictures kept in memory", "adref", (0, math.inf))
-    checkpoint_seconds: float = option(60.0, "seconds between checkpoints", "adref", (0, math.inf))
-    checkpoint_steps: int = option(0, "steps between checkpoints; 0: by time alone", "adref", (0, math.inf))
-
-
-# What a resumed run may be given anew. No weight depends on it (on another kind of device: the last bits); the contents
-# of data and textures are compared by digest.
-FREE_ON_RESUME = ("data", "textures", "defect_sizes", "device", "workers", "start_method", "memory_limit",
-                  "checkpoint_seconds", "checkpoint_steps", "false_alarm_rate")  # fmt: skip
-
 
 # -- the command ------------------------------------------------------------------------------------------------------
 
@@ -117,43 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     return guarded(lambda: run_command(argv))
 
 
-def method_name(argv: list[str]) -> str:
-    """The method that a command line speaks of: its first word, or the one of the run that it resumes."""
-    if argv and not argv[0].startswith("-"):
-        return argv[0]
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--resume", action="store_true")
-    known, _ = parser.parse_known_args(argv)
-    return read_config(known.out)["method"] if known.resume and known.out else "draem"
-
-
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The command line, with the flags of its method."""
-    name = method_name(argv)
-    method = find_method(name)
-    parser = option_tools.Parser(
-        prog="python -m adref.train", description=__doc__.split("\n\n", 1)[1], allow_abbrev=False
-    )
-    parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)} [draem]; must stand first")
-    parser.add_argument("--out", metavar="RUN", type=Path, help="run directory [runs/CATEGORY-METHOD]")
-    parser.add_argument("--preset", help=f"one of: {', '.join(method.presets)} [paper; tiny for the sample data]")
-    parser.add_argument("--ablation", help=f"one of: {', '.join(method.ablations)}")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    option_tools.add_flags(parser, Flags, "run", "run flags")
-    option_tools.add_flags(parser, method.Options, "option", f"options of {name} (meaning, default, source)")
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        if not unknown[0].startswith("-"):
-            raise UserError(f"unknown argument {unknown[0]!r}; after the method's name only --options follow")
-        known = ["out", "preset", "ablation", "resume", *option_tools.hints(Flags), *option_tools.hints(method.Options)]
-        option_tools.refuse_unknown(unknown[0].split("=")[0], known)
-    return arguments
-
-
 def run_command(argv: list[str]) -> int:
     """What `main` does when nothing goes wrong."""
-    arguments = parse_arguments(argv)
+    arguments = parse_arguments(argv, __doc__.split("\n\n", 1)[1])
     if not argv:
         print(f"No argument: DRAEM, preset tiny, on generated sample pictures of a {CATEGORIES[0]}.")
     run, config = resumed_config(arguments) if arguments.resume else new_config(arguments)
@@ -188,71 +105,6 @@ def run_command(argv: list[str]) -> int:
     print(f"Next: python -m adref.predict {name} IMAGE_OR_FOLDER --out {name}/predictions"
           + ("   (or your own pictures: python -m adref.data ROOT)" if config["generated"] else ""))  # fmt: skip
     return 0
-
-
-def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
-    """Run directory and configuration of a new run from the command line."""
-    flags = option_tools.replace(Flags(), option_tools.flags_given(arguments, "run"))
-    if arguments.out:
-        refuse_existing(arguments.out)  # now, and not after minutes of reading
-    for name in ("data", "textures", "defect_sizes"):
-        if getattr(flags, name) == "":
-            raise UserError(f"{option_tools.flag(name)} takes a path; got an empty name")
-    name, generated = arguments.method or "draem", flags.data is None
-    method = find_method(name)
-    preset = arguments.preset or ("tiny" if generated else "paper")
-    changes = option_tools.flags_given(arguments, "option")
-    options = option_tools.build(method.Options, method.presets, method.ablations, preset, arguments.ablation, changes)
-    data, category = flags.data, flags.category
-    if generated:
-        if category not in (None, *CATEGORIES):
-            raise UserError(f"--category {category}: the generated sample data has {', '.join(CATEGORIES)}")
-        category = category or CATEGORIES[0]
-        data = write_sample_data(SAMPLE_DATA)
-    category = find_category(Path(data), category).name
-    absolute = os.path.abspath  # a run can then be resumed and evaluated from any folder
-    flags = dataclasses.replace(
-        flags, data=absolute(data), category=category, weights=tuple(map(absolute, flags.weights)),
-        textures=absolute(flags.textures) if flags.textures else None,
-        defect_sizes=absolute(flags.defect_sizes) if flags.defect_sizes else None,
-    )  # fmt: skip
-    config = {
-        "method": name, "preset": preset, "ablation": arguments.ablation, "changed": changes, "category": category,
-        "generated": generated, "options": option_tools.to_json(options), "flags": option_tools.to_json(flags),
-    }  # fmt: skip
-    return arguments.out or free_name(Path("runs") / f"{category}-{name}"), config
-
-
-def free_name(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, ... that does not exist."""
-    names = (path if i == 1 else path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
-    return next(name for name in names if not name.exists())
-
-
-def resumed_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
-    """Run directory and configuration of a run that goes on.
-
-    Raises:
-        UserError: no --out, or what the command line gives is not what the run began with.
-    """
-    if arguments.out is None:
-        raise UserError("--resume needs --out RUN, the run directory to go on with")
-    config = read_config(arguments.out)
-    for name in ("method", "preset", "ablation"):
-        if getattr(arguments, name) not in (None, config[name]):
-            raise UserError(f"--resume: {name} was {config[name]}, now {getattr(arguments, name)}; start a new run")
-    for kind, key, known in (("run", "flags", Flags), ("option", "options", find_method(config["method"]).Options)):
-        before = option_tools.replace(known(), config[key])
-        given = option_tools.flags_given(arguments, kind)
-        now = option_tools.replace(before, given)
-        for name in given:
-            was, is_now = getattr(before, name), getattr(now, name)
-            if was != is_now and not (kind == "run" and name in FREE_ON_RESUME):
-                raise UserError(
-                    f"--resume: {option_tools.flag(name)} was {was}, now {is_now}; start a new run for that"
-                )
-        config[key] = option_tools.to_json(now)
-    return arguments.out, config
 
 
 # -- what a run is made of --------------------------------------------------------------------------------------------
@@ -374,24 +226,40 @@ def train(run: Path, method: Trainable, images, sources: Sources, flags: Flags, 
     state = load_checkpoint(run)
     truncate_log(run, state["step"])
     load_weights(run, method, state)
-    method.to(device, memory_format=torch.channels_last).train()
-    data = TrainingSet(images, type(method).corrupt, method.options, sources, flags.seed)
+    method.to(device, memory_format=torch.channels_last)
+    ended, chosen, best = state.get("ended", {}), state.get("chosen", {}), state.get("best")
     progress, first = Progress(), 0  # first: the steps of the stages before
     with open(run / "metrics.jsonl", "a") as log, Interrupt() as interrupt:
         for stage in method.stages:
-            batches = Batches(method, stage, len(images), flags.seed, max(0, state["step"] - first))
+            if stage in ended:
+                first += ended[stage]
+                continue
+            stop = method.early_stop(stage)
+            part, validation = split_validation(images, stop, flags.seed)
+            data = TrainingSet(part, type(method).corrupt, method.options, sources, flags.seed)
+            watched = "validation" if len(validation) else "epoch"
+            validation = TrainingSet(
+                validation, type(method).corrupt, method.options, sources, flags.seed, "validation"
+            )
+            batches = Batches(method, stage, len(part), flags.seed, max(0, state["step"] - first))
+            step = min(batches.first_step, batches.last_step)
+            if step == 0:
+                method.prepare(part, stage)
             optimizer, schedule = method.optimizer(stage)
-            if 0 < batches.first_step < batches.last_step:
+            if 0 < step < batches.last_step:
                 optimizer.load_state_dict(state["optimizer"])
                 schedule.load_state_dict(state["schedule"])
+            method.train()
+            begun = first + step - step % batches.per_epoch  # an epoch in whose middle the run goes on
+            totals = [line["loss/total"] for line in read_log(run) if line["step"] > begun] if stop else []
             began = saved = before = time.monotonic()
-            for step, batch in enumerate(load_batches(data, batches, flags, device), start=batches.first_step + 1):
+            for step, batch in enumerate(load_batches(data, batches, flags, device), start=step + 1):  # noqa: B020
                 waited = time.monotonic() - before
                 batch = type(batch)(*(to_device(field, device) for field in batch))
                 torch.manual_seed(int(random_stream(flags.seed, f"step {stage}", step).integers(2**62)))  # dropout
                 with torch.autocast(device.type, torch.bfloat16, enabled=flags.precision == "bf16"):
                     terms = method.loss(batch, stage)
-                values = {f"loss/{name}": term.item() for name, term in terms.items()}
+                values = {name if "/" in name else f"loss/{name}": term.item() for name, term in terms.items()}
                 refuse_non_finite(values, f"{stage}, step {first + step}", run)
                 optimizer.zero_grad()
                 terms["total"].backward()
@@ -399,26 +267,64 @@ def train(run: Path, method: Trainable, images, sources: Sources, flags: Flags, 
                 rate = optimizer.param_groups[0]["lr"]
                 if step % batches.period == 0:
                     schedule.step()
-                epoch, now = (step - 1) // batches.per_epoch, time.monotonic()
+                epoch, over = (step - 1) // batches.per_epoch, False
+                totals.append(values["loss/total"])
+                if stop and step % batches.per_epoch == 0:
+                    loss = validate(method, validation, stage, flags, device) if len(validation) else mean(totals)
+                    values[f"{watched}/total"], totals = loss, []
+                    refuse_non_finite({f"{watched}/total": loss}, f"{stage}, step {first + step}", run)
+                    if best is None or loss < best["loss"]:
+                        weights = {name: tensor.cpu().clone() for name, tensor in method.state_dict().items()}
+                        best = {"loss": loss, "epoch": epoch, "step": first + step, "model": weights}
+                    over = stop.patience is not None and epoch - best["epoch"] >= stop.patience
+                now = time.monotonic()
                 line = {"stage": stage, "epoch": epoch, "step": first + step, "lr": rate, **values}
                 line |= {"seconds": round(now - before, 4), "data_seconds": round(waited, 4)}
                 log.write(json.dumps(line) + "\n")
                 log.flush()
-                progress(progress_line(line, batches, step, now - began), final=step == batches.last_step)
+                progress(progress_line(line, batches, step, now - began), final=over or step == batches.last_step)
+                if over:
+                    break
                 by_steps = flags.checkpoint_steps and step % flags.checkpoint_steps == 0
                 if by_steps or now - saved > flags.checkpoint_seconds or interrupt.raised:
                     os.fsync(log.fileno())
-                    state = {"model": method.state_dict(), "step": first + step}
-                    state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+                    state = {"model": method.state_dict(), "step": first + step, "ended": ended, "chosen": chosen}
+                    state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "best": best}
                     save_checkpoint(run, state)
                     saved = time.monotonic()
                 if interrupt.raised:
                     return False
                 before = time.monotonic()
-            first += batches.last_step
-    if "calibration" not in state:
-        save_checkpoint(run, {"model": method.state_dict(), "step": first})  # the end needs no optimiser
+            first, ended = first + step, {**ended, stage: step}
+            if best:
+                load_weights(run, method, best)
+                chosen, best = {**chosen, stage: best["step"]}, None
+    if "calibration" not in state:  # the end needs no optimiser
+        save_checkpoint(run, {"model": method.state_dict(), "step": first, "ended": ended, "chosen": chosen})
     return True
+
+
+def split_validation(images, stop: EarlyStop | None, seed: int) -> tuple:
+    """The images that train, and those that an `EarlyStop` watches: at least one where there are two."""
+    count = len(images)
+    kept = max(1, math.floor(stop.share * count)) if stop and stop.share and count > 1 else 0
+    order = random_stream(seed, "validation").permutation(count).tolist()
+    return Subset(images, sorted(order[kept:])), Subset(images, sorted(order[:kept]))
+
+
+@torch.no_grad()
+def validate(method: Trainable, data: TrainingSet, stage: str, flags: Flags, device: torch.device) -> float:
+    """The mean loss over images that do not train; `corrupt` draws the same for each of them every time."""
+    method.eval()
+    total, size = 0.0, method.options.batch_size
+    for begin in range(0, len(data), size):
+        examples = [data[0, i, i] for i in range(begin, min(begin + size, len(data)))]
+        batch = torch.utils.data.default_collate(examples)
+        batch = type(batch)(*(to_device(field, device) for field in batch))
+        with torch.autocast(device.type, torch.bfloat16, enabled=flags.precision == "bf16"):
+            total += method.loss(batch, stage)["total"].item() * len(examples)
+    method.train()
+    return total / len(data)
 
 
 def load_batches(data: TrainingSet, batches: Batches, flags: Flags, device: torch.device) -> Iterable:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import adref.train
+import adref.config
 from adref.methods import METHODS
 
 PACKAGE = Path(adref.__file__).parent
@@ -25,6 +25,7 @@ ORDER = (
     {"methods"},
     {"data", "sample_data"},
     {"run", "report", "distributed"},
+    {"config"},
     {"train", "evaluate", "predict", "synthesize", "benchmark", "study"},
 )
 
@@ -136,8 +137,8 @@ def test_every_option_has_a_source_and_every_deviation_its_tag(name):
 
 
 def test_flags_of_train_have_sources():
-    tags = {deviation.tag for deviation in adref.train.DEVIATIONS}
-    for field in fields(adref.train.Flags):
+    tags = {deviation.tag for deviation in adref.config.DEVIATIONS}
+    for field in fields(adref.config.Flags):
         assert field.metadata["source"] == "adref" or field.metadata["source"] in tags, field.name
 
 

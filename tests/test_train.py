@@ -17,7 +17,8 @@ from conftest import SMALL, write_category
 
 from adref.methods.draem import DRAEM
 from adref.run import load, load_checkpoint, read_log, score_image
-from adref.train import Flags, calibrate, main
+from adref.config import Flags
+from adref.train import calibrate, main
 
 
 def arguments(data, textures, out, *more) -> list[str]:

@@ -2,10 +2,17 @@
 
 from adref.method import Trainable
 from adref.methods.draem import DRAEM
+from adref.methods.noise_to_norm import NoiseToNorm
 from adref.methods.srdad import SRDAD
+from adref.methods.vit_autoencoder import ViTAutoencoder
 from adref.options import UserError
 
-METHODS: dict[str, type[Trainable]] = {"draem": DRAEM, "srdad": SRDAD}
+METHODS: dict[str, type[Trainable]] = {
+    "draem": DRAEM,
+    "srdad": SRDAD,
+    "vit_autoencoder": ViTAutoencoder,
+    "noise_to_norm": NoiseToNorm,
+}
 
 
 def find_method(name: str) -> type[Trainable]:

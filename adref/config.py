@@ -1,0 +1,162 @@
+"""What a run is told: the flags that every method has, and its configuration from a command line or from the run itself."""
+
+import argparse
+import dataclasses
+import itertools
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adref import options as option_tools
+from adref.data import find_category
+from adref.method import Deviation
+from adref.methods import METHODS, find_method
+from adref.options import UserError, option
+from adref.run import read_config, refuse_existing
+from adref.sample_data import CATEGORIES, write_sample_data
+
+SAMPLE_DATA = Path("runs/sample-data")
+
+DEVIATIONS = (
+    Deviation("T1", "Flags.holdout", "substitution", "all normal images train", "a tenth of them sets the threshold",
+              "a decision threshold must come from neither training nor test images; --holdout 0 is the papers' way"),
+    Deviation("T2", "Flags.textures", "substitution", "DTD, a data set of photographs",
+              "generated textures where no folder is named",
+              "nothing is downloaded; the command says so, and --textures takes DTD"),
+    Deviation("T3", "evaluate --resolution", "ambiguous", "pixel metrics at the network's size, masks resized",
+              "maps are brought to each picture's own size",
+              "no rule for resizing masks is needed then; 'method' is the other way"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What a run is told beside the method's own options."""
+
+    data: str | None = option(None, "folder of the data set; none: generated sample pictures", "adref")
+    category: str | None = option(None, "category to train; may be left out where there is only one", "adref")
+    textures: str | None = option(None, "folder of texture pictures; none: generated textures", "T2")
+    defect_sizes: str | None = option(
+        None, "CSV of height,width,weight (python -m adref.synthesize --sizes-from MASKS)", "adref"
+    )
+    weights: tuple[str, ...] = option((), "published weights to start from, files joined by commas", "adref")
+    seed: int = option(0, "seed of all randomness", "adref", (0, 2**63 - 1))
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", "adref")
+    precision: Literal["fp32", "bf16"] = option("fp32", "bf16: networks under autocast, losses in fp32", "adref")
+    holdout: float = option(0.1, "share of the normal training images kept for the threshold", "T1", (0, 0.9))
+    false_alarm_rate: float = option(
+        0.05, "share of normal images that the threshold may call anomalous", "adref", (1e-6, 1)
+    )
+    workers: int = option(1, "processes that corrupt images; changes no number", "adref", (0, 256))
+    start_method: Literal["fork", "spawn", "forkserver"] = option("fork", "how they start; changes no number", "adref")
+    memory_limit: float = option(2.0, "GiB of decoded pictures kept in memory", "adref", (0, math.inf))
+    checkpoint_seconds: float = option(60.0, "seconds between checkpoints", "adref", (0, math.inf))
+    checkpoint_steps: int = option(0, "steps between checkpoints; 0: by time alone", "adref", (0, math.inf))
+
+
+# What a resumed run may be given anew. No weight depends on it (on another kind of device: the last bits); the contents
+# of data and textures are compared by digest.
+FREE_ON_RESUME = ("data", "textures", "defect_sizes", "device", "workers", "start_method", "memory_limit",
+                  "checkpoint_seconds", "checkpoint_steps", "false_alarm_rate")  # fmt: skip
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def method_name(argv: list[str]) -> str:
+    """The method that a command line speaks of: its first word, or the one of the run that it resumes."""
+    if argv and not argv[0].startswith("-"):
+        return argv[0]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    known, _ = parser.parse_known_args(argv)
+    return read_config(known.out)["method"] if known.resume and known.out else "draem"
+
+
+def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
+    """The command line of adref.train, with the flags of its method."""
+    name = method_name(argv)
+    method = find_method(name)
+    parser = option_tools.Parser(prog="python -m adref.train", description=description, allow_abbrev=False)
+    parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)} [draem]; must stand first")
+    parser.add_argument("--out", metavar="RUN", type=Path, help="run directory [runs/CATEGORY-METHOD]")
+    parser.add_argument("--preset", help=f"one of: {', '.join(method.presets)} [paper; tiny for the sample data]")
+    parser.add_argument("--ablation", help=f"one of: {', '.join(method.ablations)}")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    option_tools.add_flags(parser, Flags, "run", "run flags")
+    option_tools.add_flags(parser, method.Options, "option", f"options of {name} (meaning, default, source)")
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        if not unknown[0].startswith("-"):
+            raise UserError(f"unknown argument {unknown[0]!r}; after the method's name only --options follow")
+        known = ["out", "preset", "ablation", "resume", *option_tools.hints(Flags), *option_tools.hints(method.Options)]
+        option_tools.refuse_unknown(unknown[0].split("=")[0], known)
+    return arguments
+
+
+def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
+    """Run directory and configuration of a new run from the command line."""
+    flags = option_tools.replace(Flags(), option_tools.flags_given(arguments, "run"))
+    if arguments.out:
+        refuse_existing(arguments.out)  # now, and not after minutes of reading
+    for name in ("data", "textures", "defect_sizes"):
+        if getattr(flags, name) == "":
+            raise UserError(f"{option_tools.flag(name)} takes a path; got an empty name")
+    name, generated = arguments.method or "draem", flags.data is None
+    method = find_method(name)
+    preset = arguments.preset or ("tiny" if generated else "paper")
+    changes = option_tools.flags_given(arguments, "option")
+    options = option_tools.build(method.Options, method.presets, method.ablations, preset, arguments.ablation, changes)
+    data, category = flags.data, flags.category
+    if generated:
+        if category not in (None, *CATEGORIES):
+            raise UserError(f"--category {category}: the generated sample data has {', '.join(CATEGORIES)}")
+        category = category or CATEGORIES[0]
+        data = write_sample_data(SAMPLE_DATA)
+    category = find_category(Path(data), category).name
+    absolute = os.path.abspath  # a run can then be resumed and evaluated from any folder
+    flags = dataclasses.replace(
+        flags, data=absolute(data), category=category, weights=tuple(map(absolute, flags.weights)),
+        textures=absolute(flags.textures) if flags.textures else None,
+        defect_sizes=absolute(flags.defect_sizes) if flags.defect_sizes else None,
+    )  # fmt: skip
+    config = {
+        "method": name, "preset": preset, "ablation": arguments.ablation, "changed": changes, "category": category,
+        "generated": generated, "options": option_tools.to_json(options), "flags": option_tools.to_json(flags),
+    }  # fmt: skip
+    return arguments.out or free_name(Path("runs") / f"{category}-{name}"), config
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that does not exist."""
+    names = (path if i == 1 else path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def resumed_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
+    """Run directory and configuration of a run that goes on.
+
+    Raises:
+        UserError: no --out, or what the command line gives is not what the run began with.
+    """
+    if arguments.out is None:
+        raise UserError("--resume needs --out RUN, the run directory to go on with")
+    config = read_config(arguments.out)
+    for name in ("method", "preset", "ablation"):
+        if getattr(arguments, name) not in (None, config[name]):
+            raise UserError(f"--resume: {name} was {config[name]}, now {getattr(arguments, name)}; start a new run")
+    for kind, key, known in (("run", "flags", Flags), ("option", "options", find_method(config["method"]).Options)):
+        before = option_tools.replace(known(), config[key])
+        given = option_tools.flags_given(arguments, kind)
+        now = option_tools.replace(before, given)
+        for name in given:
+            was, is_now = getattr(before, name), getattr(now, name)
+            if was != is_now and not (kind == "run" and name in FREE_ON_RESUME):
+                raise UserError(
+                    f"--resume: {option_tools.flag(name)} was {was}, now {is_now}; start a new run for that"
+                )
+        config[key] = option_tools.to_json(now)
+    return arguments.out, config

@@ -1,0 +1,104 @@
+"""Memory module: each query is replaced by a convex combination of learned items.
+
+D. Gong et al., "Memorizing Normality to Detect Anomaly: Memory-augmented Deep Autoencoder for Unsupervised Anomaly
+Detection" (MemAE), ICCV 2019, Eqs 3 to 8. Its text addresses by cosine, its code by the plain dot product; both are here.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Recall(NamedTuple):
+    """What a memory returned."""
+
+    output: Tensor  # like the queries
+    weights: Tensor  # (..., K) of each query over the items, after shrinkage and renormalisation
+    empty: Tensor  # (...) bool: dead queries, for which no item survived the shrinkage
+
+
+def address(
+    queries: Tensor,
+    items: Tensor,
+    addressing: Literal["cosine", "dot"] = "cosine",
+    temperature: float = 1.0,
+    threshold: float | None = None,
+    on_empty: Literal["zero", "soft"] = "zero",
+) -> Recall:
+    """Soft addressing, hard shrinkage, renormalisation, recall.
+
+        w = softmax(d(z, m_i) / tau),  s_i = max(w_i - lambda, 0) w_i / (|w_i - lambda| + eps),  s / sum s,  sum_i s_i m_i
+
+    With the cosine and tau = 1 no weight is more than e^2 = 7.4 times another: at lambda = 1 / K, the mean, about half
+    of the items survive, and the result is the softmax over the survivors. An item that survives for no query gets no
+    gradient.
+
+    Args:
+        queries: (..., C).
+        items: (K, C); the result combines them as they are, not normalised.
+        addressing: d, the cosine of the angle, or the inner product.
+        temperature: tau.
+        threshold: lambda; None: 1 / K. 0 leaves the weights as they are.
+        on_empty: what a query gets for which nothing survives (all weights equal 1 / K, for example): the zero vector
+            and zero weights, or the unshrunk weights and what they recall.
+
+    Returns:
+        output (..., C), weights (..., K), empty (...); at least float32.
+    """
+    if items.ndim != 2 or queries.shape[-1] != items.shape[-1]:
+        raise ValueError(
+            f"expected queries (..., C) and items (K, C), got {tuple(queries.shape)}, {tuple(items.shape)}"
+        )
+    threshold = 1 / len(items) if threshold is None else threshold
+    # The weights are near 1 / K and are compared with 1 / K: half precision could not tell them apart.
+    with torch.autocast(queries.device.type, enabled=False):
+        kind = torch.promote_types(queries.dtype, torch.float32)
+        z, m = queries.to(kind), items.to(kind)
+        if addressing == "cosine":
+            scores = F.normalize(z, dim=-1, eps=1e-12) @ F.normalize(m, dim=-1, eps=1e-12).T
+        else:
+            scores = z @ m.T
+        soft = (scores / temperature).softmax(dim=-1)
+        excess = soft - threshold
+        kept = excess.clamp_min(0) * soft / (excess.abs() + 1e-12)
+        total = kept.sum(dim=-1, keepdim=True)
+        empty = total == 0
+        weights = kept / total.clamp_min(1e-12)
+        if on_empty == "soft":
+            weights = torch.where(empty, soft, weights)
+        return Recall(weights @ m, weights, empty.squeeze(-1))
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """-sum_i w_i ln(w_i + 1e-12) over the items: (..., K) -> (...), in nats."""
+    return -(weights * (weights + 1e-12).log()).sum(dim=-1)
+
+
+class Memory(nn.Module):
+    """`address` for every position of a map.
+
+    Args:
+        width: channels C.
+        items: K.
+        addressing, temperature, threshold, on_empty: of `address`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        items: int = 2000,
+        addressing: Literal["cosine", "dot"] = "cosine",
+        temperature: float = 1.0,
+        threshold: float | None = None,
+        on_empty: Literal["zero", "soft"] = "zero",
+    ):
+        super().__init__()
+        self.settings = (addressing, temperature, threshold, on_empty)
+        self.weight = nn.Parameter(torch.empty(items, width).uniform_(-(width**-0.5), width**-0.5))
+
+    def forward(self, maps: Tensor) -> Recall:
+        """(B, C, H, W) -> output (B, C, H, W), weights (B, H, W, K), empty (B, H, W)."""
+        recall = address(maps.permute(0, 2, 3, 1), self.weight, *self.settings)
+        return recall._replace(output=recall.output.permute(0, 3, 1, 2))

@@ -1,0 +1,151 @@
+"""Vision Transformer: patches become tokens, all tokens attend to all, pre-norm blocks.
+
+A. Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale", ICLR 2021 (Eqs 1 to
+4). Parameter names are timm's, so that its checkpoints load.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adref.layers.swin import MLP, init_linears
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (B, N, D): softmax(q k^T / sqrt(D / K)) v in each of K heads, then a linear."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, d = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # (B, K, N, D / K)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(b, n, d))
+
+
+class Block(nn.Module):
+    """z' = z + MSA(LN z), then z' + MLP(LN z') (Eqs 2, 3): (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = MLP(width, int(mlp_ratio * width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbedding(nn.Module):
+    """Each patch of p x p pixels through one linear: (B, 3, H, W) -> (B, N, D), patches in row-major order (Eq 1)."""
+
+    def __init__(self, patch: int, width: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, stride=patch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """Encoder whose patch tokens come out as a map.
+
+    Args:
+        size: (H, W) of the images, multiples of `patch`.
+        patch: side of a patch in pixels.
+        width: channels D.
+        depth: number of blocks.
+        heads: K, dividing D.
+        class_token: "drop": a learned token attends with the others and is left out of the map; "add": it is added to
+            every position of the map; "none": there is none.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int] = (384, 384),
+        patch: int = 16,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 8,
+        class_token: Literal["drop", "add", "none"] = "drop",
+    ):
+        super().__init__()
+        if any(side % patch for side in size) or width % heads:
+            raise ValueError(f"expected sides in multiples of {patch} and {heads} dividing {width}, got {size}")
+        self.grid = tuple(side // patch for side in size)
+        self.class_token = class_token
+        extra = int(class_token != "none")
+        self.patch_embed = PatchEmbedding(patch, width)
+        if extra:
+            self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.pos_embed = nn.Parameter(torch.empty(1, extra + math.prod(self.grid), width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.patch_embed.proj.weight, std=0.02)
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        self.apply(init_linears)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D, H/p, W/p); cell (r, c) is patch r W/p + c."""
+        x = self.patch_embed(images)
+        if self.class_token != "none":
+            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        x = x + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.to_map(self.norm(x))
+
+    def to_map(self, tokens: Tensor) -> Tensor:
+        """(B, N, D), the class token first where there is one -> (B, D, H/p, W/p)."""
+        if self.class_token != "none":
+            first, tokens = tokens[:, :1], tokens[:, 1:]
+            tokens = tokens + first if self.class_token == "add" else tokens
+        return tokens.transpose(1, 2).unflatten(2, self.grid)
+
+    def load_timm(self, state: dict[str, Tensor]) -> None:
+        """Loads a checkpoint with timm's names; its classifier is left out.
+
+        A table of positions for another (square) grid is brought to this one by bicubic interpolation, as is usual.
+
+        Raises:
+            ValueError: keys or shapes that do not fit.
+        """
+        state = {k: v for k, v in state.items() if not k.startswith(("head.", "head_dist.", "fc_norm.", "pre_logits."))}
+        own = self.state_dict()
+        missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+        if self.class_token == "none":
+            unknown = [key for key in unknown if key != "cls_token"]
+        if missing or unknown:
+            raise ValueError(
+                f"keys do not fit a ViT with {len(self.blocks)} blocks: {len(missing)} missing {missing[:3]}, "
+                f"{len(unknown)} unknown {unknown[:3]}"
+            )
+        state = {key: state[key] for key in own} | {"pos_embed": self._resized_positions(state["pos_embed"], state)}
+        wrong = [key for key in own if own[key].shape != state[key].shape]
+        if wrong:
+            raise ValueError(f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}")
+        self.load_state_dict(state)
+
+    def _resized_positions(self, table: Tensor, state: dict) -> Tensor:
+        extra = int("cls_token" in state)
+        if table.ndim != 3 or table.shape[1] <= extra:
+            raise ValueError(f"pos_embed has shape {tuple(table.shape)}, not (1, N, {self.pos_embed.shape[2]})")
+        first, patches = table[:, :extra], table[:, extra:]
+        side = math.isqrt(patches.shape[1])
+        if patches.shape[1] != math.prod(self.grid):
+            if side**2 != patches.shape[1]:
+                raise ValueError(f"pos_embed has {patches.shape[1]} rows, which is neither {self.grid} nor a square")
+            grid = patches.transpose(1, 2).unflatten(2, (side, side))
+            patches = F.interpolate(grid.float(), self.grid, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+        return patches if self.class_token == "none" else torch.cat((first, patches), dim=1)
