@@ -1,4 +1,4 @@
-"""What a run is told: the flags that every method has, and its configuration from a command line or from the run itself."""
+"""What a run is told: the flags of every method; its configuration, from a command line or from the run itself."""
 
 import argparse
 import dataclasses

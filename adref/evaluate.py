@@ -275,7 +275,8 @@ def facts(config: dict, metrics: dict, method: Method) -> dict[str, str]:
     """What a reader needs to repeat the run."""
     flags, calibration = config["flags"], metrics["calibration"]
     changed = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in config["changed"].items())
-    threshold = f"none is stored: {metrics['checkpoint'] if 'not finished' in metrics['checkpoint'] else 'no image was held out'}"
+    unfinished = "not finished" in metrics["checkpoint"]
+    threshold = f"none is stored: {metrics['checkpoint'] if unfinished else 'no image was held out'}"
     if calibration:
         count = calibration["images"]
         threshold = (

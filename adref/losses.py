@@ -119,16 +119,16 @@ def ms_ssim_l1(
         sigmas: ascending, in pixels; every window is cut at twice the widest one and has weights of sum 1.
         constants: C1, C2.
         padding: "reflect" mirrors at the outermost pixels, which are not repeated; "zero" sets zeros around.
-        channels: "mean" of the channels' maps; "product": l and cs are multiplied over the channels, too; "port_groups":
-            the same, after a PyTorch port (psyrocloud/MS-SSIM_L1_LOSS) whose filters and channels are out of step: see
-            `port_groups`.
+        channels: "mean" of the channels' maps; "product": l and cs are multiplied over the channels, too;
+            "port_groups": the same, as in a PyTorch port (psyrocloud/MS-SSIM_L1_LOSS) whose filters and channels are
+            out of step: see `port_groups`.
 
     Returns:
         similarity (B, 1, H, W), 1 where both are equal, at worst about -1; error (B, 1, H, W). At least float32.
     """
     if a.dim() != 4 or a.shape != b.shape or list(sigmas) != sorted(sigmas) or padding not in ("reflect", "zero"):
-        raise ValueError(f"expected two (B, C, H, W) of one shape, ascending sigmas, reflect|zero; got {tuple(a.shape)}, "
-                         f"{tuple(b.shape)}, {sigmas}, {padding}")  # fmt: skip
+        got = f"{tuple(a.shape)}, {tuple(b.shape)}, {sigmas}, {padding}"
+        raise ValueError(f"expected two (B, C, H, W) of one shape, ascending sigmas, reflect|zero; got {got}")
     c1, c2 = constants
     reach = math.ceil(2 * max(sigmas))
     if padding == "reflect" and min(a.shape[2:]) <= reach:
@@ -157,8 +157,8 @@ def ms_ssim_l1(
 
 
 def port_groups(scales: int, channels: int = 3) -> list[tuple[int, int]]:
-    """(channel, scale) of each filter in the port's grouped convolution: filter k sees channel k // scales (of which the
-    port is unaware) and has scale k // channels.
+    """(channel, scale) of each filter in that port's grouped convolution, whose groups and filters are out of step:
+    filter k has the scale k // channels, as its author meant, and sees channel k // scales.
 
     Of three channels and sigmas 0.5, 1, 2, 4, 8, red is filtered with .5, .5, .5, 1, 1, green with 1, 2, 2, 2, 4, and
     blue with 4, 4, 8, 8, 8; l is blue's at 8, cubed.
@@ -170,8 +170,8 @@ def ms_ssim(a: Tensor, b: Tensor, value_range: float = 1.0) -> Tensor:
     """Multi-scale SSIM over a pyramid of five levels, each half as large as the one before.
 
     Z. Wang, E. Simoncelli, A. Bovik, "Multiscale structural similarity for image quality assessment", Asilomar 2003,
-    Eq 7, with its weights: l_5^w5 prod_j cs_j^wj of the means over whole 11 x 11 Gaussian windows. A negative mean of cs
-    has no power: it is set to 0, as is usual.
+    Eq 7, with its weights: l_5^w5 prod_j cs_j^wj of the means over whole 11 x 11 Gaussian windows. A negative mean of
+    cs has no power: it is set to 0, as is usual.
 
     Args:
         a: (B, C, H, W), each side above 160 pixels.

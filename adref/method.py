@@ -73,7 +73,7 @@ class Trainable(nn.Module):
         return None
 
     def prepare(self, images: Sequence[Tensor], stage: str) -> None:
-        """A look at the clean training images, uint8 (3, H, W) each, before a stage; what it finds goes into buffers."""
+        """A look at the training images, uint8 (3, H, W) each, before a stage; what it finds goes into buffers."""
 
     def early_stop(self, stage: str) -> EarlyStop | None:
         """Whether a loss on normal images may end the stage and choose its weights; None: the last step's are taken."""
@@ -90,7 +90,7 @@ class Trainable(nn.Module):
     def loss(self, batch: NamedTuple, stage: str) -> dict[str, Tensor]:
         """Named terms and their weighted sum "total", each a scalar in float32.
 
-        A name with a slash ("memory/entropy") is a statistic: logged and drawn beside the terms, and no part of "total".
+        A name with a slash ("memory/entropy") is a statistic: logged and drawn beside them, and no part of "total".
         """
         raise NotImplementedError
 

@@ -70,7 +70,7 @@ def write_report(
         metrics: number by name, "<name>_interval" (low, high) at 95 %, "reasons" (name -> why it is NaN) and
             "by_defect" (defect type -> numbers by name, "n", perhaps "reasons").
         curves: "roc" (false-alarm rate, recall) and "pro" (pixel FPR, overlap), lists of points; may be empty.
-        history: the lines of metrics.jsonl: stage, step, "loss/<term>".
+        history: the lines of metrics.jsonl: stage, step, "loss/<term>" and other numbers whose names have a slash.
         pictures: test images to show; the first `max_pictures` in the order of `ordered`.
         threshold: the stored threshold of the image score, None where there is none.
         map_scale: map values at the two ends of the colours, the same for all pictures.
@@ -226,15 +226,16 @@ def _curves(curves: dict) -> str:
 
 
 def _training(history: list[dict]) -> str:
-    """A chart for each stage and loss term: the means of at most 160 equal runs of steps."""
+    """A chart for each stage, loss term and statistic: the means of at most 160 equal runs of steps."""
     parts = ""
     for stage in dict.fromkeys(line["stage"] for line in history):
         lines, figures = [line for line in history if line["stage"] == stage], ""
-        for term in dict.fromkeys(key for line in lines for key in line if key.startswith("loss/")):
+        for term in dict.fromkeys(key for line in lines for key in line if "/" in key):
             steps = np.array([(line["step"], line[term]) for line in lines if term in line], np.float64)
             finite = steps[np.isfinite(steps[:, 1])]
             lost = len(steps) - len(finite)
-            caption = f"<b>{escape(term[5:])}</b>" + f" {lost} steps not finite;" * (lost > 0)
+            name = escape(term.removeprefix("loss/").replace("_", " "))
+            caption = f"<b>{name}</b>" + f" {lost} steps not finite;" * (lost > 0)
             if len(finite) == 0:
                 figures += f"<figure><figcaption>{caption}</figcaption></figure>"
                 continue

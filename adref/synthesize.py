@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from scipy import ndimage
+from torch import Tensor
 
 from adref import options as option_tools
 from adref.config import SAMPLE_DATA, Flags
@@ -130,18 +131,21 @@ def draw_examples(method: Trainable, images: Images, sources, seed: int) -> Iter
             began = time.perf_counter()
             batch = method.corrupt(image, rng, method.options, sources)
             seconds = time.perf_counter() - began
+            if not hasattr(batch, "corrupted"):
+                raise UserError(f"{type(method).__name__} trains on clean pictures alone: there is nothing to draw")
+            mask = getattr(batch, "mask", torch.ones_like(batch.clean[:1]))  # noise, for one, is everywhere
             notes = {key: value for entry in sources.journal for key, value in entry.items()}
-            yield describe(batch, seconds, notes) if batch.mask.any() else None, notes
+            yield describe(batch.clean, batch.corrupted, mask, seconds, notes) if mask.any() else None, notes
         epoch += 1
 
 
-def describe(batch: NamedTuple, seconds: float, notes: dict) -> Example:
-    """Pictures and numbers of one corrupted example: `batch` has clean and corrupted (3, H, W), and mask (1, H, W)."""
-    change = (batch.corrupted - batch.clean).abs()
-    shown = {"clean": batch.clean, **{k: torch.from_numpy(v)[None] for k, v in notes.items() if np.ndim(v)},
-             "corrupted": batch.corrupted, "mask": batch.mask, "change x 4": (4 * change).clamp(0, 1)}  # fmt: skip
-    visible = (change.mean(dim=0) > VISIBLE)[batch.mask[0] > 0].float().mean().item()
-    numbers = {"mask_share": batch.mask.mean().item(), "visible_share_of_mask": visible, "milliseconds": 1000 * seconds}
+def describe(clean: Tensor, corrupted: Tensor, mask: Tensor, seconds: float, notes: dict) -> Example:
+    """Pictures and numbers of one corrupted example: clean and corrupted (3, H, W), mask (1, H, W)."""
+    change = (corrupted - clean).abs()
+    shown = {"clean": clean, **{k: torch.from_numpy(v)[None] for k, v in notes.items() if np.ndim(v)},
+             "corrupted": corrupted.clamp(0, 1), "mask": mask, "change x 4": (4 * change).clamp(0, 1)}  # fmt: skip
+    visible = (change.mean(dim=0) > VISIBLE)[mask[0] > 0].float().mean().item()
+    numbers = {"mask_share": mask.mean().item(), "visible_share_of_mask": visible, "milliseconds": 1000 * seconds}
     return Example(
         {k: (v.expand(3, -1, -1).float() * 255).round().byte().permute(1, 2, 0).numpy() for k, v in shown.items()},
         numbers | {key: float(value) for key, value in notes.items() if not np.ndim(value)},

@@ -19,15 +19,25 @@ import torch
 from adref.image import grey, morphology, otsu
 from adref.layers.aspp import ASPP
 from adref.layers.channel_cross_attention import CrossAttentionLayer, CrossFusion
+from adref.layers.coordinate_attention import CoordinateAttention
+from adref.layers.memory import Memory, entropy
 from adref.layers.res_se_unet import ResSE, ResSEUNet
+from adref.layers.residual_attention import ResidualAttention, SelectiveDense
+from adref.layers.selective_kernel import SelectiveKernelFusion
 from adref.layers.swin import MLP, PatchExpanding, PatchMerging, SwinBlock, WindowAttention
 from adref.layers.swin_unet import GatedSkip, Stage, SwinUNet
 from adref.layers.unet import Autoencoder, UNet
-from adref.losses import focal, ssim
+from adref.layers.vit import Attention, Block, PatchEmbedding, VisionTransformer
+from adref.losses import focal, ms_ssim, ms_ssim_l1, ssim
+from adref.method import gaussian_smooth
 from adref.methods import draem as draem_method
+from adref.methods import noise_to_norm as noise_method
 from adref.methods import srdad as srdad_method
+from adref.methods import vit_autoencoder as vit_method
 from adref.methods.draem import DRAEM, Batch, blend
+from adref.methods.noise_to_norm import MNet, NoiseToNorm
 from adref.methods.srdad import SRDAD, Alteration, alter, object_mask
+from adref.methods.vit_autoencoder import Decoder, ViTAutoencoder
 from adref.metrics import pixel_metrics
 from adref.synthesis.perlin import PerlinNumbers, perlin
 from adref.synthesis.poisson import poisson_blend
@@ -177,6 +187,48 @@ def image() -> list[float]:
     ]
 
 
+def vit() -> list[float]:
+    """Each piece of `layers/vit.py`, and encoders on a rectangle."""
+    tokens, images = hashed("tokens", 2, 7, 12), hashed("images", 2, 3, 32, 48)
+    encoders = [VisionTransformer((32, 48), 8, 12, 2, 3, token) for token in ("drop", "add", "none")]
+    pieces = (fill(Attention(12, 3))(tokens), fill(Block(12, 3))(tokens), fill(PatchEmbedding(8, 12))(images))
+    return digest(*pieces, *(fill(encoder)(images) for encoder in encoders))
+
+
+def memory() -> list[float]:
+    """Both ways to address, both rules for queries that nothing answers."""
+    maps = hashed("map", 2, 12, 3, 5) - 0.5
+    settings = ((), ("dot", 1.0, 0.0025), ("cosine", 0.1), ("cosine", 1.0, 0.9), ("cosine", 1.0, 0.9, "soft"))
+    recalls = [fill(Memory(12, 30, *s))(maps) for s in settings]
+    return digest(*(t for r in recalls for t in (r.output, r.weights, entropy(r.weights), r.empty.float())))
+
+
+def coordinate_attention() -> list[float]:
+    maps = hashed("map", 2, 40, 6, 10) - 0.5
+    return digest(*(fill(CoordinateAttention(40, 4, act))(maps) for act in ("h_swish", "relu")))
+
+
+def selective_kernel() -> list[float]:
+    maps = [hashed(f"map {i}", 2, 24, 6, 10) - 0.5 for i in range(4)]
+    return digest(fill(SelectiveKernelFusion(24))(maps))
+
+
+def residual_attention() -> list[float]:
+    maps = hashed("map", 2, 12, 6, 10) - 0.5
+    blocks = (ResidualAttention(12, 16), ResidualAttention(12, 16, 2, False, "gelu"), SelectiveDense(12, 16))
+    return digest(*(fill(block)(maps) for block in blocks))
+
+
+def multi_scale() -> list[float]:
+    """MS-SSIM in both forms, its L1 part, and the Gaussian filter of maps."""
+    a, b = hashed("a", 2, 3, 40, 48), hashed("b", 2, 3, 40, 48)
+    pairs = [ms_ssim_l1(a, 0.7 * a + 0.3 * b, padding=padding, channels=channels)
+             for padding in ("reflect", "zero") for channels in ("mean", "product", "port_groups")]  # fmt: skip
+    large = hashed("large", 2, 3, 176, 180)
+    pyramid = ms_ssim(large, 0.7 * large + 0.3 * hashed("other", 2, 3, 176, 180))
+    return digest(*(t for pair in pairs for t in pair), pyramid, gaussian_smooth(a, 1.5), gaussian_smooth(a, 15.0))
+
+
 def draem() -> list[float]:
     """DRAEM at a small size; see `one_step`."""
     options = draem_method.Options(
@@ -200,25 +252,53 @@ def srdad() -> list[float]:
     return [*digest(*map(torch.from_numpy, pictures)), *stepped]
 
 
+def vit_autoencoder() -> list[float]:
+    """The ViT autoencoder at a small size, both decoders; see `one_step`."""
+    own = {"size": (32, 64), "width": 24, "depth": 1, "heads": 2, "memory_items": 20, "decoder_width": 32}
+    method = fill(ViTAutoencoder(vit_method.Options(**own, patch=8, learning_rate=1e-3, score="l2+ssim+entropy")))
+    images = hashed("images", 2, 3, 32, 64)
+    rebuilt, recall = method(images)
+    numbers = [*digest(rebuilt, recall.output, recall.weights, *method.score(images), method.anomaly_map(images)),
+               *digest(fill(Decoder(24, (32, 64), "pow2", 32))(hashed("map", 2, 24, 2, 4)))]  # fmt: skip
+    return numbers + train_step(method, vit_method.Batch(images), ("qkv.weight", "memory.weight"), ("encoder.norm",))
+
+
+def noise_to_norm() -> list[float]:
+    """Noise-to-norm at a small size, M-nets with every block; see `one_step`."""
+    options = noise_method.Options(size=(32, 64), width=8, sigmas=(0.5, 1.0, 2.0), learning_rate=1e-3)
+    method, images = fill(NoiseToNorm(options)), hashed("images", 2, 3, 32, 64)
+    noisy = noise_method.blend(images, hashed("noise", 2, 3, 32, 64), options)
+    networks = [fill(MNet(8, 3, kind))(images) for kind in ("full", "min", "conv1x1", "skrdb")]
+    numbers = digest(method(noisy), *networks, *method.score(images), method.reconstruct(images))
+    batch = noise_method.Batch(images, noisy)
+    return numbers + train_step(method, batch, ("shortcut.weight",), ("network.last", "network.stems.0"))
+
+
 def one_step(method, gradients_of: tuple[str, ...], layers: tuple[str, ...]) -> list[float]:
     """Forward, every loss term, map, score, gradient norms, and the weights after one step of the optimiser."""
     images = hashed("images", 2, 3, 64, 64)
     maps = method.anomaly_map(images)
     numbers = digest(*method(images), maps, method.image_score(maps), method.reconstruct(images))
     batch = Batch(images, hashed("corrupted", 2, 3, 64, 64), (hashed("mask", 2, 1, 64, 64) > 0.9).float())
+    return numbers + train_step(method, batch, gradients_of, layers)
+
+
+def train_step(method, batch, gradients_of: tuple[str, ...], layers: tuple[str, ...]) -> list[float]:
+    """Every loss term, gradient norms, and the weights after one step of the optimiser."""
     terms = method.train().loss(batch)
     optimizer, _ = method.optimizer()
     terms["total"].backward()
     gradients = [p.grad.norm() for name, p in method.named_parameters() if name.endswith(gradients_of)]
     optimizer.step()
-    return [*numbers, *(v.item() for v in terms.values()), *map(float, gradients),
+    return [*(v.item() for v in terms.values()), *map(float, gradients),
             *digest(*(method.get_submodule(layer).weight for layer in layers))]  # fmt: skip
 
 
 CASES = {
     f.__name__: f
     for f in (autoencoder, unet, losses, metrics, synthesis, draem, swin, swin_unet, aspp, channel_cross_attention,
-              res_se_unet, poisson, image, srdad)
+              res_se_unet, poisson, image, srdad, vit, memory, coordinate_attention, selective_kernel,
+              residual_attention, multi_scale, vit_autoencoder, noise_to_norm)
 }  # fmt: skip
 
 

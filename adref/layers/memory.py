@@ -1,7 +1,7 @@
 """Memory module: each query is replaced by a convex combination of learned items.
 
 D. Gong et al., "Memorizing Normality to Detect Anomaly: Memory-augmented Deep Autoencoder for Unsupervised Anomaly
-Detection" (MemAE), ICCV 2019, Eqs 3 to 8. Its text addresses by cosine, its code by the plain dot product; both are here.
+Detection" (MemAE), ICCV 2019, Eqs 3 to 8. Its text addresses by cosine, its code by the dot product; both are here.
 """
 
 from typing import Literal, NamedTuple
@@ -29,7 +29,10 @@ def address(
 ) -> Recall:
     """Soft addressing, hard shrinkage, renormalisation, recall.
 
-        w = softmax(d(z, m_i) / tau),  s_i = max(w_i - lambda, 0) w_i / (|w_i - lambda| + eps),  s / sum s,  sum_i s_i m_i
+        w = softmax(d(z, m_i) / tau),  s_i = max(w_i - lambda, 0) w_i / (|w_i - lambda| + eps),  w_hat = s / sum s,
+        z_hat = sum_i w_hat_i m_i
+
+    with eps = 1e-12; equations 7 to 10 of the ViT autoencoder.
 
     With the cosine and tau = 1 no weight is more than e^2 = 7.4 times another: at lambda = 1 / K, the mean, about half
     of the items survive, and the result is the softmax over the survivors. An item that survives for no query gets no

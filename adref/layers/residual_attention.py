@@ -1,7 +1,7 @@
 """The blocks of noise-to-norm's M-net, in four readings.
 
-"Noise-to-Norm Reconstruction for Industrial Anomaly Detection and Localization", Applied Sciences 2023, 13(22), 12436: its
-residual attention module, whose figure is not in the text that was at hand; and SRMNet's dense block (C.-M. Fan et al.,
+"Noise-to-Norm Reconstruction for Industrial Anomaly Detection and Localization", Applied Sciences 2023, 13(22), 12436:
+its residual attention module, whose figure is not in the text that was at hand; and SRMNet's block (C.-M. Fan et al.,
 "Selective Residual M-Net for Real Image Denoising", EUSIPCO 2022), from which the paper starts.
 """
 
@@ -41,7 +41,7 @@ class ResidualAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H, W)."""
+        """(B, C_in, H, W) -> (B, C_out, H, W). Equation 4 of noise-to-norm, as reconstructed."""
         v = self.body(x)
         return self.shortcut(x) + self.attention(v) * v
 

@@ -26,7 +26,7 @@ class SelectiveKernelFusion(nn.Module):
         self.fcs = nn.ModuleList(nn.Conv2d(inner, width, 1, bias=False) for _ in range(count))
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """`count` maps (B, C, H, W) -> (B, C, H, W)."""
+        """`count` maps (B, C, H, W) -> (B, C, H, W). Equation 5 of noise-to-norm."""
         weights = self.weights(maps)
         return sum(m * w for m, w in zip(maps, weights, strict=True))
 

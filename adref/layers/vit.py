@@ -97,7 +97,7 @@ class VisionTransformer(nn.Module):
         self.apply(init_linears)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D, H/p, W/p); cell (r, c) is patch r W/p + c."""
+        """(B, 3, H, W) -> (B, D, H/p, W/p); cell (r, c) is patch r W/p + c. Equation 4 of vit_autoencoder first."""
         x = self.patch_embed(images)
         if self.class_token != "none":
             x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)

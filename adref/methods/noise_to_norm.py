@@ -12,16 +12,17 @@ The noise shares of the paper's table are `--ablation lambda-0` to `lambda-0.4`,
 What an audit should know before it trusts the article:
 - The rate 1e-6, annealed to 1e-6, is constant, and hardly moves the network (D18; `--preset literal` takes it).
 - A cosine of period 100 in up to 500 epochs makes the rate rise again after epoch 100 (D19).
-- Noise of mean 0.5 is added to images that were brought to [-1, 1]: it pulls the picture towards 0.75, not mid grey (D1).
+- Noise of mean 0.5 is added to images in [-1, 1]: it pulls the picture towards 0.75 of [0, 1], not mid grey (D2).
 - Its MS-SSIM is not the one in common packages: five windows at full resolution, no pyramid (D13).
 - A widely copied port of that loss filters each colour with other windows than it means to (`--channels port_groups`).
 - The fusion that it calls spatial has one weight for each channel (D10). The module behind its last ablation is only
   described (D7), and that table's body is lost: 66.26 and 88.86 are computed from the text's gains (D24).
 
 Symbols
-    u, v        image and reconstruction in [0, 1]     x_0, x    image in [-1, 1], with noise     eps, lambda  noise, share
-    f_i, g_i    maps of encoder and decoder, level i   m_i       what level i hands to the fusion
-    l, cs_j     luminance, contrast and structure      G_M       Gaussian mean of the widest window
+    u, v           image and reconstruction in [0, 1]     x_0, x    image in [-1, 1], with noise
+    eps, lambda    noise, its share                       f_i, g_i  maps of encoder and decoder at level i
+    m_i            what level i hands to the fusion       l, cs_j   luminance; contrast and structure
+    G_M            Gaussian mean of the widest window
 
 Equations (the article's numbers were not at hand, but for 9; the others are in its order)
     (1) x = (1 - lambda) x_0 + lambda eps                              blend
@@ -136,6 +137,7 @@ PRESETS = {
 }  # fmt: skip
 
 ABLATIONS = {
+    # D24: what 'no-attention' is; D23: on which images of VisA
     **{f"lambda-{share}": {"noise_share": float(share)} for share in ("0", "0.2", "0.3", "0.4")},
     "no-attention": {"block": "conv1x1"},
 }
@@ -149,18 +151,20 @@ class Batch(NamedTuple):
 DEVIATIONS = (
     Deviation("D1", "Options.noise_mean", "ambiguous", "noise N(0.5, 0.5)", "mean 0.5, standard deviation 0.5",
               "the second number is called sigma in the same paragraph"),
-    Deviation("D2", "Options.noise_domain", "ambiguous", "images brought to mean and deviation 0.5, noise 'from the same "
-              "distribution'", "N(0.5, 0.5) is added to the image in [-1, 1]",
-              "the formula; it shifts the picture by half of lambda. 'pixel': N(0.5, 0.5) in [0, 1], which is N(0, 1) in "
-              "[-1, 1], twice as strong and centred"),
+    Deviation("D2", "Options.noise_domain", "ambiguous",
+              "images brought to mean and deviation 0.5, noise 'from the same distribution'",
+              "N(0.5, 0.5) is added to the image in [-1, 1]",
+              "the formula; it shifts the picture by half of lambda. 'pixel': N(0.5, 0.5) in [0, 1], which is N(0, "
+              "1) in [-1, 1], twice as strong and centred"),
     Deviation("D3", "Options.noise_repeats", "silent", "noise at test time, too", "one draw, fixed for each image",
               "no seed and no number of draws is given; a frozen generator (numpy's RandomState) makes it repeatable"),
     Deviation("D4", "Options.down", "silent", "the input is shrunk", "bilinear by half, noise first",
               "SRMNet; for a factor of two it is the mean of 2 x 2 pixels"),
     Deviation("D5", "Options.width", "silent", "an M-net", "96 channels, 4 levels", "SRMNet; 'four feature maps'"),
     Deviation("D6", "Options.shared_stem", "silent", "nothing said", "one convolution for all levels", "SRMNet"),
-    Deviation("D7", "Options.block", "silent", "a figure that is missing; residual, pooling, convolutions, a 1x1 in both "
-              "paths", "1x1 on one path; 1x1, 3x3, ReLU, 3x3 and channel attention on the other",
+    Deviation("D7", "Options.block", "silent",
+              "a figure that is missing; residual, pooling, convolutions, a 1x1 in both paths",
+              "1x1 on one path; 1x1, 3x3, ReLU, 3x3 and channel attention on the other",
               "inferred: a published drop of 28.7 points from a mere 1x1 speaks for spatial convolutions in the block"),
     Deviation("D8", "Options.block_level0", "ambiguous", "after each concatenation", "on level 0 of the encoder, too",
               "there is no concatenation; SRMNet has its block there"),
@@ -172,13 +176,14 @@ DEVIATIONS = (
     Deviation("D12", "Options.alpha", "silent", "alpha, no value", "0.84",
               "Zhao et al.'s article, as recalled; the code of PL4NN and PORT has 0.025"),
     Deviation("D13", "Options.sigmas", "silent", "sigma_1 to sigma_M", "0.5, 1, 2, 4, 8; windows of 33 x 33",
-              "PL4NN; Wang et al.'s five levels and exponents are another measure ('pyramid', for the loss alone: it has "
-              "no value for a pixel)"),
+              "PL4NN; Wang et al.'s five levels and exponents are another measure ('pyramid', for the loss alone: it "
+              "has no value for a pixel)"),
     Deviation("D14", "Options.ssim_constants", "ambiguous", "C1 = 0.01, C2 = 0.03", "their squares",
               "in PL4NN numbers of those names and values are squared when they are read"),
     Deviation("D15", "ms_ssim_l1", "mistake", "G times L1, a filter times a number", "the filter applied to |u - v|",
               "PL4NN and PORT"),
-    Deviation("D16", "Options.loss_range", "silent", "nothing said", "[0, 1], not clipped", "SSIM's constants expect it"),
+    Deviation("D16", "Options.loss_range", "silent", "nothing said", "[0, 1], not clipped",
+              "SSIM's constants expect it"),
     Deviation("D17", "Options.border", "silent", "nothing said", "mirrored; mean of the colours' maps",
               "zeros make the border of every map bright"),
     Deviation("D18", "Options.learning_rate", "contradiction", "1e-6, annealed to 1e-6", "1e-4 to 1e-6",
@@ -189,8 +194,8 @@ DEVIATIONS = (
               "the validation loss, with noise that is fixed for each image; the best weights are kept",
               "the 20 % would be idle otherwise; at least one image validates where there are two. 'train': all train"),
     Deviation("D21", "Options.batch_size", "silent", "nothing said", "4; decay 0.01", "fits 8 GB; torch's default"),
-    Deviation("D22", "Options.map_alpha", "silent", "MS-SSIM and L1 error of each pixel", "the loss as a map, its maximum",
-              "no weights, no filter and no score are given"),
+    Deviation("D22", "Options.map_alpha", "silent", "MS-SSIM and L1 error of each pixel",
+              "the loss as a map, its maximum", "no weights, no filter and no score are given"),
     Deviation("D23", "adref.data", "silent", "90 % of VisA's normal images train", "the lists of VisA's authors",
               "no list is named; their split_csv files are read where they are"),
     Deviation("D24", "ABLATIONS", "silent", "the body of the last table is lost", "'no-attention': 1x1 convolutions",
@@ -273,8 +278,8 @@ class NoiseToNorm(Method):
         """AdamW; the rate follows a cosine from `learning_rate` to `least_rate`, and back (D19)."""
         o = self.options
         if o.learning_rate <= o.least_rate:
-            warnings.warn(f"the learning rate is {o.learning_rate:g} throughout: the cosine ends at {o.least_rate:g}. A "
-                          "network hardly moves at 1e-6", Notice, stacklevel=2)  # fmt: skip
+            text = f"the learning rate does not fall: it goes from {o.learning_rate:g} to {o.least_rate:g}"
+            warnings.warn(f"{text}; at 1e-6 the network hardly moves", Notice, stacklevel=2)
         optimizer = torch.optim.AdamW(self.parameters(), o.learning_rate, o.betas, weight_decay=o.weight_decay)
 
         def factor(epoch: int) -> float:
@@ -332,8 +337,9 @@ def check(o: Options) -> None:
     for axis, side in zip(("height", "width"), o.size):
         if side % stride:
             fits = math.ceil(side / stride) * stride
-            raise UserError(f"--size: a {axis} of {side} is no multiple of {stride}, as {o.levels} levels need; the next "
-                            f"that is is {fits}")  # fmt: skip
+            raise UserError(
+                f"--size: {o.levels} levels need multiples of {stride}; the {axis} is {side}, {fits} would do"
+            )
         if o.border == "reflect" and side <= reach:
             raise UserError(f"--size: a {axis} of {side} is not above {reach}, the reach of the widest of --sigmas")
         if o.ms_ssim == "pyramid" and side <= 160:

@@ -6,7 +6,8 @@ DEVIATIONS for every guess. "U" marks a value from those works: AnoViT (the same
 
 A ViT turns the image into a map of patch vectors; a memory replaces each vector by a combination of learned items;
 coordinate attention gates rows and columns; six transposed convolutions rebuild the image. It trains on normal images
-alone and compares each image with its reconstruction. The rows of the paper's ablation are `--ablation` base|+m|+ca|+m+ca.
+alone and compares each image with its reconstruction. The rows of the paper's ablation are `--ablation`
+base|+m|+ca|+m+ca.
 
 What an audit should know before it trusts the article:
 - Cosine addressing without a temperature is all but uniform: no weight is more than e^2 = 7.4 times another, and a
@@ -169,8 +170,8 @@ DEVIATIONS = (
     Deviation("D3", "ViTAutoencoder.load_weights", "contradiction", "trained from scratch; compared with AnoViT",
               "from scratch: truncated normal, std 0.02",
               "AnoViT starts from ImageNet-21k; --weights takes a ViT with timm's names"),
-    Deviation("D4", "Options.class_token", "contradiction", "a class token, which Eq 4 leaves out", "kept in attention, "
-              "dropped before the map", "its table of positions has a row for it"),
+    Deviation("D4", "Options.class_token", "contradiction", "a class token, which Eq 4 leaves out",
+              "kept in attention, dropped before the map", "its table of positions has a row for it"),
     Deviation("D5", "Options.memory_items", "silent", "N items, N also the number of patches", "2000",
               "MemAE's default; 576 comes only from reading both N as one"),
     Deviation("D6", "Options.addressing", "contradiction", "cosine", "cosine",
@@ -200,8 +201,8 @@ DEVIATIONS = (
     Deviation("D18", "Options.l2_reduction", "ambiguous", "a sum over W and H, divided by W H",
               "summed over the channels, too", "Eq 11 as printed has a vector's square"),
     Deviation("D19", "Options.ssim_window", "silent", "SSIM of blocks", "Gaussian 11, sigma 1.5, mirrored border",
-              "Wang et al. 2004; Eq 12 sums over all W H positions, so each needs a value; of 'valid' the map's border "
-              "repeats the nearest value"),
+              "Wang et al. 2004; Eq 12 sums over all W H positions, so each needs a value; of 'valid' the map's "
+              "border repeats the nearest value"),
     Deviation("D20", "Options.ssim_weight", "silent", "lambda, found by a grid search", "1", "no value is given"),
     Deviation("D21", "Options.entropy_sign", "mistake", "sum of w ln w, minimised", "-sum of w ln w, minimised",
               "as printed, minimising makes the weights uniform, the opposite of what the text wants"),
@@ -269,7 +270,7 @@ class ViTAutoencoder(Method):
         maps = self.encoder((images - self.mean) / self.std)  # F, (B, D, H/p, W/p)
         maps, recall = self.attend(maps, "before_memory"), None
         if self.options.memory:
-            recall = self.memory(maps)
+            recall = self.memory(maps)  # D10
             maps = maps + recall.output if self.options.memory_residual else recall.output  # F'; D11
         return self.decoder(self.attend(maps, "after_memory")) * self.std + self.mean, recall
 
@@ -388,11 +389,9 @@ class ViTAutoencoder(Method):
             raise UserError(f"--weights: {error}") from None
         heads, width = self.options.heads, self.options.width
         if heads * 64 != width:
-            warnings.warn(
-                f"--weights: public ViTs of width {width} have {width / 64:g} heads of 64 channels; with --heads {heads} "
-                "their attention is another function",
-                Notice, stacklevel=2,
-            )  # fmt: skip
+            public = f"public ViTs of width {width} have {width / 64:g} heads of 64 channels"
+            text = f"--weights: {public}; with --heads {heads} their attention is another function"
+            warnings.warn(text, Notice, stacklevel=2)
 
 
 def check(o: Options) -> None:
@@ -400,9 +399,7 @@ def check(o: Options) -> None:
     for axis, side in zip(("height", "width"), o.size):
         if side % o.patch:
             fits = math.ceil(side / o.patch) * o.patch
-            raise UserError(
-                f"--size: a {axis} of {side} is no multiple of --patch {o.patch}; the next that is is {fits}"
-            )
+            raise UserError(f"--size takes multiples of --patch {o.patch}; the {axis} is {side}, {fits} would do")
     if o.width % o.heads:
         raise UserError(f"--heads: {o.heads} heads do not divide --width {o.width}")
     if o.decoder == "pow2" and o.patch != 16:
@@ -418,7 +415,7 @@ def check(o: Options) -> None:
 
 
 class Decoder(nn.Module):
-    """Six transposed convolutions, each but the last followed by a normalisation and ReLU; tanh at the end (D14 to D16).
+    """Six transposed convolutions, each but the last followed by a normalisation and ReLU; then tanh (D14 to D16).
 
         anovit: kernel 3, stride 1 three times (+ 2 pixels), stride 2 three times (2 n - 1): from 24 to
                 26, 28, 30, 59, 117, 233, in general 8 n + 41; then bilinear, corners aligned, to `size`
