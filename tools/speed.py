@@ -25,9 +25,13 @@ from scipy import ndimage
 
 from adref.data import random_stream
 from adref.image import grey, morphology, otsu
+from adref.layers.coordinate_attention import CoordinateAttention
+from adref.layers.memory import Memory
 from adref.layers.swin import SwinBlock, explicit_attention
-from adref.method import Sources
-from adref.methods import draem, srdad
+from adref.layers.vit import Block
+from adref.losses import ms_ssim, ms_ssim_l1
+from adref.method import Sources, gaussian_smooth
+from adref.methods import METHODS, draem, srdad
 from adref.synthesis.poisson import poisson_blend
 
 Rows = dict[str, Callable[[int], object]]  # label -> what to time, called with the number of the round
@@ -116,10 +120,61 @@ def swin_block() -> Rows:
     return rows | {"explicit attention": partial(explicit, block), "adref": partial(run, block)}
 
 
+def vit_block() -> Rows:
+    """A ViT-Base block on 577 tokens, forward and backward."""
+    x, rows = torch.rand(1, 577, 768, requires_grad=True), {}
+    if timm := peer("timm.models.vision_transformer"):
+        other = timm.Block(768, 8, qkv_bias=True)
+        rows["timm"] = lambda _: other(x).sum().backward()
+    block = Block(768, 8)
+    return rows | {"adref": lambda _: block(x).sum().backward()}
+
+
+def memory() -> Rows:
+    """2000 items for the 24 x 24 positions of one image, forward and backward; the floor is its two matrix products."""
+    x, module = torch.rand(1, 768, 24, 24, requires_grad=True), Memory(768, 2000)
+    flat = x.flatten(2).transpose(1, 2)
+    return {
+        "two matrix products": lambda _: (flat @ module.weight.T @ module.weight).sum().backward(retain_graph=True),
+        "adref": lambda _: module(x).output.sum().backward(),
+    }
+
+
+def attention_maps() -> Rows:
+    """Coordinate attention on (8, 768, 24, 24), forward and backward."""
+    x, rows = torch.rand(8, 768, 24, 24, requires_grad=True), {}
+    if timm := peer("timm.layers.coord_attn"):
+        other = timm.CoordAttn(768, rd_channels=24, bias=True)
+        rows["timm"] = lambda _: other(x).sum().backward()
+    module = CoordinateAttention(768)
+    return rows | {"adref": lambda _: module(x).sum().backward()}
+
+
+def pyramid() -> Rows:
+    """Both forms of MS-SSIM of two batches (4, 3, 256, 256), forward and backward."""
+    a, b = torch.rand(2, 4, 3, 256, 256)
+    a.requires_grad_()
+    rows: Rows = {}
+    if other := peer("pytorch_msssim"):
+        rows["pytorch-msssim, pyramid"] = lambda _: other.ms_ssim(a, b, data_range=1.0).backward()
+    rows["adref, pyramid"] = lambda _: ms_ssim(a, b).mean().backward()
+    rows["adref, five windows and L1"] = lambda _: sum(maps.mean() for maps in ms_ssim_l1(a, b)).backward()
+    return rows
+
+
+def smoothing() -> Rows:
+    """A Gaussian filter of sigma 6 on a map of 384 x 384."""
+    maps = torch.rand(1, 1, 384, 384)
+    return {
+        "scipy": lambda _: ndimage.gaussian_filter(maps[0, 0].numpy(), 6),
+        "adref": lambda _: gaussian_smooth(maps, 6.0),
+    }
+
+
 def step(preset: str = "tiny") -> Rows:
     """A training step at the preset `tiny`, four images of 128 x 128."""
     images = torch.rand(4, 3, 128, 128).contiguous(memory_format=torch.channels_last)
-    batch = draem.Batch(images, images, (torch.rand(4, 1, 128, 128) > 0.9).float())
+    batch = draem.Batch(images, images, (torch.rand(4, 1, 128, 128) > 0.9).float())  # the others take less of it
 
     def train(method, optimizer, _):
         optimizer.zero_grad()
@@ -127,8 +182,8 @@ def step(preset: str = "tiny") -> Rows:
         optimizer.step()
 
     rows: Rows = {}
-    for method, options in ((draem.DRAEM, draem.Options), (srdad.SRDAD, srdad.Options)):
-        built = method(options(**method.presets[preset])).to(memory_format=torch.channels_last).train()
+    for method in METHODS.values():
+        built = method(method.Options(**method.presets[preset])).to(memory_format=torch.channels_last).train()
         rows[method.__name__] = partial(train, built, built.optimizer()[0])
     return rows
 
@@ -147,6 +202,11 @@ GROUPS = {
        for side in (32, 64, 128) for degrees in (0, 37)},
     "object mask, 256 x 256": object_mask,
     "Swin block": swin_block,
+    "ViT block": vit_block,
+    "memory addressing": memory,
+    "coordinate attention": attention_maps,
+    "MS-SSIM": pyramid,
+    "Gaussian filter": smoothing,
     "training step, tiny": step,
 }  # fmt: skip
 
