@@ -155,7 +155,8 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
         place = torch.minimum(place, 2 * length - 1 - place)
         matrix = torch.zeros(length, length, dtype=torch.float64).scatter_add_(1, place, weights.expand(length, -1))
         matrices.append(matrix.to(maps))
-    return matrices[0] @ maps @ matrices[1].T
+    with torch.autocast(maps.device.type, enabled=False):
+        return matrices[0] @ maps @ matrices[1].T
 
 
 def filtered_maximum(maps: Tensor, side: int) -> Tensor:

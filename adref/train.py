@@ -268,7 +268,7 @@ def train(run: Path, method: Trainable, images, sources: Sources, flags: Flags, 
                 if step % batches.period == 0:
                     schedule.step()
                 epoch, over = (step - 1) // batches.per_epoch, False
-                totals.append(values["loss/total"])
+                totals += [values["loss/total"]] if stop else []
                 if stop and step % batches.per_epoch == 0:
                     loss = validate(method, validation, stage, flags, device) if len(validation) else mean(totals)
                     values[f"{watched}/total"], totals = loss, []

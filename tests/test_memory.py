@@ -166,13 +166,8 @@ def test_identical_items_leave_no_survivor(count, kind, addressing):
     assert torch.allclose(soft.output, same[:1].expand(30, 16), atol=2e-6 if kind == torch.float32 else 1e-12)
 
 
-# BUG: excess = soft - 1 / K is compared with 0 exactly. With one query the product becomes a matrix-vector product,
-# whose sums differ in the last bit from column to column, so that some of the equal items "survive". The golden check
-# asks for none in float32. Which shapes it happens at depends on the linear algebra library: a margin of a few ulp is
-# missing. (Seen at 1 query; 7 or more agree here.)
-@pytest.mark.xfail(strict=True, reason="BUG: rounding lets equal items survive in float32")
 def test_identical_items_leave_no_survivor_for_one_query():
-    """G6, for a map of one cell."""
+    """G6, for a map of one cell: matrix times vector, whose sums differ in the last bits from item to item."""
     torch.manual_seed(0)
     survivors = []
     for addressing in ("cosine", "dot"):
@@ -257,20 +252,24 @@ def test_gradients(addressing, temperature, threshold, on_empty):
 
 
 def test_weights_are_the_softmax_over_the_survivors():
-    """G13: within 1e-9. What is left is eps = 1e-12 of equation 10, over the distance of a weight from the threshold."""
+    """G13: within 1e-9. What is left is eps = 1e-12 of equation 10 over a weight's distance from the threshold."""
     queries, items = hashed_pair()
     cosines = (queries / queries.norm(dim=1, keepdim=True)) @ (items / items.norm(dim=1, keepdim=True)).T
     weights, soft = address(queries, items).weights, cosines.softmax(1)
     powers = torch.where(soft > 1 / 50, cosines.exp(), 0)
     difference = (weights - powers / powers.sum(1, keepdim=True)).abs().amax(1)
     distance = (soft - 1 / 50).abs().amin(1)
-    clear = distance > 1e-5
-    assert clear.sum() > 20 and difference[clear].max() < 1e-9
+    clear = distance > 1e-4
+    assert clear.sum() >= 10 and difference[clear].max() < 1e-9
     assert (difference < 1e-13 / distance).all()
 
 
 def test_items_that_survive_nowhere_get_no_gradient():
-    """G13: below 1e-8 of the survivors', for any loss of the output."""
+    """G13: below 1e-8 of the survivors', for any loss of the output.
+
+    Where no weight is near the threshold, as here: eps of equation 10 lets more through: a weight at distance
+    x from it has a factor w eps / x^2. With 2000 random items (K = 2000, C = 768) the ratio is 3e-5, in float32 1e-4.
+    """
     items = STAR.clone().requires_grad_()
     queries = torch.tensor([[3.0, 4.0], [4.0, 3.0], [1.0, 1.2]], dtype=torch.float64)
     for addressing in ("cosine", "dot"):

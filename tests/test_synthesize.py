@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from adref.config import Flags
 from adref.data import Images, find_category, random_stream
 from adref.method import Sources
 from adref.methods.srdad import Options, corrupt, resolve, survey
 from adref.synthesize import main
-from adref.config import Flags
 from adref.train import split
 
 SMALL = ["--size", "64,64", "--window", "4", "--width", "12"]

@@ -15,9 +15,9 @@ import pytest
 import torch
 from conftest import SMALL, write_category
 
+from adref.config import Flags
 from adref.methods.draem import DRAEM
 from adref.run import load, load_checkpoint, read_log, score_image
-from adref.config import Flags
 from adref.train import calibrate, main
 
 

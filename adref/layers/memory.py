@@ -35,8 +35,8 @@ def address(
     with eps = 1e-12; equations 7 to 10 of the ViT autoencoder.
 
     With the cosine and tau = 1 no weight is more than e^2 = 7.4 times another: at lambda = 1 / K, the mean, about half
-    of the items survive, and the result is the softmax over the survivors. An item that survives for no query gets no
-    gradient.
+    of the items survive, and the result is the softmax over the survivors. An item that survives for no query gets next
+    to no gradient.
 
     Args:
         queries: (..., C).
@@ -54,17 +54,22 @@ def address(
         raise ValueError(
             f"expected queries (..., C) and items (K, C), got {tuple(queries.shape)}, {tuple(items.shape)}"
         )
+    if addressing not in ("cosine", "dot") or on_empty not in ("zero", "soft"):
+        raise ValueError(f"expected cosine|dot and zero|soft, got {addressing} and {on_empty}")
     threshold = 1 / len(items) if threshold is None else threshold
     # The weights are near 1 / K and are compared with 1 / K: half precision could not tell them apart.
     with torch.autocast(queries.device.type, enabled=False):
         kind = torch.promote_types(queries.dtype, torch.float32)
         z, m = queries.to(kind), items.to(kind)
         if addressing == "cosine":
-            scores = F.normalize(z, dim=-1, eps=1e-12) @ F.normalize(m, dim=-1, eps=1e-12).T
+            a, b = F.normalize(z, dim=-1, eps=1e-12), F.normalize(m, dim=-1, eps=1e-12)
         else:
-            scores = z @ m.T
-        soft = (scores / temperature).softmax(dim=-1)
+            a, b = z, m
+        soft = (a @ b.T / temperature).softmax(dim=-1)
         excess = soft - threshold
+        # Scores of equal items differ in their last bits: what is above the threshold by no more than that is at it.
+        rounding = 16 * torch.finfo(kind).eps * (1 + a.norm(dim=-1, keepdim=True) * b.norm(dim=-1).max()) / temperature
+        excess = torch.where(excess.abs() > rounding * soft, excess, 0)
         kept = excess.clamp_min(0) * soft / (excess.abs() + 1e-12)
         total = kept.sum(dim=-1, keepdim=True)
         empty = total == 0

@@ -143,9 +143,10 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"pos_embed has shape {tuple(table.shape)}, not (1, N, {self.pos_embed.shape[2]})")
         first, patches = table[:, :extra], table[:, extra:]
         side = math.isqrt(patches.shape[1])
-        if patches.shape[1] != math.prod(self.grid):
-            if side**2 != patches.shape[1]:
-                raise ValueError(f"pos_embed has {patches.shape[1]} rows, which is neither {self.grid} nor a square")
+        square = side**2 == patches.shape[1]
+        if not square and patches.shape[1] != math.prod(self.grid):
+            raise ValueError(f"pos_embed has {patches.shape[1]} rows, which is neither {self.grid} nor a square")
+        if square and self.grid != (side, side):  # as many rows in another shape are another grid, too
             grid = patches.transpose(1, 2).unflatten(2, (side, side))
             patches = F.interpolate(grid.float(), self.grid, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
         return patches if self.class_token == "none" else torch.cat((first, patches), dim=1)

@@ -16,19 +16,20 @@ What an audit should know before it trusts the article:
 - Its entropy loss (Eq 14) is printed without the minus sign: minimised as printed, it makes addressing uniform (D21).
 - A normalisation and ReLU behind each of the six layers, tanh last, could not make a value below mid grey (D16).
 - The memory is said to stand before the coordinate attention, and behind it (D12).
+- PRO "when FPR is below 0.3" is read as the normalised area (D29); its counts of BTAD's images are swapped (D30).
 - Printed averages and gains differ from its own tables: image AUROC 91.2 is 91.39, +20.9 PRO for the memory is 10.9.
 
 Symbols
     u, u_hat    image and reconstruction in [0, 1]       z, m_i, K    query, memory item, number of items
-    F, F'       map of the encoder, of the memory        w, w_hat     weights before and after shrinkage
-    g_h, g_w    gates of rows and columns                lambda       shrinkage threshold
+    F, F'       map of the encoder, of the memory        w, s, w_hat  weights, after shrinkage, with sum 1
+    g_h, g_w    gates of rows and columns                lambda       threshold of the shrinkage
 
 Equations (their numbers as far as they are known; (a) to (e) are not numbered in what was at hand)
     (4) z_0 = [class token, patches E] + E_pos                vit.VisionTransformer.forward
     (7) d = cosine(z, m_i)                                    memory.address
     (8) w = softmax(d)                                        memory.address
     (9) z_hat = sum_i w_hat_i m_i                             memory.address
-    (10) w_hat = max(w - lambda, 0) w / (|w - lambda| + eps)  memory.address
+    (10) s = max(w - lambda, 0) w / (|w - lambda| + eps)      memory.address
     (11) L2 = sum over pixels and channels / (H W)            ViTAutoencoder.loss
     (12) L_SSIM = mean(1 - SSIM)                              ViTAutoencoder.loss, losses.ssim_map
     (13) L_recon = L2 + lambda_ssim L_SSIM                    ViTAutoencoder.loss
@@ -78,7 +79,7 @@ class Options:
     )
     # memory and coordinate attention
     memory: bool = option(True, "the memory module", "section Method")
-    memory_items: int = option(2000, "items K", "U (MemAE); D5", (1, INF))
+    memory_items: int = option(2000, "items K", "U (MemAE); D5", (2, INF))
     addressing: Literal["cosine", "dot"] = option("cosine", "cosine, or the plain product of MemAE's code", "Eq 7; D6")
     temperature: float = option(1.0, "tau of the softmax over the items", "Eq 8; D7", (1e-6, INF))
     shrinkage: float | None = option(None, "threshold lambda of the shrinkage, none: 1 / K", "Eq 10; D8", (0, 1))
@@ -209,13 +210,19 @@ DEVIATIONS = (
     Deviation("D22", "Options.betas", "silent", "Adam, 2e-4", "betas 0.5, 0.999; no decay, constant rate",
               "a public copy of AnoViT's script"),
     Deviation("D23", "Options.patience", "silent", "200 epochs", "the last epoch",
-              "AnoViT stops after 12 epochs without a better validation error: --patience 12; its share is not known"),
+              "AnoViT stops after 12 epochs without a better squared error of validation images: --patience 12 "
+              "watches the whole loss; its share is not known"),
     Deviation("D24", "Options.score", "silent", "'the three losses define the score'",
               "mean squared error of the channels + lambda (1 - SSIM)", "no formula; AnoViT takes the squared error"),
     Deviation("D25", "Options.map_sigma", "silent", "Gaussian smoothing", "sigma 6 for the map, 15 for the score",
               "AnoViT's code, as scipy filters: truncated at 4 sigma, mirrored"),
     Deviation("D26", "Options.image_score", "silent", "nothing said", "the maximum", "as AnoViT"),
     Deviation("D27", "Options.resize", "silent", "384 x 384", "bilinear with antialiasing", "no filter is named"),
+    Deviation("D29", "evaluate --convention", "ambiguous", "mean overlap of regions when FPR is below 0.3",
+              "area under it up to 0.3, divided by 0.3; 8-connected regions",
+              "the usual meaning; 'point' is the other"),
+    Deviation("D30", "adref.data", "mistake", "BTAD: 1000 images of product 2, 399 of product 3", "folders as found",
+              "they hold 399 and 1000"),
     Deviation("D28", "Decoder", "silent", "nothing said", "weights from N(0, 0.02^2), biases 0",
               "a helper in AnoViT's file; whether it is called there is not known"),
 )  # fmt: skip
@@ -279,8 +286,8 @@ class ViTAutoencoder(Method):
         return self.coordinate_attention[place](maps) if place in self.coordinate_attention else maps
 
     def compare(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared error and SSIM of each pixel and channel, (B, 3, H, W) each."""
-        o, value_range, reconstruction = self.options, 1.0, reconstruction.float()
+        """Squared error and SSIM of each pixel and channel, (B, 3, H, W) each; SSIM has no border if it is "valid"."""
+        o, value_range = self.options, 1.0
         if o.loss_range == "network":  # D17
             images, reconstruction = ((x - self.mean) / self.std for x in (images, reconstruction))
             value_range = 2.0
@@ -308,7 +315,7 @@ class ViTAutoencoder(Method):
             return {**terms, "total": sum(terms.values())}
         uncertainty = entropy(recall.weights).mean()  # equation 14
         terms["entropy"] = o.entropy_weight * (uncertainty if o.entropy_sign == "corrected" else -uncertainty)  # D21
-        used = recall.weights.detach() > 0
+        used = (recall.weights.detach() > 0) & ~recall.empty.unsqueeze(-1)
         statistics = {
             "memory/survivors": used.float().mean(), "memory/entropy": uncertainty.detach(),
             "memory/dead_queries": recall.empty.float().mean(),
@@ -365,7 +372,7 @@ class ViTAutoencoder(Method):
     def reconstruct(self, images: Tensor, rngs=None) -> Tensor:
         """u_hat for the eye: (B, 3, H, W), clamped to [0, 1]."""
         check_images(images, size=self.options.size)
-        return self(images)[0].float().clamp(0, 1)
+        return self(images)[0].clamp(0, 1)
 
     def load_weights(self, states: list[dict]) -> None:
         """A ViT's checkpoint with timm's names, for the encoder (D3).
@@ -381,7 +388,9 @@ class ViTAutoencoder(Method):
         state = states[0]
         for name in ("state_dict", "model"):
             state = state.get(name, state) if isinstance(state, dict) else state
-        if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        if not isinstance(state, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+        ):
             raise UserError("--weights: no ViT checkpoint: expected tensors by name, or the same under 'model'")
         try:
             self.encoder.load_timm(state)
@@ -402,11 +411,13 @@ def check(o: Options) -> None:
             raise UserError(f"--size takes multiples of --patch {o.patch}; the {axis} is {side}, {fits} would do")
     if o.width % o.heads:
         raise UserError(f"--heads: {o.heads} heads do not divide --width {o.width}")
+    if o.decoder == "pow2" and tuple(o.size) == (o.patch, o.patch):
+        raise UserError("--decoder pow2 normalises over one pixel at that --size; twice the side would do")
     if o.decoder == "pow2" and o.patch != 16:
         raise UserError(f"--decoder pow2 doubles four times, which undoes --patch 16 and no other; got {o.patch}")
     reach = o.ssim_size // 2
     if o.ssim_size % 2 == 0 or min(o.size) <= 2 * reach:
-        raise UserError(f"--ssim-size takes an odd number below the sides of --size; got {o.ssim_size}")
+        raise UserError(f"--ssim-size takes an odd number, no more than the sides of --size; got {o.ssim_size}")
     if o.score == "l2+ssim+entropy" and not (o.memory and o.reconstruction_weight):
         raise UserError("--score l2+ssim+entropy needs --memory true and a --reconstruction-weight above 0")
 
