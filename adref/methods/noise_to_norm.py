@@ -333,6 +333,8 @@ class NoiseToNorm(Method):
 
 def check(o: Options) -> None:
     """Raises UserError for options that cannot work together."""
+    if list(o.sigmas) != sorted(o.sigmas) or not o.sigmas:
+        raise UserError(f"--sigmas takes numbers in ascending order; got {','.join(map(str, o.sigmas)) or 'none'}")
     stride, reach = 2 ** (o.levels - 1), math.ceil(2 * max(o.sigmas))
     for axis, side in zip(("height", "width"), o.size):
         if side % stride:
@@ -344,8 +346,6 @@ def check(o: Options) -> None:
             raise UserError(f"--size: a {axis} of {side} is not above {reach}, the reach of the widest of --sigmas")
         if o.ms_ssim == "pyramid" and side <= 160:
             raise UserError(f"--size: a {axis} of {side} is not above 160, as --ms-ssim pyramid needs")
-    if list(o.sigmas) != sorted(o.sigmas) or not o.sigmas:
-        raise UserError(f"--sigmas takes numbers in ascending order; got {','.join(map(str, o.sigmas))}")
 
 
 # -- the network ------------------------------------------------------------------------------------------------------
