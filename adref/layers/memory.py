@@ -67,10 +67,12 @@ def address(
             a, b = z, m
         soft = (a @ b.T / temperature).softmax(dim=-1)
         excess = soft - threshold
-        # Scores of equal items differ in their last bits: what is above the threshold by no more than that is at it.
-        rounding = 16 * torch.finfo(kind).eps * (1 + a.norm(dim=-1, keepdim=True) * b.norm(dim=-1).max()) / temperature
-        excess = torch.where(excess.abs() > rounding * soft, excess, 0)
         kept = excess.clamp_min(0) * soft / (excess.abs() + 1e-12)
+        # Scores of equal items differ in their last bits: a largest weight that is above the threshold by no more than
+        # that is at it, and nothing survives.
+        rounding = 16 * torch.finfo(kind).eps * (1 + a.norm(dim=-1, keepdim=True) * b.norm(dim=-1).max()) / temperature
+        largest = soft.amax(dim=-1, keepdim=True)
+        kept = torch.where(largest - threshold > rounding * largest, kept, 0)
         total = kept.sum(dim=-1, keepdim=True)
         empty = total == 0
         weights = kept / total.clamp_min(1e-12)
