@@ -369,7 +369,8 @@ READINGS = [
     {"width": 12}, {"levels": 2}, {"levels": 3}, {"shared_stem": False}, {"block": "min"}, {"block": "conv1x1"},
     {"block": "skrdb"}, {"block_level0": False}, {"block_level0": False, "block": "conv1x1"},
     {"attention_reduction": 1}, {"activation": "leaky_relu"}, {"activation": "prelu"}, {"activation": "gelu"},
-    {"global_residual": True}, {"output_activation": "tanh"},
+    {"global_residual": True}, {"output_activation": "tanh"}, {"padding": "reflect"},
+    {"padding": "reflect", "block": "skrdb"},
     # rows 12 to 17
     {"alpha": 0.025}, {"alpha": 0.0}, {"alpha": 1.0}, {"sigmas": (0.5, 1.0, 2.0, 4.0)}, {"ssim_constants": "literal"},
     {"ms_ssim": "pyramid", "size": (176, 176), "levels": 2, "width": 4}, {"loss_range": "network"}, {"border": "zero"},

@@ -24,18 +24,25 @@ class ResidualAttention(nn.Module):
         reduction: the attention has max(width_out // reduction, 4) inner channels.
         convolutions: the two 3x3 convolutions; without them v is the 1x1 convolution alone.
         activation: a key of ACTIVATIONS.
+        padding_mode: of the 3x3 convolutions.
     """
 
     def __init__(
-        self, width_in: int, width_out: int, reduction: int = 8, convolutions: bool = True, activation: str = "relu"
+        self,
+        width_in: int,
+        width_out: int,
+        reduction: int = 8,
+        convolutions: bool = True,
+        activation: str = "relu",
+        padding_mode: str = "zeros",
     ):
         super().__init__()
         inner, act = max(width_out // reduction, 4), ACTIVATIONS[activation]
         self.shortcut = nn.Conv2d(width_in, width_out, 1)
         self.body = nn.Sequential(nn.Conv2d(width_in, width_out, 1))
         if convolutions:
-            self.body.append(nn.Conv2d(width_out, width_out, 3, padding=1)).append(act())
-            self.body.append(nn.Conv2d(width_out, width_out, 3, padding=1))
+            self.body.append(nn.Conv2d(width_out, width_out, 3, padding=1, padding_mode=padding_mode)).append(act())
+            self.body.append(nn.Conv2d(width_out, width_out, 3, padding=1, padding_mode=padding_mode))
         self.attention = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Conv2d(width_out, inner, 1), act(), nn.Conv2d(inner, width_out, 1), nn.Sigmoid()
         )
@@ -52,12 +59,15 @@ class SelectiveDense(nn.Module):
     Args:
         width_in, width_out: channels.
         reduction: of the fusions.
+        padding_mode: of the 3x3 convolutions.
     """
 
-    def __init__(self, width_in: int, width_out: int, reduction: int = 8):
+    def __init__(self, width_in: int, width_out: int, reduction: int = 8, padding_mode: str = "zeros"):
         super().__init__()
         self.shortcut = nn.Conv2d(width_in, width_out, 1)
-        self.convolutions = nn.ModuleList(nn.Conv2d(width_in, width_in, 3, padding=1) for _ in range(3))
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(width_in, width_in, 3, padding=1, padding_mode=padding_mode) for _ in range(3)
+        )
         self.fusions = nn.ModuleList(SelectiveKernelFusion(width_in, 2, reduction) for _ in range(3))
         self.out = nn.Conv2d(width_in, width_out, 1)
 
@@ -75,11 +85,12 @@ def block(
     width_out: int,
     reduction: int = 8,
     activation: str = "relu",
+    padding_mode: str = "zeros",
 ) -> nn.Module:
     """One of the four readings: `ResidualAttention` with or without 3x3 convolutions, the ablation's one 1x1
     convolution, or SRMNet's block."""
     if kind == "conv1x1":
         return nn.Conv2d(width_in, width_out, 1)
     if kind == "skrdb":
-        return SelectiveDense(width_in, width_out, reduction)
-    return ResidualAttention(width_in, width_out, reduction, kind == "full", activation)
+        return SelectiveDense(width_in, width_out, reduction, padding_mode)
+    return ResidualAttention(width_in, width_out, reduction, kind == "full", activation, padding_mode)

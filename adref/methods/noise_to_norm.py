@@ -39,6 +39,7 @@ Equations (the article's numbers were not at hand, but for 9; the others are in 
 import math
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -89,6 +90,7 @@ class Options:
     block_level0: bool = option(True, "a block on the first level of the encoder, too", "D8")
     attention_reduction: int = option(8, "narrowing of attention and fusion", "U (SRMNet); D9", (1, INF))
     activation: Literal["relu", "leaky_relu", "prelu", "gelu"] = option("relu", "of the blocks", "D9")
+    padding: Literal["zeros", "reflect"] = option("zeros", "outside of the 3x3 convolutions", "U (SRMNet); D26")
     global_residual: bool = option(False, "add the noisy input to the output", "D11")
     output_activation: Literal["none", "tanh"] = option("none", "of the output", "D11")
     # loss and map
@@ -200,6 +202,9 @@ DEVIATIONS = (
               "no list is named; their split_csv files are read where they are"),
     Deviation("D24", "ABLATIONS", "silent", "the body of the last table is lost", "'no-attention': 1x1 convolutions",
               "as its text says"),
+    Deviation("D26", "Options.padding", "silent", "nothing said", "zeros",
+              "SRMNet; the network then errs at the edge of the picture, and the map shows it (reflect is the other "
+              "way)"),
     Deviation("D25", "Options.resize", "silent", "256 x 256", "bilinear with antialiasing", "no filter is named"),
 )  # fmt: skip
 
@@ -245,7 +250,7 @@ class NoiseToNorm(Method):
         check(o)
         self.network = MNet(
             o.width, o.levels, o.block, o.attention_reduction, o.activation, o.block_level0, o.shared_stem, o.down,
-            o.global_residual, o.output_activation,
+            o.global_residual, o.output_activation, o.padding,
         )  # fmt: skip
 
     def forward(self, noisy: Tensor) -> Tensor:
@@ -365,6 +370,7 @@ class MNet(nn.Module):
         down: how the input is shrunk (D4).
         global_residual: add the input to the output (D11).
         output_activation: "none" or "tanh".
+        padding: of the 3x3 convolutions: "zeros" or "reflect" (D26).
     """
 
     def __init__(
@@ -379,21 +385,25 @@ class MNet(nn.Module):
         down: Literal["bilinear", "bicubic", "nearest"] = "bilinear",
         global_residual: bool = False,
         output_activation: Literal["none", "tanh"] = "none",
+        padding: Literal["zeros", "reflect"] = "zeros",
     ):
         super().__init__()
         widths, inner = [width * 2**i for i in range(levels)], range(levels - 1)
         self.down, self.global_residual, self.output_activation = down, global_residual, output_activation
-        make = (reduction, activation)
-        self.stems = nn.ModuleList(nn.Conv2d(3, width, 3, padding=1) for _ in range(1 if shared_stem else levels))
+        make, conv3x3 = (
+            (reduction, activation, padding),
+            partial(nn.Conv2d, kernel_size=3, padding=1, padding_mode=padding),
+        )
+        self.stems = nn.ModuleList(conv3x3(3, width) for _ in range(1 if shared_stem else levels))
         self.encoder = nn.ModuleList([block(kind, width, width, *make) if level0 else nn.Identity()])
         self.encoder.extend(block(kind, widths[i] + width, widths[i + 1], *make) for i in inner)
         self.downs = nn.ModuleList(nn.Conv2d(4 * widths[i], widths[i], 1) for i in inner)
         self.ups = nn.ModuleList(nn.Conv2d(widths[i + 1] // 4, widths[i], 1) for i in inner)
-        self.skips = nn.ModuleList(nn.Conv2d(widths[i], widths[i], 3, padding=1) for i in inner)
+        self.skips = nn.ModuleList(conv3x3(widths[i], widths[i]) for i in inner)
         self.decoder = nn.ModuleList(block(kind, 2 * widths[i], widths[i], *make) for i in inner)
-        self.outs = nn.ModuleList(nn.Conv2d(c, width, 3, padding=1) for c in widths)
+        self.outs = nn.ModuleList(conv3x3(c, width) for c in widths)
         self.fusion = SelectiveKernelFusion(width, levels, reduction)  # D10
-        self.last = nn.Conv2d(width, 3, 3, padding=1)
+        self.last = conv3x3(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Equations 2 and 3: (B, 3, H, W) in [-1, 1] -> alike."""
