@@ -105,6 +105,8 @@ def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
     for name in ("data", "textures", "defect_sizes"):
         if getattr(flags, name) == "":
             raise UserError(f"{option_tools.flag(name)} takes a path; got an empty name")
+    if "" in flags.weights:
+        raise UserError("--weights takes paths joined by commas; got an empty name")
     name, generated = arguments.method or "draem", flags.data is None
     method = find_method(name)
     preset = arguments.preset or ("tiny" if generated else "paper")

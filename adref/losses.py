@@ -115,7 +115,6 @@ def ms_ssim_l1(
     Args:
         a: (B, C, H, W) in [0, 1], each side longer than the windows' reach of 2 max(sigmas) pixels.
         b: like `a`.
-        alpha: share of the similarity.
         sigmas: ascending, in pixels; every window is cut at twice the widest one and has weights of sum 1.
         constants: C1, C2.
         padding: "reflect" mirrors at the outermost pixels, which are not repeated; "zero" sets zeros around.
@@ -126,6 +125,8 @@ def ms_ssim_l1(
     Returns:
         similarity (B, 1, H, W), 1 where both are equal, at worst about -1; error (B, 1, H, W). At least float32.
     """
+    if channels not in ("mean", "product", "port_groups") or not len(sigmas) or min(sigmas) <= 0:
+        raise ValueError(f"expected mean|product|port_groups and sigmas above 0, got {channels} and {sigmas}")
     if a.dim() != 4 or a.shape != b.shape or list(sigmas) != sorted(sigmas) or padding not in ("reflect", "zero"):
         got = f"{tuple(a.shape)}, {tuple(b.shape)}, {sigmas}, {padding}"
         raise ValueError(f"expected two (B, C, H, W) of one shape, ascending sigmas, reflect|zero; got {got}")

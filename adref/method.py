@@ -143,6 +143,8 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
         maps: floats.
         sigma: in pixels; 0 changes nothing.
     """
+    if sigma < 0:
+        raise ValueError(f"expected a sigma of 0 or more, got {sigma}")
     if sigma == 0:
         return maps
     reach = int(4 * sigma + 0.5)
@@ -179,10 +181,12 @@ def check_images(images: Tensor, stride: int = 1, size: tuple[int, int] | None =
     Raises:
         ValueError: not (B, 3, H, W) floats in [0, 1], or sides that do not fit.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+    if not isinstance(images, Tensor):
+        raise ValueError(f"expected a tensor, got {type(images).__name__}")
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or images.numel() == 0:
         raise ValueError(f"expected (B, 3, H, W) floats in [0, 1], got {tuple(images.shape)} {images.dtype}")
     low, high = torch.aminmax(images)
-    if low < 0 or high > 1:
+    if not (low >= 0 and high <= 1):  # NaN, too
         raise ValueError(f"expected values in [0, 1], got {low:g} to {high:g}")
     if size is not None and tuple(images.shape[2:]) != tuple(size):
         raise ValueError(f"expected pictures of {tuple(size)}, got {tuple(images.shape[2:])}")

@@ -299,6 +299,9 @@ def train(run: Path, method: Trainable, images, sources: Sources, flags: Flags, 
             if best:
                 load_weights(run, method, best)
                 chosen, best = {**chosen, stage: best["step"]}, None
+            if interrupt.raised:  # in the step that ended the stage early
+                save_checkpoint(run, {"model": method.state_dict(), "step": first, "ended": ended, "chosen": chosen})
+                return False
     if "calibration" not in state:  # the end needs no optimiser
         save_checkpoint(run, {"model": method.state_dict(), "step": first, "ended": ended, "chosen": chosen})
     return True

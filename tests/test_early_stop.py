@@ -129,6 +129,25 @@ def test_interrupted_and_resumed_ends_bit_equal(at, whole, data, tmp_path, monke
     assert first["calibration"] == second["calibration"]
 
 
+def test_interrupted_in_the_step_that_ends_training(whole, data, tmp_path, monkeypatch):
+    """Ctrl-C while the last epoch is validated: saved, and nothing is left to train."""
+    original, last = train_module.validate, len(watched(whole))
+    calls = []
+
+    def validate_and_interrupt(*rest):
+        calls.append(1)
+        if len(calls) == last:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*rest)
+
+    monkeypatch.setattr(train_module, "validate", validate_and_interrupt)
+    run = tmp_path / "run"
+    assert main(list(map(str, ["noise_to_norm", "--data", data, "--out", run, *SMALL, "--patience", 1]))) == 130
+    assert main(["--resume", "--out", str(run)]) == 0 and len(calls) == last
+    assert same_weights(run, whole) and without_times(run) == without_times(whole)
+    assert load_checkpoint(run)["calibration"] == load_checkpoint(whole)["calibration"]
+
+
 @pytest.mark.parametrize("at", [2, 7])
 def test_the_training_loss_can_decide_too(at, data, tmp_path, monkeypatch):
     """Its mean over an epoch, also where the epoch was interrupted; all 11 images train: 6 steps an epoch."""

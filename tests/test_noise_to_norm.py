@@ -268,9 +268,15 @@ def test_other_readings_of_the_map():
 def test_other_sides_than_those_of_training():
     method = small()
     assert method.anomaly_map(torch.rand(1, 3, 40, 64)).shape == (1, 1, 40, 64)
-    for wrong in (torch.rand(1, 3, 36, 64), torch.rand(3, 32, 32), 2 * torch.ones(1, 3, 32, 32)):
+    empty, other, nan = torch.zeros(0, 3, 32, 32), np.zeros((1, 3, 32, 32)), torch.full((1, 3, 32, 32), math.nan)
+    for wrong in (torch.rand(1, 3, 36, 64), torch.rand(3, 32, 32), 2 * torch.ones(1, 3, 32, 32), empty, other, nan):
         with pytest.raises(ValueError, match="expected"):
             method.anomaly_map(wrong)
+    for rngs in ([], streams(1)):
+        with pytest.raises(ValueError, match="expected one stream for each of 2 images"):
+            method.anomaly_map(torch.rand(2, 3, 32, 32), rngs)
+    with pytest.raises(ValueError, match="expected sides of 16 or more"):
+        small(padding="reflect").anomaly_map(torch.rand(1, 3, 8, 32))
 
 
 def test_auroc_of_ties():  # G14
@@ -330,6 +336,13 @@ def test_the_literal_rate_is_constant_and_says_so():  # G12
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         small().optimizer()
+
+
+def test_constants_follow_the_range_of_the_loss():
+    """The colours of golden check G9 of the ViT autoencoder: 0.4 and 0.5, taken to [-1, 1], where L is 2."""
+    method = small(loss_range="network")
+    similarity, _ = method.compare(torch.full((1, 3, 32, 32), 0.4), torch.full((1, 3, 32, 32), 0.5))
+    assert similarity.mean().item() == pytest.approx(0.00990099, abs=1e-6)
 
 
 def test_early_stopping_is_asked_for():
@@ -456,6 +469,8 @@ def test_presets_and_ablations_build(name):
         ({"size": (64, 64), "ms_ssim": "pyramid"}, "--size: a height of 64 is not above 160"),
         ({"sigmas": (2.0, 1.0)}, "--sigmas takes numbers in ascending order"),
         ({"sigmas": ()}, "--sigmas"),
+        ({"width": 5}, "--width takes an even number"),
+        ({"size": (32, 32), "levels": 6, "padding": "reflect"}, "--size: --padding reflect needs two pixels"),
         ({"noise_share": 1.5}, "--noise-share takes 0 to 1"),
         ({"block": "rdb"}, "--block takes one of"),
     ],

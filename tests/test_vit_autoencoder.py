@@ -868,7 +868,7 @@ def test_rectangles(changes):
         ({"addressing": "manhattan"}, "--addressing takes one of cosine, dot"),
         ({"shrinkage": 1.5}, "--shrinkage takes 0 to 1"),
         ({"temperature": 0.0}, "--temperature takes"),
-        ({"memory_items": 0}, "--memory-items takes 2 or more"),
+        ({"memory_items": 0}, "--memory-items takes 2 to 1e.07"),
         ({"decoder_width": 8}, "--decoder-width takes 16 or more"),
         ({"patience": 0}, "--patience takes 1 or more"),
         ({"depth": "deep"}, "--depth takes a whole number"),
@@ -901,7 +901,7 @@ def timm_state(**changes) -> dict[str, torch.Tensor]:
 def test_weights_with_timms_names(key):
     state, method = timm_state(), tiny()
     others = {name: tensor.clone() for name, tensor in method.state_dict().items() if not name.startswith("encoder.")}
-    with pytest.warns(Notice, match=r"--weights: .* width 32 have 0.5 heads of 64 .*--heads 2"):
+    with pytest.warns(Notice, match=r"--weights: public ViTs have heads of 64 channels, --heads 2 makes them 16 wide"):
         method.load_weights([state if key is None else {key: state, "epoch": 3}])
     found = method.state_dict()
     assert all(torch.equal(found[f"encoder.{name}"], tensor) for name, tensor in state.items() if "head" not in name)
@@ -916,7 +916,7 @@ def test_no_warning_where_the_heads_are_those_of_public_models():
             method.load_weights([method.encoder.state_dict()])
         assert [w.category for w in caught] == ([Notice] if warned else [])
         if warned:
-            assert "width 128 have 2 heads of 64" in str(caught[0].message) and f"--heads {heads}" in str(
+            assert "public ViTs have heads of 64 channels" in str(caught[0].message) and f"--heads {heads}" in str(
                 caught[0].message
             )
 
@@ -939,11 +939,11 @@ def wrong_shape() -> dict:
     [
         ([], "--weights takes one ViT checkpoint; got 0 files"),
         ([{}, {}], "--weights takes one ViT checkpoint; got 2 files"),
-        ([[torch.zeros(2)]], "--weights: no ViT checkpoint: expected tensors by name"),
-        ([torch.zeros(2)], "--weights: no ViT checkpoint: expected tensors by name"),
-        ([{"model": [1]}], "--weights: no ViT checkpoint: expected tensors by name"),
-        ([{"state_dict": {"norm.weight": 3}}], "--weights: no ViT checkpoint: expected tensors by name"),
-        ([{"epoch": 3, "optimizer": {}}], "--weights: no ViT checkpoint: expected tensors by name"),
+        ([[torch.zeros(2)]], "--weights: no ViT checkpoint: expected tensors of floats by name"),
+        ([torch.zeros(2)], "--weights: no ViT checkpoint: expected tensors of floats by name"),
+        ([{"model": [1]}], "--weights: no ViT checkpoint: expected tensors of floats by name"),
+        ([{"state_dict": {"norm.weight": 3}}], "--weights: no ViT checkpoint: expected tensors of floats by name"),
+        ([{"epoch": 3, "optimizer": {}}], "--weights: no ViT checkpoint: expected tensors of floats by name"),
         ([{}], "--weights: .*missing"),
         ([{"layers.0.blocks.0.attn.qkv.weight": torch.zeros(2)}], "--weights: .* unknown"),
         ([wrong_shape], r"--weights: norm.weight has shape \(33,\), not \(32,\)"),
@@ -951,6 +951,8 @@ def wrong_shape() -> dict:
         ([lambda: timm_state(depth=0)], "--weights: keys do not fit a ViT with 1 blocks: 12 missing"),
         ([lambda: timm_state(patch=4)], r"--weights: .*has shape \(32, 3, 4, 4\), not \(32, 3, 8, 8\)"),
         ([{3: torch.zeros(2)}], "--weights: no ViT checkpoint"),
+        ([{"norm.weight": torch.zeros(32).to_sparse()}], "--weights: no ViT checkpoint"),
+        ([{"norm.weight": torch.zeros(32, dtype=torch.int64)}], "--weights: no ViT checkpoint"),
     ],
 )  # fmt: skip
 def test_wrong_files_are_refused(states, words):

@@ -44,8 +44,8 @@ def address(
         addressing: d, the cosine of the angle, or the inner product.
         temperature: tau.
         threshold: lambda; None: 1 / K. 0 leaves the weights as they are.
-        on_empty: what a query gets for which nothing survives (all weights equal 1 / K, for example): the zero vector
-            and zero weights, or the unshrunk weights and what they recall.
+        on_empty: what a query gets for which nothing survives (all weights equal 1 / K, for example, or differ from it
+            by rounding alone): the zero vector and zero weights, or the unshrunk weights and what they recall.
 
     Returns:
         output (..., C), weights (..., K), empty (...); at least float32.
@@ -72,7 +72,8 @@ def address(
         # that is at it, and nothing survives.
         rounding = 16 * torch.finfo(kind).eps * (1 + a.norm(dim=-1, keepdim=True) * b.norm(dim=-1).max()) / temperature
         largest = soft.amax(dim=-1, keepdim=True)
-        kept = torch.where(largest - threshold > rounding * largest, kept, 0)
+        if threshold > 0:
+            kept = torch.where(largest - threshold > rounding.clamp_max(1e-3) * largest, kept, 0)
         total = kept.sum(dim=-1, keepdim=True)
         empty = total == 0
         weights = kept / total.clamp_min(1e-12)

@@ -80,7 +80,7 @@ class Options:
         "reconstruction", "what the mean of several draws is taken of", "D3"
     )
     # the network
-    width: int = option(96, "channels of the first level", "U (SRMNet); D5", (4, INF))
+    width: int = option(96, "channels of the first level", "U (SRMNet); D5", (4, 65536))
     levels: int = option(4, "levels", "four maps are fused; D5", (2, 12))
     down: Literal["bilinear", "bicubic", "nearest"] = option("bilinear", "how the input is shrunk", "U (SRMNet); D4")
     shared_stem: bool = option(True, "one first convolution for the input at all levels", "U (SRMNet); D6")
@@ -89,7 +89,7 @@ class Options:
     )
     block_level0: bool = option(True, "a block on the first level of the encoder, too", "D8")
     attention_reduction: int = option(8, "narrowing of attention and fusion", "U (SRMNet); D9", (1, INF))
-    activation: Literal["relu", "leaky_relu", "prelu", "gelu"] = option("relu", "of the blocks", "D9")
+    activation: Literal["relu", "leaky_relu", "prelu", "gelu"] = option("relu", "of the blocks full and min", "D9")
     padding: Literal["zeros", "reflect"] = option("zeros", "outside of the 3x3 convolutions", "U (SRMNet); D26")
     global_residual: bool = option(False, "add the noisy input to the output", "D11")
     output_activation: Literal["none", "tanh"] = option("none", "of the output", "D11")
@@ -100,7 +100,7 @@ class Options:
     )
     ssim_constants: Literal["squared", "literal"] = option("squared", "C1, C2 are 0.01, 0.03, or their squares", "D14")
     ms_ssim: Literal["windows", "pyramid"] = option(
-        "windows", "of the loss: Zhao et al.'s form, or Wang et al.'s pyramid (sides above 160)", "D13"
+        "windows", "of the loss: Zhao et al.'s, or Wang et al.'s pyramid (sides above 160, its own windows)", "D13"
     )
     loss_range: Literal["unit", "network"] = option("unit", "loss of values in [0, 1], or in [-1, 1]", "D16")
     border: Literal["reflect", "zero"] = option("reflect", "windows at the border", "D17")
@@ -110,11 +110,11 @@ class Options:
     # training
     epochs: int = option(500, "passes over the training images, at most", "section Experiments", (0, INF))
     batch_size: int = option(4, "images a step", "D21", (1, INF))
-    learning_rate: float = option(1e-4, "AdamW's step size at the start", "U (SRMNet); D18", (1e-12, INF))
+    learning_rate: float = option(1e-4, "AdamW's step size at the start", "U (SRMNet); D18", (1e-12, 1e6))
     least_rate: float = option(1e-6, "the step size where the cosine ends", "section Experiments; D18", (0, INF))
     cosine_epochs: int = option(100, "half a period of the cosine", "section Experiments", (1, INF))
     hold_after_cosine: bool = option(False, "stay at --least-rate then, in place of rising again", "D19")
-    betas: tuple[float, float] = option((0.5, 0.999), "AdamW's decay rates", "section Experiments", (0, 0.9999999))
+    betas: tuple[float, float] = option((0.5, 0.999), "AdamW's decay rates", "section Experiments", (0, 0.999999))
     weight_decay: float = option(0.01, "AdamW's weight decay", "U (torch); D21", (0, 1))
     patience: int | None = option(
         20, "epochs without a new minimum that end training; none: all epochs", "section Experiments; D20", (1, INF)
@@ -261,7 +261,8 @@ class NoiseToNorm(Method):
         """MS-SSIM and error of each pixel, which equation 9 mixes: (B, 3, H, W) twice -> (B, 1, H, W) twice."""
         o, constants = self.options, (0.01, 0.03)
         if o.ssim_constants == "squared":  # D14
-            constants = (0.01**2, 0.03**2)
+            value_range = 1 if o.loss_range == "unit" else 2  # D16
+            constants = ((0.01 * value_range) ** 2, (0.03 * value_range) ** 2)
         images, reconstruction = self.in_range(images, reconstruction)
         return ms_ssim_l1(reconstruction, images, o.sigmas, constants, o.border, o.channels)  # D15, D17
 
@@ -284,7 +285,8 @@ class NoiseToNorm(Method):
         o = self.options
         if o.learning_rate <= o.least_rate:
             text = f"the learning rate does not fall: it goes from {o.learning_rate:g} to {o.least_rate:g}"
-            warnings.warn(f"{text}; at 1e-6 the network hardly moves", Notice, stacklevel=2)
+            text += "; at so small a rate the network hardly moves" if o.learning_rate < 1e-5 else ""
+            warnings.warn(text, Notice, stacklevel=2)
         optimizer = torch.optim.AdamW(self.parameters(), o.learning_rate, o.betas, weight_decay=o.weight_decay)
 
         def factor(epoch: int) -> float:
@@ -303,11 +305,15 @@ class NoiseToNorm(Method):
 
     def rebuild(self, images: Tensor, rngs: list[np.random.Generator] | None) -> list[Tensor]:
         """Reconstructions (B, 3, H, W), one for each draw of the noise."""
-        check_images(images, 2 ** (self.options.levels - 1))
         o = self.options
+        check_images(images, 2 ** (o.levels - 1))
+        if o.padding == "reflect" and min(images.shape[2:]) < 2**o.levels:
+            raise ValueError(f"expected sides of {2**o.levels} or more, got {tuple(images.shape[2:])}")
+        if rngs is not None and len(rngs) != len(images):
+            raise ValueError(f"expected one stream for each of {len(images)} images, got {len(rngs)}")
         if not o.test_noise:
             return [self(images)]
-        rngs = rngs or [np.random.Generator(np.random.PCG64(0)) for _ in images]
+        rngs = rngs if rngs is not None else [np.random.Generator(np.random.PCG64(0)) for _ in images]
         draws = range(o.noise_repeats if o.noise_share else 1)  # D3
         noises = ([draw_noise(rng, tuple(images.shape[1:]), o) for rng in rngs] for _ in draws)
         return [self(blend(images, torch.stack(noise).to(images), o)) for noise in noises]
@@ -341,6 +347,8 @@ def check(o: Options) -> None:
     if list(o.sigmas) != sorted(o.sigmas) or not o.sigmas:
         raise UserError(f"--sigmas takes numbers in ascending order; got {','.join(map(str, o.sigmas)) or 'none'}")
     stride, reach = 2 ** (o.levels - 1), math.ceil(2 * max(o.sigmas))
+    if o.width % 2:
+        raise UserError(f"--width takes an even number, as the pixel shuffle quarters 2 x width; got {o.width}")
     for axis, side in zip(("height", "width"), o.size):
         if side % stride:
             fits = math.ceil(side / stride) * stride
@@ -349,6 +357,10 @@ def check(o: Options) -> None:
             )
         if o.border == "reflect" and side <= reach:
             raise UserError(f"--size: a {axis} of {side} is not above {reach}, the reach of the widest of --sigmas")
+        if o.padding == "reflect" and side < 2 * stride:
+            raise UserError(
+                f"--size: --padding reflect needs two pixels at the deepest level; a {axis} of {side} has one"
+            )
         if o.ms_ssim == "pyramid" and side <= 160:
             raise UserError(f"--size: a {axis} of {side} is not above 160, as --ms-ssim pyramid needs")
 

@@ -71,15 +71,15 @@ class Options:
     )
     # the encoder
     patch: int = option(16, "side of a patch in pixels", "section Experiments", (1, 4096))
-    width: int = option(768, "channels of a token", "section Experiments", (1, INF))
-    depth: int = option(12, "blocks", "D1", (0, INF))
+    width: int = option(768, "channels of a token", "section Experiments", (1, 65536))
+    depth: int = option(12, "blocks", "D1", (0, 1000))
     heads: int = option(8, "attention heads", "section Experiments; D2", (1, INF))
     class_token: Literal["drop", "add", "none"] = option(
         "drop", "attends and is dropped, is added to every patch, or is left out", "Eq 4; D4"
     )
     # memory and coordinate attention
     memory: bool = option(True, "the memory module", "section Method")
-    memory_items: int = option(2000, "items K", "U (MemAE); D5", (2, INF))
+    memory_items: int = option(2000, "items K", "U (MemAE); D5", (2, 10**7))
     addressing: Literal["cosine", "dot"] = option("cosine", "cosine, or the plain product of MemAE's code", "Eq 7; D6")
     temperature: float = option(1.0, "tau of the softmax over the items", "Eq 8; D7", (1e-6, INF))
     shrinkage: float | None = option(None, "threshold lambda of the shrinkage, none: 1 / K", "Eq 10; D8", (0, 1))
@@ -119,8 +119,8 @@ class Options:
     # training
     epochs: int = option(200, "passes over the training images", "section Experiments", (0, INF))
     batch_size: int = option(8, "images a step", "section Experiments", (1, INF))
-    learning_rate: float = option(2e-4, "Adam's step size, constant", "section Experiments; D22", (0, INF))
-    betas: tuple[float, float] = option((0.5, 0.999), "Adam's decay rates", "U (AnoViT); D22", (0, 0.9999999))
+    learning_rate: float = option(2e-4, "Adam's step size, constant", "section Experiments; D22", (0, 1e6))
+    betas: tuple[float, float] = option((0.5, 0.999), "Adam's decay rates", "U (AnoViT); D22", (0, 0.999999))
     weight_decay: float = option(0.0, "Adam's weight decay, as L2", "D22", (0, 1))
     patience: int | None = option(
         None,
@@ -179,7 +179,7 @@ DEVIATIONS = (
               "MemAE's code takes the plain product, which grows with the query"),
     Deviation("D7", "Options.temperature", "silent", "softmax of the cosines", "1", "nothing else is printed"),
     Deviation("D8", "Options.shrinkage", "ambiguous", "1 / N, and weights that become sparse", "1 / K",
-              "the mean of the weights: about half of the items survive; only 0 to 7.4 / K makes a difference"),
+              "the mean of the weights: about half of the items survive; above 7.4 / K none would"),
     Deviation("D9", "Options.on_empty", "silent", "nothing said", "zeros, and the share is logged",
               "the renormalisation divides by 0 there; it happens when all items coincide"),
     Deviation("D10", "Recall.weights", "mistake", "w in R^(1 x C)", "(..., K)", "a weight for each item"),
@@ -218,13 +218,13 @@ DEVIATIONS = (
               "AnoViT's code, as scipy filters: truncated at 4 sigma, mirrored"),
     Deviation("D26", "Options.image_score", "silent", "nothing said", "the maximum", "as AnoViT"),
     Deviation("D27", "Options.resize", "silent", "384 x 384", "bilinear with antialiasing", "no filter is named"),
+    Deviation("D28", "Decoder", "silent", "nothing said", "weights from N(0, 0.02^2), biases 0",
+              "a helper in AnoViT's file; whether it is called there is not known"),
     Deviation("D29", "evaluate --convention", "ambiguous", "mean overlap of regions when FPR is below 0.3",
               "area under it up to 0.3, divided by 0.3; 8-connected regions",
               "the usual meaning; 'point' is the other"),
     Deviation("D30", "adref.data", "mistake", "BTAD: 1000 images of product 2, 399 of product 3", "folders as found",
               "they hold 399 and 1000"),
-    Deviation("D28", "Decoder", "silent", "nothing said", "weights from N(0, 0.02^2), biases 0",
-              "a helper in AnoViT's file; whether it is called there is not known"),
 )  # fmt: skip
 
 
@@ -263,7 +263,7 @@ class ViTAutoencoder(Method):
         self.register_buffer("std", torch.full((3, 1, 1), 0.5))
 
     def prepare(self, images: Sequence[Tensor], stage: str) -> None:
-        """Mean and standard deviation of each colour over all training images, where --normalise asks for them."""
+        """Mean and standard deviation of each colour over the images that train, where --normalise asks for them."""
         if self.options.normalise == "category":  # D17
             moments = [
                 (p.double().mean(dim=(1, 2)) / 255, (p.double() / 255).square().mean(dim=(1, 2))) for p in images
@@ -389,17 +389,20 @@ class ViTAutoencoder(Method):
         for name in ("state_dict", "model"):
             state = state.get(name, state) if isinstance(state, dict) else state
         if not isinstance(state, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+            isinstance(name, str) and isinstance(t, Tensor) and t.is_floating_point() and t.layout == torch.strided
+            for name, t in state.items()
         ):
-            raise UserError("--weights: no ViT checkpoint: expected tensors by name, or the same under 'model'")
+            raise UserError(
+                "--weights: no ViT checkpoint: expected tensors of floats by name, or the same under 'model'"
+            )
         try:
             self.encoder.load_timm(state)
         except ValueError as error:
             raise UserError(f"--weights: {error}") from None
         heads, width = self.options.heads, self.options.width
         if heads * 64 != width:
-            public = f"public ViTs of width {width} have {width / 64:g} heads of 64 channels"
-            text = f"--weights: {public}; with --heads {heads} their attention is another function"
+            text = f"public ViTs have heads of 64 channels, --heads {heads} makes them {width // heads} wide"
+            text = f"--weights: {text}: their attention would be another function"
             warnings.warn(text, Notice, stacklevel=2)
 
 
