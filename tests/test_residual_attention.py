@@ -1,4 +1,4 @@
-"""Residual attention (golden check G5); SRMNet's block and selective kernel fusion (G4) against their authors' code."""
+"""Residual attention (golden check G5), and SRMNet's block against its authors' code."""
 
 import pytest
 import torch
@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from conftest import golden
 
 from adref.layers.residual_attention import ACTIVATIONS, ResidualAttention, SelectiveDense, block
-from adref.layers.selective_kernel import SelectiveKernelFusion
 
 
 def numbers(output: torch.Tensor) -> list[float]:
@@ -27,37 +26,6 @@ def fill(module: torch.nn.Module, names) -> torch.nn.Module:
     return module.double().eval()
 
 
-# Sourced: mean, standard deviation and the means of the products with two lists of hashed numbers, of SKFF in MIRNet
-# (swz30/MIRNet, commit 26e0be1) and SRMNet (FanChiMao/SRMNet, commit 1e8ee80), which agree; torch 2.13.0, float64;
-# `python tools/source_noise_to_norm.py`, 2026-11-24.
-@pytest.mark.parametrize(
-    ("width", "expected"),
-    [(32, [6.099167682e-05, 0.1453257268, 0.000884343559, -0.0001536437265]),
-     (40, [-0.0007021418594, 0.1449407742, 9.491121987e-05, -0.000968792397])],
-)  # fmt: skip
-def test_fusion_is_mirnets(width, expected):
-    maps = [golden.hashed(f"map {i}", 2, width, 6, 10).double() - 0.5 for i in range(4)]
-    module = fill(SelectiveKernelFusion(width), lambda name: name)
-    assert numbers(module(maps)) == pytest.approx(expected, rel=2e-9)
-
-
-def test_fusion_weights():  # G4
-    torch.manual_seed(0)
-    maps, module = [torch.rand(2, 16, 5, 7) for _ in range(4)], SelectiveKernelFusion(16)
-    weights = module.weights(maps)
-    assert weights.shape == (4, 2, 16, 1, 1) and torch.allclose(weights.sum(dim=0), torch.ones(2, 16, 1, 1))
-    order, turned = [2, 0, 3, 1], SelectiveKernelFusion(16)
-    turned.conv_du.load_state_dict(module.conv_du.state_dict())
-    for place, i in enumerate(order):
-        turned.fcs[place].load_state_dict(module.fcs[i].state_dict())
-    assert torch.allclose(turned([maps[i] for i in order]), module(maps), atol=1e-6)
-    for fc in module.fcs:
-        torch.nn.init.zeros_(fc.weight)
-    assert torch.allclose(module(maps), sum(maps) / 4, atol=1e-6)
-    with pytest.raises(ValueError):
-        module(maps[:3])
-
-
 def srmnet(name: str) -> str:
     part, *rest = name.split(".")
     if part in ("convolutions", "fusions"):
@@ -65,7 +33,9 @@ def srmnet(name: str) -> str:
     return ".".join(({"shortcut": "identity", "out": "lff"}[part], *rest))
 
 
-# Sourced: the same of SRMNet's SK_RDB with three layers.
+# Sourced: mean, standard deviation and the means of the products with two lists of hashed numbers, of SRMNet's SK_RDB
+# with three layers (FanChiMao/SRMNet, commit 1e8ee80); torch 2.13.0, float64; `python tools/source_noise_to_norm.py`,
+# 2026-11-24.
 @pytest.mark.parametrize(
     ("width", "expected"),
     [(16, [-0.04822129601, 0.3263555703, -0.02185995353, -0.03054760012]),
@@ -103,7 +73,8 @@ def test_the_four_kinds():
     kinds = {kind: block(kind, 12, 16) for kind in ("full", "min", "conv1x1", "skrdb")}
     assert len(kinds["full"].body) == 4 and len(kinds["min"].body) == 1
     assert isinstance(kinds["conv1x1"], torch.nn.Conv2d) and isinstance(kinds["skrdb"], SelectiveDense)
-    assert sum(p.numel() for p in block("skrdb", 96, 96).parameters()) == 278_115  # as SRMNet's
+    counts = {"full": 187_116, "conv1x1": 9_312, "skrdb": 278_115}  # 96 to 96, the last as SRMNet's
+    assert {kind: sum(p.numel() for p in block(kind, 96, 96).parameters()) for kind in counts} == counts
     assert all(module(torch.rand(1, 12, 4, 6)).shape == (1, 16, 4, 6) for module in kinds.values())
 
 
