@@ -137,21 +137,22 @@ def ms_ssim_l1(
     with torch.autocast(device_type=a.device.type, enabled=False):  # variances, as in `ssim_map`
         kind = torch.promote_types(a.dtype, torch.float32)
         a, b = a.to(kind), b.to(kind)
-        pictures, structures = torch.stack((a, b, a * a + b * b, a * b)), []
+        pictures, structures, luminances = torch.stack((a, b, a * a + b * b, a * b)), [], []
         for sigma in sigmas:
             weight = gaussian_window(2 * reach + 1, sigma)
             weight = weight[weight > 1e-20].to(a)  # what is cut is below the last bit
             mu_a, mu_b, squares, product = _local_mean(pictures, weight, padding)
             mu_squares, mu_product = mu_a * mu_a + mu_b * mu_b, mu_a * mu_b
             structures.append((2 * (product - mu_product) + c2) / (squares - mu_squares + c2))
-        luminance = (2 * mu_product + c1) / (mu_squares + c1)  # (B, C, H, W), of the widest window
+            luminances.append((2 * mu_product + c1) / (mu_squares + c1))  # (B, C, H, W)
         error = _local_mean((a - b).abs(), weight, padding)
         if channels == "port_groups":
             pairs = port_groups(len(sigmas), a.shape[1])
-            similarity = torch.stack([structures[scale][:, channel] for channel, scale in pairs]).prod(dim=0)
-            similarity = (similarity * luminance[:, -1] ** a.shape[1]).unsqueeze(1)
+            factors = [structures[scale][:, channel] for channel, scale in pairs]
+            factors += [luminances[scale][:, channel] for channel, scale in pairs[-a.shape[1] :]]
+            similarity = torch.stack(factors).prod(dim=0).unsqueeze(1)
         else:
-            similarity = luminance * torch.stack(structures).prod(dim=0)
+            similarity = luminances[-1] * torch.stack(structures).prod(dim=0)  # l of the widest window
             if channels == "product":
                 similarity = similarity.prod(dim=1, keepdim=True)
         return similarity.mean(dim=1, keepdim=True), error.mean(dim=1, keepdim=True)

@@ -236,6 +236,7 @@ def train(run: Path, method: Trainable, images, sources: Sources, flags: Flags, 
                 continue
             stop = method.early_stop(stage)
             part, validation = split_validation(images, stop, flags.seed)
+            sources = sources._replace(images=part)  # `corrupt` must not see what validates
             data = TrainingSet(part, type(method).corrupt, method.options, sources, flags.seed)
             watched = "validation" if len(validation) else "epoch"
             validation = TrainingSet(

@@ -1,6 +1,7 @@
 """Early stopping: it ends training, keeps the best weights, survives kills, and looks at no test image."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -9,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_category
+from conftest import picture, write_category
+from PIL import Image
 from test_train import same_weights, without_times
 
 from adref import data as data_module
 from adref import train as train_module
 from adref.config import Flags
-from adref.data import Images, TrainingSet, list_images
+from adref.data import Images, TrainingSet, list_images, random_stream, read_image, resize, to_tensor
 from adref.method import EarlyStop, Sources
 from adref.methods.noise_to_norm import NoiseToNorm, Options
 from adref.run import load_checkpoint
@@ -66,11 +68,10 @@ def test_training_ends_after_patience_epochs_without_a_new_minimum(whole):
     assert state["step"] == 5 * (last + 1) and best < last
 
 
-def test_the_best_weights_are_the_result(whole, data, tmp_path):
-    """They are those of a run that ends at that step, and give the loss that was logged."""
+def test_the_best_weights_are_the_result(whole, data):
+    """They give the loss that was logged at that step, which is the least."""
     state, best = load_checkpoint(whole), load_checkpoint(whole)["chosen"]["train"]
-    shorter = run_of(data, tmp_path / "run", "--patience", "none", "--epochs", best // 5, "--monitor", "validation")
-    assert best != state["step"] and not same_weights(shorter, whole)  # without early stopping all images train
+    assert best != state["step"]
     flags = Flags(seed=0)
     options = Options(size=(32, 32), width=4, levels=2, sigmas=(0.5, 1.0), batch_size=2, learning_rate=0.02)
     method = NoiseToNorm(options)
@@ -84,6 +85,114 @@ def test_the_best_weights_are_the_result(whole, data, tmp_path):
         min(watched(whole).values())
     )
     assert method.training  # `validate` goes back to training mode
+
+
+def script(monkeypatch, losses: list[float]) -> list[int]:
+    """Lets `validate` return one number after the other; what comes back counts its calls."""
+    calls = []
+    monkeypatch.setattr(train_module, "validate", lambda *_: (calls.append(1), losses[len(calls) - 1])[1])
+    return calls
+
+
+def test_patience_counts_from_the_first_of_equal_minima(data, tmp_path, monkeypatch):
+    """An equal loss is no new minimum; epochs 4 and 5 have none. The result are the weights after epoch 3: those of
+    a run over 4 epochs, whose split, noise and rates are the same."""
+    losses = [5.0, 4.0, 4.0, 3.0, 3.0, 3.5, 1.0]
+    calls = script(monkeypatch, losses)
+    run = run_of(data, tmp_path / "run", "--patience", 2)
+    state = load_checkpoint(run)
+    assert len(calls) == 6 and state["ended"] == {"train": 30} and state["chosen"] == {"train": 20}
+    assert watched(run) == dict(zip(range(5, 31, 5), losses))
+    script(monkeypatch, losses)
+    shorter = run_of(data, tmp_path / "shorter", "--patience", 9, "--epochs", 4)
+    assert same_weights(shorter, run) and without_times(shorter) == without_times(run)[:20]
+    script(monkeypatch, [5.0, 4.0, 3.0, 2.0, 1.0])
+    longer = run_of(data, tmp_path / "longer", "--patience", 9, "--epochs", 5)
+    assert not same_weights(longer, run) and load_checkpoint(longer)["chosen"] == {"train": 25}
+
+
+def test_a_resumed_run_knows_the_best_weights_of_before(data, tmp_path, monkeypatch):
+    """The minimum lies before the interrupt, so only the checkpoint has its weights, and from when patience counts."""
+    losses, loss, seen = [1.0, 2.0, 3.0, 4.0], NoiseToNorm.loss, []
+
+    def interrupted(self, *rest):
+        seen.append(1)
+        if len(seen) == 8:  # in the middle of the second epoch
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(self, *rest)
+
+    script(monkeypatch, losses)
+    whole = run_of(data, tmp_path / "whole", "--patience", 2)
+    calls = script(monkeypatch, losses)
+    first = run_of(data, tmp_path / "first", "--patience", 2, "--epochs", 1)
+    calls.clear()
+    monkeypatch.setattr(NoiseToNorm, "loss", interrupted)
+    run = tmp_path / "run"
+    assert main(list(map(str, ["noise_to_norm", "--data", data, "--out", run, *SMALL, "--patience", 2]))) == 130
+    state, best = load_checkpoint(run), load_checkpoint(first)["model"]
+    assert state["step"] == 8 and {k: state["best"][k] for k in ("loss", "epoch", "step")} == {
+        "loss": 1.0, "epoch": 0, "step": 5}  # fmt: skip
+    assert state["best"]["model"].keys() == best.keys()
+    assert all(torch.equal(state["best"]["model"][k], best[k]) for k in best)
+    monkeypatch.setattr(NoiseToNorm, "loss", loss)
+    assert main(["--resume", "--out", str(run)]) == 0
+    assert load_checkpoint(run)["chosen"] == {"train": 5} and load_checkpoint(run)["ended"] == {"train": 15}
+    assert same_weights(run, whole) and same_weights(run, first) and without_times(run) == without_times(whole)
+
+
+def validation_of(data: Path, share: float = 0.2) -> tuple[list[Path], list[Path]]:
+    """Files that train, and that validate, with seed 0."""
+    records = train_module.split(data_module.find_category(data, "part"), Flags(seed=0))[0]
+    parts = split_validation([record.path for record in records], EarlyStop(9, share), 0)
+    return tuple([part[i] for i in range(len(part))] for part in parts)
+
+
+def test_the_validation_loss_is_the_mean_over_images_of_fixed_noise(data, tmp_path):
+    """Written out: three images in batches of two, each with the noise of its own place."""
+    run = run_of(data, tmp_path / "run", "--epochs", 1, "--validation-share", "0.3")
+    options = Options(size=(32, 32), width=4, levels=2, sigmas=(0.5, 1.0))
+    method, losses = NoiseToNorm(options).eval(), []
+    method.load_state_dict(load_checkpoint(run)["model"])
+    for i, path in enumerate(validation_of(data, 0.3)[1]):
+        image = resize(to_tensor(read_image(path)), (32, 32), "antialias").float() / 255
+        example = NoiseToNorm.corrupt(image, random_stream(0, "validation", 0, i), options, Sources())
+        losses.append(method.loss(type(example)(*(field[None] for field in example)))["total"].item())
+    assert len(losses) == 3 and np.ptp(losses) > 1e-3
+    assert watched(run)[max(watched(run))] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_pictures_that_validate_change_no_step_of_training(data, tmp_path):
+    """Other pictures in their place change the validation loss alone; in the place of others they change training."""
+    more, runs, parts = ["--epochs", 2, "--patience", 9], {}, ("none", "train", "validation")
+    for part in parts:
+        write_category(tmp_path / part, train=12)
+        train, validation = validation_of(tmp_path / part)
+        assert (len(train), len(validation)) == (9, 2)
+        for i, path in enumerate({"none": [], "train": train[:2], "validation": validation}[part]):
+            Image.fromarray(255 - picture(500 + i)).save(path)
+        runs[part] = run_of(tmp_path / part, tmp_path / f"run {part}", *more)
+
+    def training(run):
+        return [{k: v for k, v in line.items() if k != "validation/total"} for line in without_times(run)]
+
+    assert training(runs["validation"]) == training(runs["none"]) != training(runs["train"])
+    assert list(watched(runs["validation"])) == list(watched(runs["none"])) == [5, 10]
+    assert watched(runs["validation"]) != watched(runs["none"])
+
+
+def test_a_validation_loss_that_is_no_number_stops_training(data, tmp_path, monkeypatch, capsys):
+    script(monkeypatch, [1.0, math.nan])
+    run = tmp_path / "run"
+    more = ["--checkpoint-steps", 1]
+    assert main(list(map(str, ["noise_to_norm", "--data", data, "--out", run, *SMALL, *more]))) == 1
+    assert "validation/total is nan (train, step 10)" in capsys.readouterr().err
+    state = load_checkpoint(run)
+    assert state["step"] == 9 and state["best"]["step"] == 5
+
+
+def test_workers_change_no_number(whole, data, tmp_path):
+    run = run_of(data, tmp_path / "run", "--patience", 1, "--workers", 2)
+    assert same_weights(run, whole) and without_times(run) == without_times(whole)
 
 
 def test_report_and_metrics_say_which_step_was_chosen(whole):

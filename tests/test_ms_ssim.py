@@ -197,7 +197,7 @@ def test_constants(u, v, constants, similarity, loss, printed):
     # G9
     maps = ms_ssim_l1(grey(u), grey(v), constants=constants)
     by_hand = (2 * u * v + constants[0]) / (u**2 + v**2 + constants[0])
-    assert by_hand == eight(similarity) and by_hand == close(0.84 * by_hand + 0.16 * by_hand)
+    assert by_hand == eight(similarity)
     assert (maps[0] - by_hand).abs().max() < 1e-11 and (maps[1] - abs(u - v)).abs().max() < 1e-14
     values = mixed(grey(u), grey(v), constants=constants)
     assert [values.min().item(), values.max().item()] == eight([loss, loss])
@@ -240,6 +240,16 @@ def test_windows_act_as_they_are(sigma):
     window = gaussian_window(2 * reach + 1, sigma)
     cut = slice(32 - reach, 33 + reach)
     assert (alone[cut, cut] - torch.outer(window, window)).abs().max() < 1e-15
+
+
+def test_a_window_reaches_two_sigma_rounded_up():
+    spot = torch.zeros(1, 1, 9, 9, dtype=torch.float64)
+    spot[..., 4, 4] = 1
+    error = ms_ssim_l1(spot, 0 * spot, (0.75,), padding="zero")[1][0, 0]
+    window = gaussian_window(5, 0.75)
+    assert torch.allclose(error[2:7, 2:7], torch.outer(window, window), rtol=0, atol=1e-15)
+    with pytest.raises(ValueError, match="sides above 2 pixels"):
+        ms_ssim_l1(spot[..., :2], spot[..., :2], (0.75,))
 
 
 def test_filters_of_the_port_see_the_wrong_channels():
@@ -287,6 +297,29 @@ def test_the_port_in_float32():
     a, b = (picture.float() for picture in hashed_pair())
     loss = 200 * mixed(a, b, 0.025, padding="zero", channels="port_groups").mean().item()
     assert loss == pytest.approx(PORT_FLOAT32, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "sigmas",
+    [(0.5, 1.0, 2.0, 4.0, 8.0), (1.0, 2.0, 4.0), (1.0, 2.0), (2.0,)],  # of two or one, l is not of blue alone
+)
+def test_port_groups_by_a_grouped_convolution(sigmas):
+    """As the port does it: 3 n filters in three groups; l of the last three, whatever channel they see."""
+    a, b = hashed_pair()
+    pad = int(2 * sigmas[-1])
+    windows = [gaussian_window(2 * pad + 1, sigma) for sigma in sigmas for _ in range(3)]
+    filters = torch.stack([torch.outer(w, w) for w in windows])[:, None]
+
+    def seen(x):
+        return torch.nn.functional.conv2d(x, filters, groups=3, padding=pad)
+
+    mu, nu = seen(a), seen(b)
+    spread = seen(a * a) + seen(b * b) - mu**2 - nu**2
+    structure = (2 * (seen(a * b) - mu * nu) + 9e-4) / (spread + 9e-4)
+    luminance = (2 * mu * nu + 1e-4) / (mu**2 + nu**2 + 1e-4)
+    expected = luminance[:, -3:].prod(dim=1) * structure.prod(dim=1)
+    similarity, _ = ms_ssim_l1(a, b, sigmas, padding="zero", channels="port_groups")
+    assert torch.allclose(similarity[:, 0], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("padding", ["reflect", "zero"])
@@ -455,6 +488,13 @@ def test_ms_ssim_equals_pytorch_msssim():
     ours = ms_ssim(*wang_pair()).tolist()
     assert ours == close(WANG)
     assert ours == pytest.approx(WANG_FLOAT32_WINDOW, abs=1e-6) and ours != pytest.approx(WANG_FLOAT32_WINDOW, abs=1e-7)
+
+
+def test_ms_ssim_of_odd_sides_equals_pytorch_msssim():
+    """Sourced: pytorch-msssim 1.0.0, float64 window, torch 2.13.0, 2026-11-24: as WANG, but of 2 x 3 x 177 x 191, whose
+    halves it pads (`wang` of tools/source_noise_to_norm.py with that shape)."""
+    a, b = (golden.hashed(name, 2, 3, 177, 191).double() for name in ("a", "b"))
+    assert ms_ssim(a, 0.7 * a + 0.3 * b).tolist() == close([0.9053041621, 0.9074108232])
 
 
 def test_ms_ssim_of_another_range():

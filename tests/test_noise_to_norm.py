@@ -114,6 +114,60 @@ def test_shuffles_and_halving_as_the_network_uses_them():  # G3
     assert torch.equal(seen[0], picture) and torch.allclose(seen[1], F.avg_pool2d(picture, 2), atol=1e-6)
 
 
+def test_the_smallest_network_of_the_specification():  # G2
+    assert MNet(8)(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+
+
+def inputs_of(modules, network, x) -> list[torch.Tensor]:
+    """What each of some modules is given, in their order."""
+    seen = {}
+    for i, module in enumerate(modules):
+        module.register_forward_pre_hook(lambda m, inputs, i=i: seen.update({i: inputs[0]}))
+    network(x)
+    return [seen[i] for i in range(len(modules))]
+
+
+def test_pixels_reach_the_convolutions_unshuffled_and_shuffled():  # G3
+    """The numbers 0 to 15 as the first map, with nothing between it and the way down; and a way up written out."""
+    network = MNet(4, 2, level0=False)
+    torch.nn.init.zeros_(network.stems[0].weight), torch.nn.init.zeros_(network.stems[0].bias)
+    network.stems[0].weight.data[:, 0, 1, 1] = 1  # hands on the first colour
+    x = torch.zeros(1, 3, 4, 4)
+    x[0, 0] = torch.arange(16.0).view(4, 4)
+    deep = []
+    network.encoder[1].register_forward_hook(lambda m, inputs, out: deep.append(out))
+    below, above = inputs_of([network.downs[0], network.ups[0]], network, x)
+    expected = [[[0, 2], [8, 10]], [[1, 3], [9, 11]], [[4, 6], [12, 14]], [[5, 7], [13, 15]]]
+    assert below[0].tolist() == expected * 4
+    grouped = deep[0].view(1, 2, 2, 2, 2, 2)  # channel, dy, dx, y, x
+    assert torch.equal(above, grouped.permute(0, 1, 4, 2, 5, 3).reshape(1, 2, 4, 4))
+
+
+def test_each_stem_sees_its_own_scale():
+    network = MNet(4, 3, shared_stem=False)
+    seen = inputs_of(list(network.stems), network, torch.rand(1, 3, 16, 16))
+    assert [tuple(x.shape[2:]) for x in seen] == [(16, 16), (8, 8), (4, 4)]
+
+
+def test_what_is_done_to_the_output():
+    """The same weights: the residual adds the input itself; tanh comes last."""
+    x = 2 * torch.rand(1, 3, 16, 16) - 1
+    plain, residual, both = MNet(4, 2), MNet(4, 2, global_residual=True), MNet(4, 2, global_residual=True,
+                                                                                output_activation="tanh")  # fmt: skip
+    for network in (residual, both):
+        network.load_state_dict(plain.state_dict())
+    assert torch.equal(residual(x), plain(x) + x) and torch.equal(both(x), (plain(x) + x).tanh())
+
+
+@pytest.mark.parametrize("kind", ["full", "skrdb"])
+def test_padding_holds_for_every_convolution(kind):
+    for padding in ("zeros", "reflect"):
+        network = MNet(4, 2, kind=kind, padding=padding, shared_stem=False)
+        wide = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+        assert {m.padding_mode for m in wide} == {padding}
+        assert len(wide) == 2 + 1 + 2 + 1 + {"full": 2, "skrdb": 3}[kind] * 3  # stems, skip, outs, last, blocks
+
+
 def names_of_srmnet(key: str) -> str:
     """SRMNet's name of a parameter of MNet(kind="skrdb", levels=4)."""
     part, *rest = key.split(".")
@@ -254,6 +308,13 @@ def test_several_draws_are_averaged_in_the_reconstruction_or_in_the_map():
     assert torch.allclose(by_map.reconstruct(images, streams(4)), mean.clamp(0, 1), atol=1e-6)
 
 
+def test_without_noise_there_is_one_draw():
+    images = golden.hashed("images", 1, 3, 32, 32)
+    method = small(noise_share=0.0, noise_repeats=3)
+    assert len(method.rebuild(images, streams(4))) == 1
+    assert torch.equal(method.rebuild(images, streams(4))[0], small(test_noise=False).rebuild(images, None)[0])
+
+
 def test_other_readings_of_the_map():
     images = golden.hashed("images", 1, 3, 32, 32)
     plain = small().anomaly_map(images)
@@ -296,6 +357,28 @@ def test_loss_is_the_sum_of_its_terms():
     assert terms["ms_ssim"].item() == pytest.approx(0.84 * (1 - similarity.mean().item()), abs=1e-6)
     assert terms["l1"].item() == pytest.approx(0.16 * error.mean().item(), abs=1e-6)
     assert terms["total"].item() == pytest.approx(terms["ms_ssim"].item() + terms["l1"].item(), abs=1e-6)
+
+
+def test_the_loss_clips_nothing_and_is_float32_under_autocast():
+    method = small()
+    batch = batch_of(method)
+    with torch.no_grad():
+        method.network.last.bias.fill_(5.0)
+        rebuilt = method(batch.corrupted)
+        _, error = ms_ssim_l1(rebuilt, batch.clean, method.options.sigmas)
+        assert rebuilt.min() > 1
+        assert method.loss(batch)["l1"].item() == pytest.approx(0.16 * error.mean().item(), rel=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            terms, half = method.loss(batch), method(batch.corrupted)
+    assert half.dtype == torch.float32 and all(term.dtype == torch.float32 for term in terms.values())
+
+
+def test_the_pyramid_in_the_range_of_the_network():
+    method = small(size=(176, 176), width=4, levels=2, ms_ssim="pyramid", loss_range="network")
+    batch = batch_of(method, 1)
+    pictures = [2 * picture - 1 for picture in (method(batch.corrupted), batch.clean)]
+    expected = 0.84 * (1 - ms_ssim(*pictures, value_range=2.0).mean().item())
+    assert method.loss(batch)["ms_ssim"].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_loss_with_the_pyramid():
@@ -467,6 +550,7 @@ def test_presets_and_ablations_build(name):
         ({"size": (64, 90)}, "--size: 4 levels need multiples of 8; the width is 90, 96 would do"),
         ({"size": (16, 64)}, "--size: a height of 16 is not above 16"),
         ({"size": (64, 64), "ms_ssim": "pyramid"}, "--size: a height of 64 is not above 160"),
+        ({"size": (160, 160), "ms_ssim": "pyramid"}, "--size: a height of 160 is not above 160"),
         ({"sigmas": (2.0, 1.0)}, "--sigmas takes numbers in ascending order"),
         ({"sigmas": ()}, "--sigmas"),
         ({"width": 5}, "--width takes an even number"),
@@ -525,8 +609,13 @@ SHARES_PIXEL = {
 def test_published_averages_and_their_exceptions():  # G15
     tables = (MPDD_IMAGE, MPDD_PIXEL, VISA_IMAGE, SHARES_IMAGE, SHARES_PIXEL)
     wrong = {(i, name): round(float(np.mean(values)), 2) for i, table in enumerate(tables)
-             for name, (values, printed) in table.items() if abs(np.mean(values) - printed) > 0.055}  # fmt: skip
+             for name, (values, printed) in table.items() if abs(np.mean(values) - printed) > 0.05}  # fmt: skip
     assert wrong == {(0, "Skip-GANomaly"): 65.01, (1, "PaDiM"): 94.92}
     gains = [table[0.3][1] - table[0.0][1] for table in (SHARES_IMAGE, SHARES_PIXEL)]
     assert gains == pytest.approx([21.78, 9.73]) and gains != pytest.approx([22.28, 9.55], abs=0.1)
     assert pytest.approx([66.26, 88.86]) == [94.94 - 28.68, 97.80 - 8.94]
+    assert MPDD_IMAGE["paper"][1] - MPDD_IMAGE["CFLOW"][1] == pytest.approx(8.82)
+    assert SHARES_IMAGE[0.3] == MPDD_IMAGE["paper"] and SHARES_PIXEL[0.3] == MPDD_PIXEL["paper"]
+    better = [[table[0.2][0][i] > table[0.3][0][i] for i in range(6)] for table in (SHARES_IMAGE, SHARES_PIXEL)]
+    assert [i for i in range(6) if better[0][i]] == [2, 5]  # bracket_white and tubes
+    assert [i for i in range(6) if better[1][i]] == [2, 4]  # and metal_plate, of which section 7.6 says nothing

@@ -98,9 +98,13 @@ class Options:
     sigmas: tuple[float, ...] = option(
         (0.5, 1.0, 2.0, 4.0, 8.0), "of the Gaussian windows, ascending, pixels", "U (PL4NN); D13", (0.01, 1000)
     )
-    ssim_constants: Literal["squared", "literal"] = option("squared", "C1, C2 are 0.01, 0.03, or their squares", "D14")
+    ssim_constants: Literal["squared", "literal"] = option(
+        "squared", "C1, C2 are 0.01, 0.03, or their squares (times 4 where the range is 2)", "D14"
+    )
     ms_ssim: Literal["windows", "pyramid"] = option(
-        "windows", "of the loss: Zhao et al.'s, or Wang et al.'s pyramid (sides above 160, its own windows)", "D13"
+        "windows",
+        "of the loss: Zhao et al.'s, or Wang et al.'s pyramid (sides above 160, its own constants, windows, border)",
+        "D13",
     )
     loss_range: Literal["unit", "network"] = option("unit", "loss of values in [0, 1], or in [-1, 1]", "D16")
     border: Literal["reflect", "zero"] = option("reflect", "windows at the border", "D17")
@@ -117,7 +121,10 @@ class Options:
     betas: tuple[float, float] = option((0.5, 0.999), "AdamW's decay rates", "section Experiments", (0, 0.999999))
     weight_decay: float = option(0.01, "AdamW's weight decay", "U (torch); D21", (0, 1))
     patience: int | None = option(
-        20, "epochs without a new minimum that end training; none: all epochs", "section Experiments; D20", (1, INF)
+        20,
+        "epochs without a new minimum that end training; none: all images train, all epochs, last weights",
+        "section Experiments; D20",
+        (1, INF),
     )
     monitor: Literal["validation", "train"] = option("validation", "of which loss", "D20")
     validation_share: float = option(
@@ -194,7 +201,8 @@ DEVIATIONS = (
               "as torch does; the option holds it"),
     Deviation("D20", "Options.monitor", "ambiguous", "stop when 'the loss' is no better for 20 epochs; 20 % validate",
               "the validation loss, with noise that is fixed for each image; the best weights are kept",
-              "the 20 % would be idle otherwise; at least one image validates where there are two. 'train': all train"),
+              "the 20 % would be idle otherwise; at least one image validates where there are two, a single one "
+              "trains by its own loss; the share is of what --holdout leaves. 'train': all train"),
     Deviation("D21", "Options.batch_size", "silent", "nothing said", "4; decay 0.01", "fits 8 GB; torch's default"),
     Deviation("D22", "Options.map_alpha", "silent", "MS-SSIM and L1 error of each pixel",
               "the loss as a map, its maximum", "no weights, no filter and no score are given"),
@@ -202,10 +210,10 @@ DEVIATIONS = (
               "no list is named; their split_csv files are read where they are"),
     Deviation("D24", "ABLATIONS", "silent", "the body of the last table is lost", "'no-attention': 1x1 convolutions",
               "as its text says"),
+    Deviation("D25", "Options.resize", "silent", "256 x 256", "bilinear with antialiasing", "no filter is named"),
     Deviation("D26", "Options.padding", "silent", "nothing said", "zeros",
               "SRMNet; the network then errs at the edge of the picture, and the map shows it (reflect is the other "
               "way)"),
-    Deviation("D25", "Options.resize", "silent", "256 x 256", "bilinear with antialiasing", "no filter is named"),
 )  # fmt: skip
 
 
