@@ -3,60 +3,28 @@
     pip install torch timm transformers
     python tools/source_attention.py [nets/CTrans.py of McGregorWwww/UCTransNet, as stored at commit 4cf4b3c]
 
-ASPP: transformers' MobileViT has DeepLabv3's; the branches that SRDAD names are taken out of it. Res-SE: timm's ResNet
-block with its squeeze and excitation. Channel cross attention: the UCTransNet authors' own file, where one is given.
-Everything is float64. Weights and inputs: the hash of tools/golden.py by these programs' parameter names, written out
-again here so that no line of adref takes part. Mocks stand for torchvision, which timm imports, where it is missing.
+ASPP: transformers' MobileViT has DeepLabv3's; the branches that SRDAD names are taken out of it. Res-SE: timm's
+ResNet block with its squeeze and excitation. Channel cross attention: the UCTransNet authors' own file, where one is
+given. Everything is float64. Weights and inputs: the hash of tools/golden.py by these programs' parameter names, as
+tools/hash_recipe.py writes it out again, so that no line of adref takes part. Mocks stand for torchvision, which timm
+imports, where it is missing.
 """
 
 import importlib.util
 import sys
-import zlib
 from functools import partial
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
-import numpy as np
 import torch
 import transformers
+from hash_recipe import fill, hashed, report, stand_in_for_torchvision
 from torch import nn
 from transformers.models.mobilevit.modeling_mobilevit import MobileViTASPP
 
-if importlib.util.find_spec("torchvision") is None:
-    for part in ("", ".datasets", ".ops", ".ops.misc", ".transforms", ".transforms.functional"):
-        sys.modules[f"torchvision{part}"] = MagicMock()
-import timm
-from timm.layers import SEModule
-from timm.models.resnet import BasicBlock
-
-
-def hashed(name: str, *shape: int) -> torch.Tensor:
-    """float32 in [0, 1): see tools/golden.py."""
-    x = (np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) * 0x9E3779B9 + zlib.crc32(name.encode())) & 0xFFFFFFFF
-    x = ((x ^ (x >> np.uint64(16))) * 0x85EBCA6B) & 0xFFFFFFFF
-    x = ((x ^ (x >> np.uint64(13))) * 0xC2B2AE35) & 0xFFFFFFFF
-    x = x ^ (x >> np.uint64(16))
-    return torch.from_numpy((x >> np.uint64(8)).astype(np.float64) / 2**24).float().reshape(shape)
-
-
-def fill(module: nn.Module) -> nn.Module:
-    """Hashed values for every tensor of the state, as `fill` of tools/golden.py."""
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point():
-            values = hashed(name, *tensor.shape)
-            if tensor.ndim > 1:
-                values = (values - 0.5) * (12 / tensor[0].numel()) ** 0.5
-            else:
-                values = 0.5 + values if name.endswith(("running_var", "weight")) else (values - 0.5) * 0.2
-            tensor.copy_(values)
-    return module.double().eval()
-
-
-def report(case: str, output: torch.Tensor) -> None:
-    """Mean, standard deviation, and the means of the products with two lists of hashed numbers."""
-    flat = output.flatten()
-    products = [(flat * hashed(name, len(flat))).mean().item() for name in ("first", "second")]
-    print(f"{case}: {[float(f'{v:.10g}') for v in (flat.mean().item(), flat.std(correction=0).item(), *products)]}")
+stand_in_for_torchvision()
+import timm  # noqa: E402
+from timm.layers import SEModule  # noqa: E402
+from timm.models.resnet import BasicBlock  # noqa: E402
 
 
 def main() -> None:

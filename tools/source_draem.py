@@ -6,27 +6,16 @@
 
 anomalib keeps the DRAEM authors' module names, so the numbers also prove the key map of the released checkpoints. Its
 file is loaded alone, with stand-ins for the two names that it imports for other purposes. Weights and inputs: the hash
-of tools/golden.py by the authors' key, written out again here so that no line of adref takes part.
+of tools/golden.py by the authors' key, written out again in tools/hash_recipe.py so that no line of adref takes part.
 """
 
 import importlib.metadata
 import importlib.util
 import sys
 import types
-import zlib
 
-import numpy as np
 import torch
-
-
-def hashed(name: str, shape) -> torch.Tensor:
-    """float32 in [0, 1): see tools/golden.py."""
-    x = (np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) * 0x9E3779B9 + zlib.crc32(name.encode())) & 0xFFFFFFFF
-    x = ((x ^ (x >> np.uint64(16))) * 0x85EBCA6B) & 0xFFFFFFFF
-    x = ((x ^ (x >> np.uint64(13))) * 0xC2B2AE35) & 0xFFFFFFFF
-    return (
-        torch.from_numpy(((x ^ (x >> np.uint64(16))) >> np.uint64(8)).astype(np.float64) / 2**24).float().reshape(shape)
-    )
+from hash_recipe import hashed
 
 
 def anomalib_draem():
@@ -51,10 +40,10 @@ def main() -> None:
     ):
         for key, tensor in network.state_dict().items():
             if tensor.is_floating_point():
-                values = hashed(key, tensor.shape)
+                values = hashed(key, *tensor.shape)
                 tensor.copy_((values - 0.5) * (12 / tensor[0].numel()) ** 0.5 if tensor.ndim > 1 else 0.5 + values)
         with torch.inference_mode():
-            out = network.eval()(hashed(f"input {channels}", shape)).double()
+            out = network.eval()(hashed(f"input {channels}", *shape)).double()
         picks = [out[0, c, y, x].item() for c, y, x in ((0, 0, 0), (1, 31, 47), (0, 63, 95), (1, 5, 80))]
         print(type(network).__name__, [float(f"{v:.8g}") for v in (out.mean().item(), out.std().item(), *picks)])
 

@@ -6,15 +6,15 @@
         [--mirnet networks/MIRNet_model.py of swz30/MIRNet, 26e0be1] [--srmnet SRMNet.py of FanChiMao/SRMNet, 1e8ee80]
 
 Each file is optional; what it would print is left out without it. Inputs and weights: the hash of tools/golden.py by
-these programs' parameter names, written out again here. Everything is float64 where no line says float32. Mocks stand
-for the packages that the files import and that these numbers do not need (caffe, thop, MIRNet's own utils).
+these programs' parameter names, as tools/hash_recipe.py writes it out again. Everything is float64 where no line says
+float32. Mocks stand for the packages that the files import and that these numbers do not need (caffe, thop, MIRNet's
+own utils).
 """
 
 import argparse
 import importlib.metadata
 import sys
 import types
-import zlib
 from pathlib import Path
 from unittest.mock import MagicMock, patch
 
@@ -22,43 +22,9 @@ import numpy as np
 import pytorch_msssim
 import torch
 import torch.nn.functional as F
+from hash_recipe import digits, fill, hashed, report
 from PIL import Image
 from torch import nn
-
-
-def hashed(name: str, *shape: int) -> torch.Tensor:
-    """float32 in [0, 1): see tools/golden.py."""
-    x = (np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) * 0x9E3779B9 + zlib.crc32(name.encode())) & 0xFFFFFFFF
-    x = ((x ^ (x >> np.uint64(16))) * 0x85EBCA6B) & 0xFFFFFFFF
-    x = ((x ^ (x >> np.uint64(13))) * 0xC2B2AE35) & 0xFFFFFFFF
-    x = x ^ (x >> np.uint64(16))
-    return torch.from_numpy((x >> np.uint64(8)).astype(np.float64) / 2**24).float().reshape(shape)
-
-
-def fill(module: nn.Module) -> nn.Module:
-    """Hashed values for every tensor of the state, as `fill` of tools/golden.py."""
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if tensor.is_floating_point():
-                values = hashed(name, *tensor.shape)
-                if tensor.ndim > 1:
-                    values = (values - 0.5) * (12 / tensor[0].numel()) ** 0.5
-                else:
-                    values = 0.5 + values if name.endswith(("running_var", "weight")) else (values - 0.5) * 0.2
-                tensor.copy_(values)
-    return module.double().eval()
-
-
-def digits(*values: float) -> list[float]:
-    """Ten significant digits of each."""
-    return [float(f"{float(v):.10g}") for v in values]
-
-
-def report(case: str, output: torch.Tensor | np.ndarray) -> None:
-    """Mean, standard deviation, and the means of the products with two lists of hashed numbers."""
-    flat = torch.as_tensor(output).detach().flatten()
-    products = [(flat * hashed(name, len(flat))).mean().item() for name in ("first", "second")]
-    print(f"  {case}: {digits(flat.mean(), flat.std(correction=0), *products)}")
 
 
 def load(path: str) -> types.ModuleType:
@@ -143,19 +109,19 @@ def zhao(path: str) -> None:
         print(
             f"  patch {side} x {side} from (16, 16), alpha {layer.layer.alpha}:", digits(layer(output[cut], label[cut]))
         )
-        report(f"gradient of the patch {side} x {side}", layer.gradient())
+        report(f"  gradient of the patch {side} x {side}", layer.gradient())
     centres = [float(w[0, 0, 16, 16]) ** 0.5 for w in Zhao(path).layer.w]
     print("  centre weights, one-dimensional:", digits(*centres))
 
     for alpha in (0.025, 0.84):
         losses, gradient = Zhao(path, alpha=alpha).map(output, label, "reflect", gradient=True)
         print(f"  map, reflect, alpha {alpha}: mean and maximum", digits(losses.mean(), losses.max()))
-        report("map", losses)
-        report("gradient of its mean, times 12288", gradient * gradient.size)
+        report("  map", losses)
+        report("  gradient of its mean, times 12288", gradient * gradient.size)
         inner = losses[:, 16:-16, 16:-16]
         print("  mean of the inner 32 x 32, which see no border:", digits(inner.mean()))
     losses, _ = Zhao(path, alpha=0.84).map(output, label, "constant")
-    report("map, zeros, alpha 0.84", losses)
+    report("  map, zeros, alpha 0.84", losses)
 
     k, y, x = np.ogrid[:3, :64, :64]
     u = (7 * y + 13 * x + 29 * k) % 256 / 255
@@ -203,7 +169,7 @@ def port(path: str) -> None:
         print(f"  {name}:", digits(module(a, b)))
         leaf = b.clone().requires_grad_()
         module(a, leaf).backward()
-        report("gradient for the second picture, times 12288", leaf.grad * leaf.numel())
+        report("  gradient for the second picture, times 12288", leaf.grad * leaf.numel())
         grey = [image[:, :1].expand(-1, 3, -1, -1) for image in (a, b)]
         print("  the first channel three times (the groups do no harm):", digits(module(*grey)))
     flat = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64)[None, :, None, None].expand(1, 3, 64, 64)
@@ -234,7 +200,7 @@ def skff(name: str, module: types.ModuleType) -> None:
     for width in (32, 40):
         fusion = fill(module.SKFF(width, height=4))
         maps = [hashed(f"map {i}", 2, width, 6, 10).double() - 0.5 for i in range(4)]
-        report(f"{name} SKFF, width {width}", fusion(maps))
+        report(f"  {name} SKFF, width {width}", fusion(maps))
     print("  parameters:", {key: tuple(value.shape) for key, value in fusion.state_dict().items()})
 
 
@@ -249,7 +215,7 @@ def srmnet(path: str) -> None:
     skff("SRMNet", module)
     for width in (16, 24):
         block = fill(module.SK_RDB(16, width, 3))
-        report(f"SK_RDB 16 -> {width}", block(hashed("map", 1, 16, 6, 10).double() - 0.5))
+        report(f"  SK_RDB 16 -> {width}", block(hashed("map", 1, 16, 6, 10).double() - 0.5))
     print("  SK_RDB 96 -> 96 has", count(module.SK_RDB(96, 96, 3)), "parameters:")
     for key, value in module.SK_RDB(96, 96, 3).state_dict().items():
         print(f"    {key} {tuple(value.shape)}")
@@ -258,8 +224,8 @@ def srmnet(path: str) -> None:
     print("  by width:", {width: count(module.SRMNet(wf=width)) for width in (32, 48, 64, 96)})
     images = hashed("images", 1, 3, 32, 48).double() * 2 - 1
     network = fill(module.SRMNet(wf=8))
-    report("SRMNet(wf=8)", network(images))
-    report("SRMNet(wf=8) less its input", network(images) - images)
+    report("  SRMNet(wf=8)", network(images))
+    report("  SRMNet(wf=8) less its input", network(images) - images)
     for key, value in network.state_dict().items():
         if "block." not in key:
             print(f"    {key} {tuple(value.shape)}")

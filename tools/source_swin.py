@@ -5,26 +5,20 @@
 
 Both packages hold their own port of the Swin authors' code; where both can compute a case, the largest difference
 between them is printed behind it. Everything is float64. Weights and inputs: the hash of tools/golden.py by the
-authors' parameter name, written out again here so that no line of adref takes part. Where torchvision is not
-installed, mocks take the place of the names that timm imports from it and that no case here uses.
+authors' parameter name, as tools/hash_recipe.py writes it out again, so that no line of adref takes part. Where
+torchvision is not installed, mocks take the place of the names that timm imports from it and that no case here uses.
 """
 
-import importlib.util
 import re
-import sys
-import zlib
-from unittest.mock import MagicMock
 
-import numpy as np
 import torch
 import transformers
+from hash_recipe import hashed, stand_in_for_torchvision
 from transformers.models.swin import modeling_swin as hf
 
-if importlib.util.find_spec("torchvision") is None:
-    for part in ("", ".datasets", ".ops", ".ops.misc", ".transforms", ".transforms.functional"):
-        sys.modules[f"torchvision{part}"] = MagicMock()
-import timm
-from timm.models import swin_transformer as ti
+stand_in_for_torchvision()
+import timm  # noqa: E402
+from timm.models import swin_transformer as ti  # noqa: E402
 
 WIDTH, HEADS = 12, 3
 AUTHORS = (  # transformers' names -> the authors'
@@ -33,15 +27,6 @@ AUTHORS = (  # transformers' names -> the authors'
     ("embeddings.patch_embeddings.projection", "patch_embed.proj"), ("embeddings.norm", "patch_embed.norm"),
     ("encoder.", ""), ("layernorm", "norm"),
 )  # fmt: skip
-
-
-def hashed(name: str, *shape: int) -> torch.Tensor:
-    """float32 in [0, 1): see tools/golden.py."""
-    x = (np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) * 0x9E3779B9 + zlib.crc32(name.encode())) & 0xFFFFFFFF
-    x = ((x ^ (x >> np.uint64(16))) * 0x85EBCA6B) & 0xFFFFFFFF
-    x = ((x ^ (x >> np.uint64(13))) * 0xC2B2AE35) & 0xFFFFFFFF
-    x = x ^ (x >> np.uint64(16))
-    return torch.from_numpy((x >> np.uint64(8)).astype(np.float64) / 2**24).float().reshape(shape)
 
 
 def fill(module: torch.nn.Module) -> torch.nn.Module:

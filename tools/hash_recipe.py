@@ -1,0 +1,52 @@
+"""The hash of tools/golden.py, written out again for the scripts that run other programs: no adref takes part."""
+
+import importlib.util
+import sys
+import zlib
+from unittest.mock import MagicMock
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def hashed(name: str, *shape: int) -> torch.Tensor:
+    """float32 in [0, 1): see tools/golden.py."""
+    x = (np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) * 0x9E3779B9 + zlib.crc32(name.encode())) & 0xFFFFFFFF
+    x = ((x ^ (x >> np.uint64(16))) * 0x85EBCA6B) & 0xFFFFFFFF
+    x = ((x ^ (x >> np.uint64(13))) * 0xC2B2AE35) & 0xFFFFFFFF
+    x = x ^ (x >> np.uint64(16))
+    return torch.from_numpy((x >> np.uint64(8)).astype(np.float64) / 2**24).float().reshape(shape)
+
+
+@torch.no_grad()
+def fill(module: nn.Module) -> nn.Module:
+    """Hashed values for every tensor of the state, as `fill` of tools/golden.py (in float32, then widened)."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            values = hashed(name, *tensor.shape)
+            if tensor.ndim > 1:
+                values = (values - 0.5) * (12 / tensor[0].numel()) ** 0.5
+            else:
+                values = 0.5 + values if name.endswith(("running_var", "weight")) else (values - 0.5) * 0.2
+            tensor.copy_(values)
+    return module.double().eval()
+
+
+def digits(*values: float) -> list[float]:
+    """Ten significant digits of each."""
+    return [float(f"{float(v):.10g}") for v in values]
+
+
+def report(case: str, output: torch.Tensor | np.ndarray) -> None:
+    """Mean, standard deviation, and the means of the products with two lists of hashed numbers."""
+    flat = torch.as_tensor(output).detach().flatten()
+    products = [(flat * hashed(name, len(flat))).mean().item() for name in ("first", "second")]
+    print(f"{case}: {digits(flat.mean(), flat.std(correction=0), *products)}")
+
+
+def stand_in_for_torchvision() -> None:
+    """Mocks for what timm imports from torchvision and no number here needs, where it is not installed."""
+    if importlib.util.find_spec("torchvision") is None:
+        for part in ("", ".datasets", ".ops", ".ops.misc", ".transforms", ".transforms.functional"):
+            sys.modules[f"torchvision{part}"] = MagicMock()
