@@ -60,12 +60,21 @@ def ssim_map(
     with torch.autocast(device_type=a.device.type, enabled=False):
         kind = torch.promote_types(a.dtype, torch.float32)
         a, b = a.to(kind), b.to(kind)
-        # Only the sum of the variances is needed: four local means, not five, in one convolution a side.
-        local = _local_mean(torch.stack((a, b, a * a + b * b, a * b)), weight.to(a), padding)
-        mu_a, mu_b, squares, product = local
-        mu_squares, mu_product = mu_a * mu_a + mu_b * mu_b, mu_a * mu_b
-        top = (2 * mu_product + c1) * (2 * (product - mu_product) + c2)
-        return top / ((mu_squares + c1) * (squares - mu_squares + c2))
+        (mean_top, mean_bottom), (top, bottom) = _halves(_products(a, b), weight.to(a), padding, c1, c2)
+        return mean_top * top / (mean_bottom * bottom)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """What has to be averaged for SSIM: (4, ...). Only the sum of the variances is needed: four means, not five."""
+    return torch.stack((a, b, a * a + b * b, a * b))
+
+
+def _halves(products: Tensor, weight: Tensor, padding: str, c1: float, c2: float) -> tuple:
+    """Luminance, and contrast with structure, each as (numerator, denominator), in one convolution a side."""
+    mu_a, mu_b, squares, product = _local_mean(products, weight, padding)
+    mu_squares, mu_product = mu_a * mu_a + mu_b * mu_b, mu_a * mu_b
+    luminance = 2 * mu_product + c1, mu_squares + c1
+    return luminance, (2 * (product - mu_product) + c2, squares - mu_squares + c2)
 
 
 def _local_mean(x: Tensor, weight: Tensor, padding: str) -> Tensor:
@@ -137,14 +146,13 @@ def ms_ssim_l1(
     with torch.autocast(device_type=a.device.type, enabled=False):  # variances, as in `ssim_map`
         kind = torch.promote_types(a.dtype, torch.float32)
         a, b = a.to(kind), b.to(kind)
-        pictures, structures, luminances = torch.stack((a, b, a * a + b * b, a * b)), [], []
+        products, structures, luminances = _products(a, b), [], []
         for sigma in sigmas:
             weight = gaussian_window(2 * reach + 1, sigma)
             weight = weight[weight > 1e-20].to(a)  # what is cut is below the last bit
-            mu_a, mu_b, squares, product = _local_mean(pictures, weight, padding)
-            mu_squares, mu_product = mu_a * mu_a + mu_b * mu_b, mu_a * mu_b
-            structures.append((2 * (product - mu_product) + c2) / (squares - mu_squares + c2))
-            luminances.append((2 * mu_product + c1) / (mu_squares + c1))  # (B, C, H, W)
+            (mean_top, mean_bottom), (top, bottom) = _halves(products, weight, padding, c1, c2)
+            structures.append(top / bottom)
+            luminances.append(mean_top / mean_bottom)  # (B, C, H, W)
         error = _local_mean((a - b).abs(), weight, padding)
         if channels == "port_groups":
             pairs = port_groups(len(sigmas), a.shape[1])
@@ -196,11 +204,10 @@ def ms_ssim(a: Tensor, b: Tensor, value_range: float = 1.0) -> Tensor:
             if level:
                 odd = [side % 2 for side in a.shape[2:]]
                 a, b = (F.avg_pool2d(picture, 2, padding=odd) for picture in (a, b))
-            mu_a, mu_b, squares, product = _local_mean(torch.stack((a, b, a * a + b * b, a * b)), weight, "valid")
-            mu_squares, mu_product = mu_a * mu_a + mu_b * mu_b, mu_a * mu_b
-            similarity = (2 * (product - mu_product) + c2) / (squares - mu_squares + c2)
+            (mean_top, mean_bottom), (top, bottom) = _halves(_products(a, b), weight, "valid", c1, c2)
+            similarity = top / bottom
             if level == len(exponents) - 1:
-                similarity = similarity * (2 * mu_product + c1) / (mu_squares + c1)
+                similarity = similarity * mean_top / mean_bottom
             mean = similarity.mean(dim=(2, 3))
             power = mean.clamp_min(torch.finfo(kind).tiny) ** exponent  # 0 ** exponent has no gradient
             result = result * torch.where(mean > 0, power, 0)

@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Subset
 
 from adref import options as option_tools
@@ -256,7 +256,7 @@ def train(run: Path, method: Trainable, images, sources: Sources, flags: Flags, 
             began = saved = before = time.monotonic()
             for step, batch in enumerate(load_batches(data, batches, flags, device), start=step + 1):  # noqa: B020
                 waited = time.monotonic() - before
-                batch = type(batch)(*(to_device(field, device) for field in batch))
+                batch = to_device(batch, device)
                 torch.manual_seed(int(random_stream(flags.seed, f"step {stage}", step).integers(2**62)))  # dropout
                 with torch.autocast(device.type, torch.bfloat16, enabled=flags.precision == "bf16"):
                     terms = method.loss(batch, stage)
@@ -301,11 +301,10 @@ def train(run: Path, method: Trainable, images, sources: Sources, flags: Flags, 
                 load_weights(run, method, best)
                 chosen, best = {**chosen, stage: best["step"]}, None
             if interrupt.raised:  # in the step that ended the stage early
-                save_checkpoint(run, {"model": method.state_dict(), "step": first, "ended": ended, "chosen": chosen})
-                return False
-    if "calibration" not in state:  # the end needs no optimiser
+                break
+    if "calibration" not in state:  # the end of a stage needs no optimiser
         save_checkpoint(run, {"model": method.state_dict(), "step": first, "ended": ended, "chosen": chosen})
-    return True
+    return not interrupt.raised
 
 
 def split_validation(images, stop: EarlyStop | None, seed: int) -> tuple:
@@ -323,8 +322,7 @@ def validate(method: Trainable, data: TrainingSet, stage: str, flags: Flags, dev
     total, size = 0.0, method.options.batch_size
     for begin in range(0, len(data), size):
         examples = [data[0, i, i] for i in range(begin, min(begin + size, len(data)))]
-        batch = torch.utils.data.default_collate(examples)
-        batch = type(batch)(*(to_device(field, device) for field in batch))
+        batch = to_device(torch.utils.data.default_collate(examples), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=flags.precision == "bf16"):
             total += method.loss(batch, stage)["total"].item() * len(examples)
     method.train()
@@ -365,10 +363,10 @@ def progress_line(line: dict, batches: Batches, step: int, seconds: float) -> st
     )
 
 
-def to_device(field: Tensor, device: torch.device) -> Tensor:
-    """A field of a batch on the device; pictures in the memory format of the weights."""
-    form = torch.channels_last if field.ndim == 4 else torch.preserve_format
-    return field.to(device, non_blocking=True, memory_format=form)
+def to_device(batch: NamedTuple, device: torch.device) -> NamedTuple:
+    """A batch on the device; pictures in the memory format of the weights."""
+    forms = (torch.channels_last if field.ndim == 4 else torch.preserve_format for field in batch)
+    return type(batch)(*(x.to(device, non_blocking=True, memory_format=form) for x, form in zip(batch, forms)))
 
 
 # -- after training ---------------------------------------------------------------------------------------------------

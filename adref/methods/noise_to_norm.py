@@ -214,6 +214,8 @@ DEVIATIONS = (
     Deviation("D26", "Options.padding", "silent", "nothing said", "zeros",
               "SRMNet; the network then errs at the edge of the picture, and the map shows it (reflect is the other "
               "way)"),
+    Deviation("D27", "corrupt", "silent", "nothing said", "new noise for each image in each epoch, no augmentation",
+              "one noise for all could be learned; none is mentioned"),
 )  # fmt: skip
 
 
@@ -221,7 +223,7 @@ DEVIATIONS = (
 
 
 def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: Sources) -> Batch:
-    """The image (3, H, W) in [0, 1], and blended with noise."""
+    """The image (3, H, W) in [0, 1], and blended with fresh noise; no augmentation (D27)."""
     return Batch(image, blend(image, draw_noise(rng, tuple(image.shape), options), options))
 
 
@@ -254,7 +256,7 @@ class NoiseToNorm(Method):
 
     def __init__(self, options: Options = Options()):  # noqa: B008  frozen
         super().__init__(options)
-        self.options = o = self.options
+        o = self.options
         check(o)
         self.network = MNet(
             o.width, o.levels, o.block, o.attention_reduction, o.activation, o.block_level0, o.shared_stem, o.down,

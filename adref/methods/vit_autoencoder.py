@@ -225,6 +225,7 @@ DEVIATIONS = (
               "the usual meaning; 'point' is the other"),
     Deviation("D30", "adref.data", "mistake", "BTAD: 1000 images of product 2, 399 of product 3", "folders as found",
               "they hold 399 and 1000"),
+    Deviation("D31", "corrupt", "silent", "nothing said", "no augmentation", "none is mentioned"),
 )  # fmt: skip
 
 
@@ -232,7 +233,7 @@ DEVIATIONS = (
 
 
 def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: Sources) -> Batch:
-    """The clean image itself: (3, H, W) in [0, 1]."""
+    """The clean image itself: (3, H, W) in [0, 1]; no augmentation (D31)."""
     return Batch(image)
 
 
@@ -247,7 +248,7 @@ class ViTAutoencoder(Method):
 
     def __init__(self, options: Options = Options()):  # noqa: B008  frozen
         super().__init__(options)
-        self.options = o = self.options
+        o = self.options
         check(o)
         self.encoder = VisionTransformer(o.size, o.patch, o.width, o.depth, o.heads, o.class_token)
         if o.memory:
