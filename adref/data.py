@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -421,24 +421,43 @@ class Images(Sequence):
     If all fit into `memory_limit` bytes they are read once, now, into one tensor. Forked workers share its pages; for
     spawned ones torch moves it to shared memory when it is sent, still one copy. It does not start there: a
     container's /dev/shm is often 64 MB, and writing past its end kills the process.
+
+    `look` is asked about each picture at its own size, (H, W, 3) uint8, by the threads that read; `looks` has what it
+    said. It costs one reading of all files where the pictures do not fit.
     """
 
-    def __init__(self, paths: Sequence, size: tuple[int, int], filter: str = "bilinear", memory_limit: int = 2 * 2**30):
+    def __init__(
+        self,
+        paths: Sequence,
+        size: tuple[int, int],
+        filter: str = "bilinear",
+        memory_limit: int = 2 * 2**30,
+        look: Callable[[np.ndarray], Any] | None = None,
+    ):
         self.paths, self.size, self.filter = [Path(path) for path in paths], tuple(size), filter
-        self.in_memory = False
-        if len(self.paths) * 3 * size[0] * size[1] <= memory_limit:
+        self.in_memory, self.looks = len(self.paths) * 3 * size[0] * size[1] <= memory_limit, None
+        if self.in_memory:
             self.pixels = torch.empty((len(self.paths), 3, *self.size), dtype=torch.uint8)
+
+        def read(index: int):
+            image = read_image(self.paths[index])
+            if self.in_memory:
+                self.pixels[index] = self._resized(image)
+            return look(image) if look else None
+
+        if self.in_memory or look:
             with ThreadPoolExecutor(THREADS) as pool:  # list() raises what a thread raised
-                list(pool.map(lambda i: self.pixels[i].copy_(self[i]), range(len(self.paths))))
-            self.in_memory = True
+                looks = list(pool.map(read, range(len(self.paths))))
+            self.looks = looks if look else None
+
+    def _resized(self, image: np.ndarray) -> Tensor:
+        return resize(to_tensor(image), self.size, self.filter)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        if self.in_memory:
-            return self.pixels[index]
-        return resize(to_tensor(read_image(self.paths[index])), self.size, self.filter)
+        return self.pixels[index] if self.in_memory else self._resized(read_image(self.paths[index]))
 
 
 class TrainingSet(torch.utils.data.Dataset):
@@ -447,7 +466,7 @@ class TrainingSet(torch.utils.data.Dataset):
     def __init__(
         self, images: Sequence[Tensor], corrupt: Callable, options, sources, seed: int, purpose: str = "corrupt"
     ):
-        self.images, self.corrupt, self.arguments, self.seed = images, corrupt, (options, sources), seed
+        self.images, self.corrupt, self.options, self.sources, self.seed = images, corrupt, options, sources, seed
         self.purpose = purpose  # of the random streams
 
     def __len__(self) -> int:
@@ -456,7 +475,8 @@ class TrainingSet(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int, int]) -> NamedTuple:
         epoch, position, index = key
         rng = random_stream(self.seed, self.purpose, epoch, position)
-        return self.corrupt(self.images[index].float() / 255, rng, *self.arguments)
+        sources = self.sources._replace(index=index if self.images is self.sources.images else None)
+        return self.corrupt(self.images[index].float() / 255, rng, self.options, sources)
 
 
 def main(arguments: list[str] | None = None) -> int:

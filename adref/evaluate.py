@@ -25,7 +25,7 @@ from adref.run import (
     guarded,
     load,
     load_checkpoint,
-    method_input,
+    method_arguments,
     read_config,
     read_log,
     score_image,
@@ -238,15 +238,14 @@ def decision(score: float, threshold: float | None) -> str:
 
 def report(run, config, metrics, method: Method, category, rows, maps, masks, threshold, shown, native) -> None:
     """RUN/report.html; pictures are read again for the images that are shown."""
-    pictures = [Picture(*row, None, None, None, None) for row in rows]
+    pictures = [Picture(*row, None, {}, None, None) for row in rows]
     middle = threshold if threshold is not None else float(np.median([r[3] for r in rows])) if rows else 0.0
     index = {name: i for i, (name, *_) in enumerate(rows)}
-    device = next(method.parameters()).device
     for place, picture in enumerate(chosen := ordered(pictures, middle)[:shown]):
         i = index[picture.name]
         image = read_image(category.test[i].path)
         chosen[place] = picture._replace(
-            image=image, reconstruction=rebuilt(method, image, config["flags"]["seed"], i, device),
+            image=image, steps=steps(method, image, config["flags"]["seed"], i),
             mask=native_mask(category.test[i], image.shape[:2]),
             anomaly_map=maps[i] if native else to_size(torch.from_numpy(maps[i])[None, None], image.shape[:2]),
         )  # fmt: skip
@@ -265,10 +264,13 @@ def report(run, config, metrics, method: Method, category, rows, maps, masks, th
 
 
 @torch.inference_mode()
-def rebuilt(method: Method, image: np.ndarray, seed: int, index: int, device: torch.device) -> np.ndarray | None:
-    """The method's reconstruction as uint8 (h, w, 3), or None when it makes none."""
-    picture = method.reconstruct(method_input(method, image, device), [random_stream(seed, "test", index)])
-    return None if picture is None else (picture[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+def steps(method: Method, image: np.ndarray, seed: int, index: int) -> dict[str, np.ndarray]:
+    """What the method shows between an image and its map, by caption: uint8 (h, w, 3) each."""
+    shown = method.steps(*method_arguments(method, image, seed, index))
+    return {
+        caption: (picture.float().expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        for caption, picture in shown.items()
+    }
 
 
 def facts(config: dict, metrics: dict, method: Method) -> dict[str, str]:

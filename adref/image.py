@@ -1,12 +1,19 @@
-"""Classical image operations: grey values, Otsu's threshold, morphology.
+"""Classical image operations: grey values, Otsu's threshold, morphology, regions; perceptual hash and its search;
+CIELAB; gradient magnitude similarity.
 
-Pictures are numpy arrays with the channels last; masks are bool.
+Pictures are numpy arrays with the channels last, masks are bool; the last two run where the networks do, on batches
+(B, C, H, W).
 """
 
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy.fft
+import torch
+import torch.nn.functional as F
+from PIL import Image
 from scipy import ndimage
+from torch import Tensor
 
 
 def grey(image: np.ndarray, rule: Literal["luma", "mean"] = "luma") -> np.ndarray:
@@ -89,3 +96,148 @@ def _neighbours(axis: int) -> tuple[tuple, tuple]:
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """Background that does not reach the frame becomes object; bool (H, W)."""
     return ndimage.binary_fill_holes(mask)
+
+
+def remove_small(mask: np.ndarray, least: float, connectivity: Literal[8, 4] = 8) -> np.ndarray:
+    """A bool (H, W) without its regions of fewer than `least` pixels, which touch at sides and corners, or sides."""
+    labels, count = ndimage.label(mask, np.ones((3, 3)) if connectivity == 8 else None)
+    kept = np.bincount(labels.ravel(), minlength=count + 1) >= least
+    kept[0] = False
+    return kept[labels]
+
+
+# -- similar pictures -------------------------------------------------------------------------------------------------
+
+
+def perceptual_hash(image: np.ndarray) -> np.ndarray:
+    """64 bits that pictures which look alike share for the most part, as eight bytes: uint8 (8,).
+
+    The bits of ImageHash's `phash` (J. Buchner; the method is N. Krawetz's): grey values, resized to 32 x 32 with
+    Lanczos' filter, two-dimensional DCT-II without normalisation, Y_k = 2 sum_n x_n cos(pi k (2 n + 1) / 64) along
+    each axis; a bit for each of the 8 x 8 lowest frequencies, 1 where it is above their median. Row by row, the first
+    bit is the highest of the first byte; `.tobytes().hex()` is ImageHash's string.
+
+    Pictures of one colour and pure gradients have coefficients that are 0 but for rounding: their bits mean nothing.
+
+    Args:
+        image: uint8 (H, W, 3) or grey (H, W), at its own size: another size has other bits.
+    """
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or image.size == 0:
+        raise ValueError(f"expected uint8 (H, W, 3) or (H, W), got {image.dtype} {image.shape}")
+    small = Image.fromarray(np.ascontiguousarray(image)).convert("L").resize((32, 32), Image.Resampling.LANCZOS)
+    # "ortho" would scale the first row and column, and change bits.
+    waves = scipy.fft.dct(scipy.fft.dct(np.asarray(small, np.float64), axis=0), axis=1)[:8, :8]
+    return np.packbits(waves > np.median(waves))
+
+
+def hamming(hashes: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Numbers of bits, 0 to 64, in which hashes, uint8 (n, 8), differ from one, uint8 (8,): (n,)."""
+    return _BIT_COUNT[hashes ^ own].sum(axis=1)
+
+
+def nearest(hashes: np.ndarray, own: np.ndarray, but: int | None = None) -> tuple[int, int]:
+    """Index of the nearest of hashes (n, 8), the first of several, and its distance; never that of index `but`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    distances = hamming(hashes, own)
+    if but is not None:
+        distances[but] = 65
+    if len(distances) - (but is not None) < 1:
+        raise ValueError("expected at least one hash to search")
+    index = int(distances.argmin())
+    return index, int(distances[index])
+
+
+_BIT_COUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.int64)
+
+
+# -- colour and structure ---------------------------------------------------------------------------------------------
+
+_XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
+_WHITE = (0.95047, 1.0, 1.08883)  # D65, 2 degrees
+
+
+def cielab(images: Tensor) -> Tensor:
+    """sRGB to CIELAB under D65: (B, 3, H, W) in [0, 1] -> L in [0, 100], a and b.
+
+    IEC 61966-2-1 and CIE 15. With linear light v = c / 12.92 up to 0.04045, else ((c + 0.055) / 1.055)^2.4, and X, Y, Z
+    relative to white, f(t) = t^(1/3) above (6/29)^3, else ((29/3)^3 t + 16) / 116:
+
+        L = 116 f(Y) - 16,  a = 500 (f(X) - f(Y)),  b = 200 (f(Y) - f(Z))
+
+    OpenCV and scikit-image round the matrix: their a and b differ by up to 0.005.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"expected (B, 3, H, W) in [0, 1], got {tuple(images.shape)}")
+    light = torch.where(images <= 0.04045, images / 12.92, ((images + 0.055) / 1.055) ** 2.4)
+    # Sums in the order of the pixels, not a matrix product: alike on every device.
+    x, y, z = (
+        sum(share * light[:, i : i + 1] for i, share in enumerate(row)) / white for row, white in zip(_XYZ, _WHITE)
+    )
+    f_x, f_y, f_z = (
+        torch.where(t > 216 / 24389, t.clamp_min(216 / 24389) ** (1 / 3), (24389 / 27 * t + 16) / 116)
+        for t in (x, y, z)
+    )
+    return torch.cat((116 * f_y - 16, 500 * (f_x - f_y), 200 * (f_y - f_z)), dim=1)
+
+
+def msgms(
+    x: Tensor,
+    y: Tensor,
+    scales: int = 4,
+    grey: bool = False,
+    padding: Literal["zero", "replicate", "none"] = "zero",
+) -> Tensor:
+    """Multi-scale gradient magnitude similarity: (B, C, H, W) in [0, 1] twice -> (B, 1, H, W), 1 where alike.
+
+    W. Xue et al., "Gradient Magnitude Similarity Deviation", IEEE TIP 2014; over scales: V. Zavrtanik et al.,
+    "Reconstruction by inpainting for visual anomaly detection" (RIAD), Pattern Recognition 2021. With Prewitt's
+    gradients (a column of thirds, minus the third after it, and the transpose), g = sqrt(gx^2 + gy^2 + 1e-12),
+
+        GMS = (2 g_x g_y + c) / (g_x^2 + g_y^2 + c),   c = 0.0026 = 170 / 255^2
+
+    of both pictures, averaged 2 x 2 for every further scale; the maps, enlarged to H x W (bilinear, half-pixel
+    centres), are averaged over the scales, then over the channels. The gradient has no sign: a negative scores 1, too.
+
+    Args:
+        x: pictures, sides of at least 3 x 2^(scales - 1) pixels.
+        y: like `x`.
+        scales: how many.
+        grey: of the channels' mean instead, after a 3 x 3 median filter (zeros outside) at every scale.
+        padding: around the pictures before the gradient: zeros, the outermost pixels repeated, or nothing: then the map
+            has a pixel less on each side before it is enlarged.
+    """
+    least = 3 * 2 ** (scales - 1)
+    if x.ndim != 4 or x.shape != y.shape or scales < 1 or min(x.shape[2:]) < least:
+        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"expected two (B, C, H, W) of one shape, sides of {least} or more, got {shapes}")
+    if padding not in ("zero", "replicate", "none"):
+        raise ValueError(f"expected zero, replicate or none, got {padding!r}")
+    size, pair, total = x.shape[2:], torch.stack((x, y)), 0.0  # (2, B, C, H, W)
+    if grey:
+        pair = pair.mean(dim=2, keepdim=True)
+    pair, shape = pair.flatten(0, 1), pair.shape[:2]  # (2 B, C, H, W)
+    for scale in range(scales):
+        pair = F.avg_pool2d(pair, 2) if scale else pair
+        a, b = _gradient(_median(pair) if grey else pair, padding).unflatten(0, shape)  # (B, C, h, w)
+        similarity = (2 * a * b + 0.0026) / (a * a + b * b + 0.0026)
+        total = total + F.interpolate(similarity, size, mode="bilinear", align_corners=False)
+    return (total / scales).mean(dim=1, keepdim=True)
+
+
+def _gradient(pictures: Tensor, padding: str) -> Tensor:
+    """Prewitt's gradient magnitude of (n, C, H, W): the same shape, or two pixels less a side."""
+    if padding != "none":
+        pictures = F.pad(pictures, (1, 1, 1, 1), mode={"zero": "constant"}.get(padding, padding))
+    rows = (pictures[..., :-2, :] + pictures[..., 1:-1, :] + pictures[..., 2:, :]) / 3
+    columns = (pictures[..., :-2] + pictures[..., 1:-1] + pictures[..., 2:]) / 3
+    across, down = rows[..., :-2] - rows[..., 2:], columns[..., :-2, :] - columns[..., 2:, :]
+    return torch.sqrt(across * across + down * down + 1e-12)
+
+
+def _median(pictures: Tensor) -> Tensor:
+    """The median of 3 x 3 pixels, zeros outside, of (..., H, W)."""
+    padded = F.pad(pictures, (1, 1, 1, 1))
+    return padded.unfold(-2, 3, 1).unfold(-2, 3, 1).flatten(-2).median(dim=-1).values

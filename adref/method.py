@@ -4,7 +4,7 @@ A method is one class built from one frozen `Options` dataclass. All randomness 
 which data workers call with a stream keyed by (seed, epoch, position); `loss` is a pure function of weights and batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,8 +31,12 @@ class Sources(NamedTuple):
 
     textures: Sequence[Tensor] | None = None  # uint8 (3, H, W) each, at the method's size
     images: Sequence[Tensor] | None = None  # the clean training images themselves, alike
+    looks: Sequence | None = None  # what the method's `look` found in each of `images`
+    paths: Sequence[str] | None = None  # the files of `images`
     sizes: np.ndarray | None = None  # (n, 3) float64: height, width (of a picture of 256 x 256) and weight
     survey: Any = None  # what the method's `survey` found
+    stage: str | None = None  # of training, which asks; None: the first
+    index: int | None = None  # of the image at hand among `images`
     journal: list[dict] | None = None  # where `corrupt` may tell what it did: numbers and (H, W) masks
 
 
@@ -68,12 +72,20 @@ class Trainable(nn.Module):
         raise NotImplementedError
 
     @staticmethod
+    def look(image: np.ndarray, options) -> Any:
+        """What must be known of a picture at its own size, uint8 (H, W, 3), before it is resized; None: nothing.
+
+        Asked for each training image (`Sources.looks`) and each image that is scored.
+        """
+        return None
+
+    @staticmethod
     def survey(images: Sequence[Tensor], category: str, options) -> Any:
         """What `corrupt` must know of all normal images together, for `Sources.survey`; asked once, before training."""
         return None
 
-    def prepare(self, images: Sequence[Tensor], stage: str) -> None:
-        """A look at the training images, uint8 (3, H, W) each, before a stage; what it finds goes into buffers."""
+    def prepare(self, sources: Sources, stage: str) -> None:
+        """A look at what a stage trains on before it begins; what it finds goes into buffers."""
 
     def early_stop(self, stage: str) -> EarlyStop | None:
         """Whether a loss on normal images may end the stage and choose its weights; None: the last step's are taken."""
@@ -107,15 +119,24 @@ class Trainable(nn.Module):
         raise UserError(f"--weights: {type(self).__name__} has no published weights that it could load")
 
 
+Rngs = Sequence[np.random.Generator] | None
+"""One stream an image, for methods that draw at test time."""
+Looks = Sequence | None
+"""What `look` found in each image, for methods that look at pictures at their own size."""
+
+
 class Method(Trainable):
     """A `Trainable` that scores images."""
 
-    def anomaly_map(self, images: Tensor, rngs: list[np.random.Generator] | None = None) -> Tensor:
+    open_picture: Callable[[str], Tensor] | None = None  # reads a file as `Sources.images` has it; `run.load` sets it
+
+    def anomaly_map(self, images: Tensor, rngs: Rngs = None, looks: Looks = None) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, 1, H, W), raw: higher is more anomalous. Each image by itself.
 
         Args:
             images: a batch at the method's own size.
-            rngs: one stream an image for methods that draw at test time; the others ignore it.
+            rngs: a stream an image, or None; most methods ignore it.
+            looks: what `look` found, an item an image, or None; most methods ignore it.
         """
         raise NotImplementedError
 
@@ -123,14 +144,19 @@ class Method(Trainable):
         """(B, 1, H, W) -> (B,): the maximum, unless the paper says otherwise."""
         return maps.amax(dim=(1, 2, 3))
 
-    def score(self, images: Tensor, rngs: list[np.random.Generator] | None = None) -> tuple[Tensor, Tensor]:
+    def score(self, images: Tensor, rngs: Rngs = None, looks: Looks = None) -> tuple[Tensor, Tensor]:
         """Image scores (B,), to which decision thresholds belong, and anomaly maps; arguments as of `anomaly_map`."""
-        maps = self.anomaly_map(images, rngs)
+        maps = self.anomaly_map(images, rngs, looks)
         return self.image_score(maps), maps
 
-    def reconstruct(self, images: Tensor, rngs: list[np.random.Generator] | None = None) -> Tensor | None:
-        """What a person wants to see beside the map: (B, 3, H, W) in [0, 1], or None."""
+    def reconstruct(self, images: Tensor, rngs: Rngs = None, looks: Looks = None) -> Tensor | None:
+        """What the method makes of images, for the eye: (B, 3, H, W) in [0, 1], or None."""
         return None
+
+    def steps(self, image: Tensor, rngs: Rngs = None, looks: Looks = None) -> dict[str, Tensor]:
+        """What a person wants to see between one image (1, 3, H, W) and its map: caption -> (C, h, w) in [0, 1]."""
+        rebuilt = self.reconstruct(image, rngs, looks)
+        return {} if rebuilt is None else {"reconstruction": rebuilt[0]}
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -161,13 +187,21 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
         return matrices[0] @ maps @ matrices[1].T
 
 
-def filtered_maximum(maps: Tensor, side: int) -> Tensor:
-    """The maximum of a mean filter: (B, 1, H, W) -> (B,).
+def mean_filter(maps: Tensor, side: int, border: Literal["zero", "reflect"] = "zero") -> Tensor:
+    """The mean of `side` x `side` pixels (odd) around each: (B, C, H, W) -> the same shape.
 
-    The filter has `side` x `side` pixels (odd), stride 1, and counts zeros outside: it always divides by side^2. So one
-    lone pixel of value 1 scores 1 / side^2.
+    Outside lie zeros, which count (the sum is always divided by side^2), or the map mirrored at its outermost pixels,
+    which are not repeated.
     """
-    return F.avg_pool2d(maps, side, stride=1, padding=side // 2).amax(dim=(1, 2, 3))
+    reach = side // 2
+    if border == "reflect":
+        maps = F.pad(maps, (reach, reach, reach, reach), mode="reflect")
+    return F.avg_pool2d(maps, side, stride=1, padding=0 if border == "reflect" else reach)
+
+
+def filtered_maximum(maps: Tensor, side: int) -> Tensor:
+    """The maximum of a mean filter with zeros outside: (B, 1, H, W) -> (B,). A lone 1 scores 1 / side^2."""
+    return mean_filter(maps, side).amax(dim=(1, 2, 3))
 
 
 def check_images(images: Tensor, stride: int = 1, size: tuple[int, int] | None = None) -> None:

@@ -35,7 +35,7 @@ class Picture(NamedTuple):
     label: int  # 0 good, 1 anomalous
     score: float
     image: np.ndarray  # uint8 (H, W, 3)
-    reconstruction: np.ndarray | None  # uint8 (h, w, 3): what the method rebuilt, in any size
+    steps: dict[str, np.ndarray]  # caption -> uint8 (h, w, 3), in any size: what lies between image and map
     mask: np.ndarray | None  # bool (H, W), True = anomalous
     anomaly_map: np.ndarray  # float32 (H, W)
 
@@ -270,11 +270,10 @@ def _tiles(picture: Picture, map_scale: tuple[float, float], side: int) -> list[
     def embed(image, kind):
         image.save(file := io.BytesIO(), form := "JPEG" if image.mode == "RGB" else "PNG", quality=85)
         source = f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-        return f'<img class="{kind}" alt="{kind} of {escape(picture.name)}" src="{source}">'
+        return f'<img class="{kind.partition(",")[0]}" alt="{escape(kind)} of {escape(picture.name)}" src="{source}">'
 
-    images, outline = {"input": shrink(picture.image)}, ""
-    if picture.reconstruction is not None:
-        images["reconstruction"] = shrink(picture.reconstruction)
+    images = {"input": shrink(picture.image), **{caption: shrink(step) for caption, step in picture.steps.items()}}
+    outline = ""
     if picture.mask is not None:
         # BOX, then "above 0": a scratch thinner than a pixel of the small picture stays in sight.
         mask = np.asarray(shrink(picture.mask.astype(np.uint8) * 255)) > 0
@@ -283,7 +282,7 @@ def _tiles(picture: Picture, map_scale: tuple[float, float], side: int) -> list[
         outline = embed(Image.fromarray(edge[..., None] * np.array([90, 235, 255, 255], np.uint8)), "outline")
     images["map"] = shrink(overlay(picture.image, picture.anomaly_map, *map_scale))
     parts = {kind: embed(image, kind) + outline * (kind == "map") for kind, image in images.items()}
-    return [f"<figure><div>{part}</div><figcaption>{kind}</figcaption></figure>" for kind, part in parts.items()]
+    return [f"<figure><div>{part}</div><figcaption>{escape(k)}</figcaption></figure>" for k, part in parts.items()]
 
 
 def _pictures(shown: list[Picture], count: int, map_scale: tuple[float, float], slider: str) -> str:
@@ -298,6 +297,7 @@ def _pictures(shown: list[Picture], count: int, map_scale: tuple[float, float], 
 <button class="tiles" aria-label="Enlarge {escape(p.name)}">{"".join(card)}</button></article>"""
         for p, card in zip(shown, tiles)
     )
+    columns = max(map(len, tiles), default=1)
     colours = ",".join(f"rgb{tuple(map(int, colour))}" for colour in COLOURS)
     options = "".join(f"<option>{kind}</option>" for kind in ("miss", "false alarm", "hit", "correct pass"))
     page = f"""<p class="note">{len(shown)} of {count} test images, {count - len(shown)} left out. First the worst
@@ -306,7 +306,7 @@ misses and false alarms, then the closest calls.</p><p class="row note">Map, one
 <div class="bar">{slider}<output><b data-show="threshold"></b> <span data-show="summary"></span></output>
 <label>Show <select id="filter"><option value="">all</option>{options}</select></label>
 <label><input type="checkbox" id="outline" checked> mask outline</label></div>
-<div class="pictures" style="--columns:{max(map(len, tiles), default=1)}">{cards}</div>"""
+<div class="pictures" style="--columns:{columns if columns <= 4 else math.ceil(columns / 2)}">{cards}</div>"""
     return page if shown else ""
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from adref import __version__
-from adref.data import random_stream, resize, to_tensor
+from adref.data import random_stream, read_image, resize, to_tensor
 from adref.method import Method, Trainable
 from adref.methods import find_method
 from adref.options import Notice, UserError, replace
@@ -287,6 +287,8 @@ def load(run: str | Path, device: str = "cpu") -> Method:
     state, method = load_checkpoint(Path(run)), build(config)
     load_weights(run, method, state)
     method.threshold = state["calibration"]["threshold"] if state.get("calibration") else None
+    size, filter = method.options.size, method.options.resize
+    method.open_picture = lambda path: resize(to_tensor(read_image(path)), size, filter)
     return method.to(device, memory_format=torch.channels_last).eval()
 
 
@@ -317,10 +319,15 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def method_input(method: Method, image: np.ndarray, device: torch.device) -> torch.Tensor:
-    """One picture, uint8 (H, W, 3) at its own size, as the method wants it: (1, 3, h, w) in [0, 1]."""
+def method_arguments(method: Method, image: np.ndarray, seed: int, index: int) -> tuple:
+    """One picture, uint8 (H, W, 3) at its own size, as `Method.score` wants it, beside its random stream and look.
+
+    `seed`, with `index`, the picture's number in its list, names the stream of a method that draws at test time.
+    """
     resized = resize(to_tensor(image), method.options.size, method.options.resize)
-    return resized.unsqueeze(0).to(device, memory_format=torch.channels_last).float() / 255
+    device, look = next(method.parameters()).device, method.look(image, method.options)
+    batch = resized.unsqueeze(0).to(device, memory_format=torch.channels_last).float() / 255
+    return batch, [random_stream(seed, "test", index)], None if look is None else [look]
 
 
 @torch.inference_mode()
@@ -330,7 +337,7 @@ def score_image(method: Method, image: np.ndarray, seed: int, index: int) -> tup
     Args:
         method: from `load`.
         image: uint8 (H, W, 3) at its own size.
-        seed: with `index`, names the stream of a method that draws at test time.
+        seed: as `index`, of `method_arguments`.
         index: number of the image in its list.
 
     Returns:
@@ -339,8 +346,7 @@ def score_image(method: Method, image: np.ndarray, seed: int, index: int) -> tup
     Raises:
         UserError: a score or map that is not finite.
     """
-    batch = method_input(method, image, next(method.parameters()).device)
-    scores, maps = method.score(batch, [random_stream(seed, "test", index)])
+    scores, maps = method.score(*method_arguments(method, image, seed, index))
     score = float(scores)
     if not math.isfinite(score) or not torch.isfinite(maps).all():
         raise UserError(f"image {index} of the list gets the score {score}: the weights of this run are not usable")

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from adref import options as option_tools
 from adref.config import SAMPLE_DATA, Flags
-from adref.data import Images, find_category, list_images, random_stream, read_mask, require_sound
-from adref.method import Trainable
+from adref.data import TrainingSet, find_category, list_images, random_stream, read_mask, require_sound
+from adref.method import Sources, Trainable
 from adref.methods import METHODS, find_method
 from adref.options import UserError
 from adref.run import guarded, refuse_existing, write_atomically, write_json
@@ -62,13 +62,14 @@ def run_command(argv: list[str]) -> int:
     parser.add_argument("--n", metavar="N", default="16", help="corrupted examples to show [16]")
     parser.add_argument("--preset", help="as for python -m adref.train [paper; tiny for the sample data]")
     parser.add_argument("--ablation", help="as for python -m adref.train")
+    parser.add_argument("--stage", metavar="NAME", help="stage of training, for methods with several [the first]")
     parser.add_argument("--sizes-from", metavar="MASKS", type=Path, help="folder of masks to measure")
     option_tools.add_flags(parser, Flags, "run", "flags, as for python -m adref.train", FLAGS)
     if method:
         option_tools.add_flags(parser, method.Options, "option", f"options of {name} (meaning, default, source)")
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        known = ["out", "n", "preset", "ablation", "sizes_from", *FLAGS]
+        known = ["out", "n", "preset", "ablation", "stage", "sizes_from", *FLAGS]
         option_tools.refuse_unknown(
             unknown[0].split("=")[0], known + list(option_tools.hints(method.Options) if method else ())
         )
@@ -89,12 +90,12 @@ def run_command(argv: list[str]) -> int:
     require_sound(category)
     with torch.device("meta"):  # no weight is needed
         built = method(options)
-    paths = [record.path for record in split(category, flags)[0]]
-    images = Images(paths, built.options.size, built.options.resize, flags.memory_limit * 2**30)
-    sources, _ = open_sources(built, images, category.name, flags)
-    journal: list[dict] = []
+    stage = arguments.stage or built.stages[0]
+    if stage not in built.stages:
+        raise UserError(f"--stage takes one of {', '.join(built.stages)}; got {stage!r}")
+    sources, _ = open_sources(built, split(category, flags)[0], category.name, flags)
     examples, failed, total = [], [], 0
-    for example, notes in draw_examples(built, images, sources._replace(journal=journal), flags.seed):
+    for example, notes in draw_examples(built, sources._replace(stage=stage, journal=[]), flags.seed):
         total += 1
         examples += [example] if example else []
         failed += [notes] if notes and not example else []
@@ -117,19 +118,20 @@ def run_command(argv: list[str]) -> int:
     return 0
 
 
-def draw_examples(method: Trainable, images: Images, sources, seed: int) -> Iterator[tuple[Example | None, dict]]:
+def draw_examples(method: Trainable, sources: Sources, seed: int) -> Iterator[tuple[Example | None, dict]]:
     """The examples of training in its order, None for a clean one; and what `corrupt` told in `sources.journal`.
 
     A clean example with notes was meant to be an anomaly, of which nothing came.
     """
+    purpose = "corrupt" if sources.stage == method.stages[0] else f"corrupt {sources.stage}"
+    data = TrainingSet(sources.images, method.corrupt, method.options, sources, seed, purpose)
     epoch = 0
     while True:
-        order = method.order(len(images), random_stream(seed, f"order {method.stages[0]}", epoch))
+        order = method.order(len(data), random_stream(seed, f"order {sources.stage}", epoch))
         for position, index in enumerate(order):
             sources.journal.clear()
-            image, rng = images[int(index)].float() / 255, random_stream(seed, "corrupt", epoch, position)
             began = time.perf_counter()
-            batch = method.corrupt(image, rng, method.options, sources)
+            batch = data[epoch, position, int(index)]
             seconds = time.perf_counter() - began
             if not hasattr(batch, "corrupted"):
                 raise UserError(f"{type(method).__name__} trains on clean pictures alone: there is nothing to draw")

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -80,8 +81,7 @@ def run_command(argv: list[str]) -> int:
     require_sound(category)
     training, held_out = split(category, flags)
     method = initial_method(config, flags, published=not arguments.resume)
-    images = Images([r.path for r in training], method.options.size, method.options.resize, flags.memory_limit * 2**30)
-    sources, digests = open_sources(method, images, category.name, flags)
+    sources, digests = open_sources(method, training, category.name, flags)
     digests["data_digest"] = digest(category.train)
     if arguments.resume:
         for name, now in digests.items():
@@ -94,7 +94,7 @@ def run_command(argv: list[str]) -> int:
         config |= {"device": str(device), **digests, "weights_sha256": hashes}
         create(run, config, {"model": method.state_dict(), "step": 0})
     print(f"{category.name}: {len(training)} normal images train, {len(held_out)} set the threshold. Run: {run}")
-    if not train(run, method, images, sources, flags, device):
+    if not train(run, method, sources, flags, device):
         print(f"Interrupted and saved. Go on with: python -m adref.train --resume --out {shlex.quote(str(run))}")
         return 130
     calibrate(run, held_out, flags, device)
@@ -137,13 +137,16 @@ def initial_method(config: dict, flags: Flags, published: bool) -> Trainable:
     return method
 
 
-def open_sources(method: Trainable, images: Images, category: str, flags: Flags) -> tuple[Sources, dict]:
-    """What the method's `corrupt` draws from, and the digests of textures and sizes, None where it needs none.
+def open_sources(method: Trainable, training: list[Record], category: str, flags: Flags) -> tuple[Sources, dict]:
+    """What the method trains on and draws from, and the digests of textures and sizes, None where it needs none.
 
     Raises:
         UserError: the method needs something that no flag names, or what a flag names cannot be read.
     """
-    size, limit = method.options.size, flags.memory_limit * 2**30
+    o, limit = method.options, flags.memory_limit * 2**30
+    size, paths = o.size, [record.path for record in training]
+    looks = type(method).look is not Trainable.look
+    images = Images(paths, size, o.resize, limit, partial(method.look, options=o) if looks else None)
     textures = sizes = textures_digest = sizes_digest = None
     if "textures" in method.needs and flags.textures is None:  # T2
         print("No --textures FOLDER: using 300 generated textures (the paper uses photographs of textures, DTD).")
@@ -152,14 +155,14 @@ def open_sources(method: Trainable, images: Images, category: str, flags: Flags)
     elif "textures" in method.needs:
         paths = list_images(Path(flags.textures))
         textures_digest = digest([Record(path, 0, "texture", None) for path in paths])
-        textures = Images(paths, size, method.options.resize, limit)
+        textures = Images(paths, size, o.resize, limit)
     if "sizes" in method.needs:
         if flags.defect_sizes is None:
             raise UserError("this method needs --defect-sizes FILE (height,width,weight); see --patch-size")
         sizes, sizes_digest = read_sizes(flags.defect_sizes), sha256(Path(flags.defect_sizes))
-    found = method.survey(images, category, method.options)
+    found = method.survey(images, category, o)
     digests = {"textures_digest": textures_digest, "sizes_digest": sizes_digest}
-    return Sources(textures, images, sizes, found), digests
+    return Sources(textures, images, images.looks, list(map(str, images.paths)), sizes, found), digests
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
@@ -216,7 +219,7 @@ def ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def train(run: Path, method: Trainable, images, sources: Sources, flags: Flags, device: torch.device) -> bool:
+def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: torch.device) -> bool:
     """Trains from the run's checkpoint to the end; True when it got there, False when it was interrupted.
 
     Raises:
@@ -235,17 +238,15 @@ def train(run: Path, method: Trainable, images, sources: Sources, flags: Flags, 
                 first += ended[stage]
                 continue
             stop = method.early_stop(stage)
-            part, validation = split_validation(images, stop, flags.seed)
-            sources = sources._replace(images=part)  # `corrupt` must not see what validates
-            data = TrainingSet(part, type(method).corrupt, method.options, sources, flags.seed)
+            own, validation = split_validation(sources._replace(stage=stage), stop, flags.seed)
+            purpose = "corrupt" if stage == method.stages[0] else f"corrupt {stage}"
+            data = TrainingSet(own.images, method.corrupt, method.options, own, flags.seed, purpose)
             watched = "validation" if len(validation) else "epoch"
-            validation = TrainingSet(
-                validation, type(method).corrupt, method.options, sources, flags.seed, "validation"
-            )
-            batches = Batches(method, stage, len(part), flags.seed, max(0, state["step"] - first))
+            validation = TrainingSet(validation, method.corrupt, method.options, own, flags.seed, "validation")
+            batches = Batches(method, stage, len(data), flags.seed, max(0, state["step"] - first))
             step = min(batches.first_step, batches.last_step)
             if step == 0:
-                method.prepare(part, stage)
+                method.prepare(own, stage)
             optimizer, schedule = method.optimizer(stage)
             if 0 < step < batches.last_step:
                 optimizer.load_state_dict(state["optimizer"])
@@ -307,12 +308,18 @@ def train(run: Path, method: Trainable, images, sources: Sources, flags: Flags, 
     return not interrupt.raised
 
 
-def split_validation(images, stop: EarlyStop | None, seed: int) -> tuple:
-    """The images that train, and those that an `EarlyStop` watches: at least one where there are two."""
-    count = len(images)
+def split_validation(sources: Sources, stop: EarlyStop | None, seed: int) -> tuple[Sources, Subset]:
+    """What trains, and the images that an `EarlyStop` watches: at least one where there are two.
+
+    What is returned first knows the images that train alone: `corrupt` must not see what validates.
+    """
+    count = len(sources.images)
     kept = max(1, math.floor(stop.share * count)) if stop and stop.share and count > 1 else 0
     order = random_stream(seed, "validation").permutation(count).tolist()
-    return Subset(images, sorted(order[kept:])), Subset(images, sorted(order[:kept]))
+    train = sorted(order[kept:])
+    looks, paths = ([known[i] for i in train] if known else None for known in (sources.looks, sources.paths))
+    own = sources._replace(images=Subset(sources.images, train), looks=looks, paths=paths)
+    return own, Subset(sources.images, sorted(order[:kept]))
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ def test_the_best_weights_are_the_result(whole, data):
     method.load_state_dict(state["model"])
     names = train_module.split(data_module.find_category(data, "part"), flags)[0]
     images = Images([record.path for record in names], (32, 32), "antialias", 2**30)
-    _, validation = split_validation(images, method.early_stop(), 0)
+    _, validation = split_validation(Sources(images=images), method.early_stop(), 0)
     samples = TrainingSet(validation, NoiseToNorm.corrupt, options, Sources(), 0, "validation")
     again = validate(method, samples, "train", flags, torch.device("cpu"))
     assert again == pytest.approx(watched(whole)[best], abs=1e-6) and again == pytest.approx(
@@ -143,8 +143,9 @@ def test_a_resumed_run_knows_the_best_weights_of_before(data, tmp_path, monkeypa
 def validation_of(data: Path, share: float = 0.2) -> tuple[list[Path], list[Path]]:
     """Files that train, and that validate, with seed 0."""
     records = train_module.split(data_module.find_category(data, "part"), Flags(seed=0))[0]
-    parts = split_validation([record.path for record in records], EarlyStop(9, share), 0)
-    return tuple([part[i] for i in range(len(part))] for part in parts)
+    files = Sources(images=[record.path for record in records])
+    train, validation = split_validation(files, EarlyStop(9, share), 0)
+    return list(train.images), list(validation)
 
 
 def test_the_validation_loss_is_the_mean_over_images_of_fixed_noise(data, tmp_path):
@@ -205,15 +206,17 @@ def test_report_and_metrics_say_which_step_was_chosen(whole):
 
 def test_images_that_validate_do_not_train():
     images = [torch.full((3, 4, 4), i, dtype=torch.uint8) for i in range(23)]
-    train, validation = split_validation(images, EarlyStop(3, 0.2), seed=5)
-    found = [{int(part[i][0, 0, 0]) for i in range(len(part))} for part in (train, validation)]
+    every = Sources(images=images, looks=list(range(23)), paths=list(map(str, range(23))))
+    train, validation = split_validation(every, EarlyStop(3, 0.2), seed=5)
+    assert train.looks == [int(image[0, 0, 0]) for image in train.images] == list(map(int, train.paths))
+    found = [{int(image[0, 0, 0]) for image in part} for part in (train.images, validation)]
     assert len(found[1]) == 4 and not found[0] & found[1] and found[0] | found[1] == set(range(23))
-    again = split_validation(images, EarlyStop(3, 0.2), seed=5)[1]
-    assert again.indices == validation.indices != split_validation(images, EarlyStop(3, 0.2), seed=6)[1].indices
+    again, other = (split_validation(every, EarlyStop(3, 0.2), seed)[1] for seed in (5, 6))
+    assert again.indices == validation.indices != other.indices
     for stop, count, kept in ((None, 23, 0), (EarlyStop(3, 0.0), 23, 0), (EarlyStop(3, 0.2), 2, 1),
                               (EarlyStop(3, 0.2), 1, 0), (EarlyStop(3, 0.9), 2, 1)):  # fmt: skip
-        part = split_validation(images[:count], stop, 0)
-        assert [len(p) for p in part] == [count - kept, kept]
+        train, validation = split_validation(Sources(images=images[:count]), stop, 0)
+        assert (len(train.images), len(validation)) == (count - kept, kept)
 
 
 @pytest.mark.parametrize("at", [3, 5, 12])  # in the middle of an epoch, at its end, in the middle of a later one

@@ -26,7 +26,7 @@ def make_picture(name: str, label: int, score: float, size=(40, 48), **changes) 
     height, width = size
     fields = {
         "image": rng.integers(0, 256, (height, width, 3), np.uint8),
-        "reconstruction": rng.integers(0, 256, (height // 2, width // 3, 3), np.uint8),
+        "steps": {"reconstruction": rng.integers(0, 256, (height // 2, width // 3, 3), np.uint8)},
         "mask": np.arange(height)[:, None] * np.ones(width) < height / 4 * label,
         "anomaly_map": rng.random((height, width), np.float32),
     }
@@ -151,7 +151,7 @@ def test_small_pictures_keep_a_mask_thinner_than_their_pixel(tmp_path):
 
 def test_eighty_noisy_pictures_stay_under_six_megabytes(tmp_path):
     noise = make_picture("crack/0.png", 1, 0.4, (256, 256))
-    noise = noise._replace(reconstruction=noise.image[::-1])
+    noise = noise._replace(steps={"reconstruction": noise.image[::-1]})
     assert len(write(tmp_path, [noise._replace(name=f"crack/{i}.png") for i in range(80)])) < 6e6
 
 
@@ -206,7 +206,7 @@ def test_pictures_are_the_worst_and_the_rest_is_counted(tmp_path):
 
 def test_a_report_of_little_is_a_report_of_less(tmp_path):
     """No threshold, mask, reconstruction, curve, history or fact; one class alone."""
-    pictures = [make_picture(f"good/{i}.png", 0, 0.3, reconstruction=None, mask=None) for i in range(2)]
+    pictures = [make_picture(f"good/{i}.png", 0, 0.3, steps={}, mask=None) for i in range(2)]
     nothing = {"facts": {}, "metrics": {}, "curves": {}, "history": [], "threshold": None}
     page = Page(write(tmp_path, pictures, **nothing))
     assert [a["id"] for a in page.find("section")] == ["Results", "Decisions", "Pictures"]

@@ -630,7 +630,7 @@ def test_mean_and_standard_deviation_of_the_category():
     pictures = drawn.astype(np.uint8).transpose(0, 3, 1, 2)
     every = pictures.astype(np.float64) / 255
     method = tiny(normalise="category").eval()
-    method.prepare([torch.from_numpy(p) for p in pictures], "train")
+    method.prepare(Sources(images=[torch.from_numpy(p) for p in pictures]), "train")
     assert method.mean.flatten().tolist() == pytest.approx(every.mean((0, 2, 3)), rel=1e-6)
     assert method.std.flatten().tolist() == pytest.approx(every.std((0, 2, 3)), rel=1e-6)
     seen, rebuilt = [], []
@@ -649,7 +649,7 @@ def test_mean_and_standard_deviation_of_the_category():
 def test_network_range_of_a_category():
     """Errors in the network's values: divided by the variance."""
     method = tiny(normalise="category", loss_range="network")
-    method.prepare([torch.randint(0, 200, (3, 32, 32), dtype=torch.uint8) for _ in range(3)], "train")
+    method.prepare(Sources(images=[torch.randint(0, 200, (3, 32, 32), dtype=torch.uint8) for _ in range(3)]), "train")
     images = torch.rand(1, 3, 32, 32)
     error, _ = method.compare(images, images + 0.1)
     assert torch.allclose(error, (0.1 / method.std).square().expand_as(error), rtol=1e-4)
@@ -657,13 +657,13 @@ def test_network_range_of_a_category():
 
 def test_a_category_of_one_colour_is_no_division_by_zero():
     method = tiny(normalise="category")
-    method.prepare([torch.full((3, 32, 32), 77, dtype=torch.uint8)] * 2, "train")
+    method.prepare(Sources(images=[torch.full((3, 32, 32), 77, dtype=torch.uint8)] * 2), "train")
     assert (method.std > 0).all() and torch.isfinite(method(torch.full((1, 3, 32, 32), 77 / 255))[0]).all()
 
 
 def test_symmetric_values_need_no_look_at_the_images():
     method = tiny()
-    method.prepare([torch.zeros(3, 32, 32, dtype=torch.uint8)], "train")
+    method.prepare(Sources(images=[torch.zeros(3, 32, 32, dtype=torch.uint8)]), "train")
     assert (method.mean == 0.5).all() and (method.std == 0.5).all()
 
 
@@ -772,7 +772,7 @@ def outcome(changes: dict) -> list[float]:
         golden.fill(part)
     o = method.train().options
     pictures = (255 * golden.hashed("pictures", 3, 3, *o.size)).byte()
-    method.prepare(pictures, "train")
+    method.prepare(Sources(images=pictures), "train")
     examples = [corrupt(p.float() / 255, np.random.default_rng(0), o, Sources()) for p in pictures]
     batch = Batch(*(torch.stack(fields) for fields in zip(*examples)))
     (optimizer, schedule), totals = method.optimizer(), []

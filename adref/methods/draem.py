@@ -285,7 +285,7 @@ class DRAEM(Method):
         factor = self.options.milestone_factor
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, factor)
 
-    def anomaly_map(self, images: Tensor, rngs=None) -> Tensor:
+    def anomaly_map(self, images: Tensor, rngs=None, looks=None) -> Tensor:
         """M_o: (B, 3, H, W) in [0, 1] -> (B, 1, H, W) in [0, 1], the softmax's anomalous channel."""
         check_images(images, UNet.stride)
         return self(images)[1].float().softmax(dim=1)[:, 1:]
@@ -294,7 +294,7 @@ class DRAEM(Method):
         """Equation 5: the maximum of a mean filter, zeros outside counted: (B, 1, H, W) -> (B,)."""
         return filtered_maximum(maps, self.options.score_window)
 
-    def reconstruct(self, images: Tensor, rngs=None) -> Tensor:
+    def reconstruct(self, images: Tensor, rngs=None, looks=None) -> Tensor:
         """I_r for the eye: (B, 3, H, W), clamped to [0, 1]."""
         check_images(images, UNet.stride)
         return self.reconstructor(images).float().clamp(0, 1)

@@ -50,7 +50,7 @@ from torch import Tensor, nn
 from adref.layers.residual_attention import block
 from adref.layers.selective_kernel import SelectiveKernelFusion
 from adref.losses import ms_ssim, ms_ssim_l1
-from adref.method import Deviation, EarlyStop, Method, Sources, check_images, gaussian_smooth
+from adref.method import Deviation, EarlyStop, Method, Rngs, Sources, check_images, gaussian_smooth
 from adref.options import Notice, UserError, option
 
 INF = math.inf
@@ -313,7 +313,7 @@ class NoiseToNorm(Method):
             return None
         return EarlyStop(o.patience, o.validation_share if o.monitor == "validation" else 0.0)
 
-    def rebuild(self, images: Tensor, rngs: list[np.random.Generator] | None) -> list[Tensor]:
+    def rebuild(self, images: Tensor, rngs: Rngs) -> list[Tensor]:
         """Reconstructions (B, 3, H, W), one for each draw of the noise."""
         o = self.options
         check_images(images, 2 ** (o.levels - 1))
@@ -328,7 +328,7 @@ class NoiseToNorm(Method):
         noises = ([draw_noise(rng, tuple(images.shape[1:]), o) for rng in rngs] for _ in draws)
         return [self(blend(images, torch.stack(noise).to(images), o)) for noise in noises]
 
-    def anomaly_map(self, images: Tensor, rngs: list[np.random.Generator] | None = None) -> Tensor:
+    def anomaly_map(self, images: Tensor, rngs: Rngs = None, looks=None) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, 1, H, W): equation 9 of image and reconstruction (D22).
 
         Args:
@@ -347,7 +347,7 @@ class NoiseToNorm(Method):
         """The maximum, or the mean: (B, 1, H, W) -> (B,) (D22)."""
         return maps.amax(dim=(1, 2, 3)) if self.options.image_score == "max" else maps.mean(dim=(1, 2, 3))
 
-    def reconstruct(self, images: Tensor, rngs: list[np.random.Generator] | None = None) -> Tensor:
+    def reconstruct(self, images: Tensor, rngs: Rngs = None, looks=None) -> Tensor:
         """v for the eye, the mean of all draws: (B, 3, H, W), clamped to [0, 1]."""
         return torch.stack(self.rebuild(images, rngs)).mean(dim=0).clamp(0, 1)
 

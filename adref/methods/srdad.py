@@ -671,7 +671,7 @@ class SRDAD(Method):
         milestones = [round(share * self.options.epochs) for share in self.options.milestones]
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, self.options.milestone_factor)
 
-    def anomaly_map(self, images: Tensor, rngs=None) -> Tensor:
+    def anomaly_map(self, images: Tensor, rngs=None, looks=None) -> Tensor:
         """M_pre: (B, 3, H, W) in [0, 1] at --size -> (B, 1, H, W) in [0, 1]."""
         check_images(images, size=self.options.size)
         return self(images)[1][:, 1:]
@@ -680,7 +680,7 @@ class SRDAD(Method):
         """Equation 15: the maximum of a mean filter, zeros outside counted: (B, 1, H, W) -> (B,)."""
         return filtered_maximum(maps, self.options.score_window)  # D38
 
-    def reconstruct(self, images: Tensor, rngs=None) -> Tensor:
+    def reconstruct(self, images: Tensor, rngs=None, looks=None) -> Tensor:
         """I_hat for the eye: (B, 3, H, W), clamped to [0, 1]."""
         check_images(images, size=self.options.size)
         return self.reconstructor(images).float().clamp(0, 1)

@@ -39,7 +39,6 @@ Equations (their numbers as far as they are known; (a) to (e) are not numbered i
 
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -263,12 +262,11 @@ class ViTAutoencoder(Method):
         self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((3, 1, 1), 0.5))
 
-    def prepare(self, images: Sequence[Tensor], stage: str) -> None:
+    def prepare(self, sources: Sources, stage: str) -> None:
         """Mean and standard deviation of each colour over the images that train, where --normalise asks for them."""
         if self.options.normalise == "category":  # D17
-            moments = [
-                (p.double().mean(dim=(1, 2)) / 255, (p.double() / 255).square().mean(dim=(1, 2))) for p in images
-            ]
+            pictures = (picture.double() / 255 for picture in sources.images)
+            moments = [(p.mean(dim=(1, 2)), p.square().mean(dim=(1, 2))) for p in pictures]
             mean, square = (torch.stack(m).mean(dim=0).view(3, 1, 1) for m in zip(*moments))
             self.mean.copy_(mean)
             self.std.copy_((square - mean * mean).clamp_min(1e-12).sqrt())
@@ -352,12 +350,12 @@ class ViTAutoencoder(Method):
             maps = maps + o.entropy_weight / o.reconstruction_weight * uncertainty
         return maps
 
-    def score(self, images: Tensor, rngs=None) -> tuple[Tensor, Tensor]:
+    def score(self, images: Tensor, rngs=None, looks=None) -> tuple[Tensor, Tensor]:
         """Image scores (B,) and maps (B, 1, H, W): the same error, smoothed more and less (D25)."""
         error, o = self.error_map(images), self.options
         return self.image_score(gaussian_smooth(error, o.score_sigma)), gaussian_smooth(error, o.map_sigma)
 
-    def anomaly_map(self, images: Tensor, rngs=None) -> Tensor:
+    def anomaly_map(self, images: Tensor, rngs=None, looks=None) -> Tensor:
         """(B, 3, H, W) in [0, 1] at --size -> (B, 1, H, W), smoothed by --map-sigma."""
         return gaussian_smooth(self.error_map(images), self.options.map_sigma)
 
@@ -370,7 +368,7 @@ class ViTAutoencoder(Method):
         count = {"max": 1, "mean": values.shape[1]}.get(self.options.image_score)
         return values.topk(count or math.ceil(self.options.top_share * values.shape[1]) or 1).values.mean(dim=1)
 
-    def reconstruct(self, images: Tensor, rngs=None) -> Tensor:
+    def reconstruct(self, images: Tensor, rngs=None, looks=None) -> Tensor:
         """u_hat for the eye: (B, 3, H, W), clamped to [0, 1]."""
         check_images(images, size=self.options.size)
         return self(images)[0].clamp(0, 1)
