@@ -5,6 +5,7 @@ Pictures are numpy arrays with the channels last, masks are bool; the last two r
 (B, C, H, W).
 """
 
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
+
+from adref.options import UserError
 
 
 def grey(image: np.ndarray, rule: Literal["luma", "mean"] = "luma") -> np.ndarray:
@@ -148,6 +151,86 @@ def nearest(hashes: np.ndarray, own: np.ndarray, but: int | None = None) -> tupl
         raise ValueError("expected at least one hash to search")
     index = int(distances.argmin())
     return index, int(distances[index])
+
+
+class Bank(nn.Module):
+    """Pictures to be searched by perceptual hash, which travel with a network's weights.
+
+    Buffers, as long as what `fill` was given: `hashes` (n, 2, 8), of the file and of the picture; `pictures`
+    (n, 3, H, W), or else `paths`, the names of their files joined by zeros; uint8 all.
+
+    Args:
+        size: (H, W).
+    """
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__()
+        shapes = {"hashes": (0, 2, 8), "pictures": (0, 3, *size), "paths": (0,)}
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.uint8))
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def fill(
+        self, pictures: Sequence[Tensor], files: Sequence | None = None, paths: Sequence[str] | None = None
+    ) -> None:
+        """Takes pictures in place of what was there.
+
+        Args:
+            pictures: uint8 (3, H, W) each.
+            files: the hash of each picture's file, if it has another size; items may be None.
+            paths: names of the files, which are kept in place of the pictures.
+        """
+        device, own = self.hashes.device, [_hash(picture) for picture in pictures]
+        hashes = [h if file is None else file for h, file in zip(own, files or [None] * len(own))]
+        self.hashes = torch.from_numpy(np.stack((hashes, own), axis=1)).to(device)
+        if paths is None:
+            self.pictures = torch.stack(list(pictures)).to(device)
+        else:
+            names = bytearray("\0".join(paths).encode("utf-8", "surrogateescape"))
+            self.paths = torch.frombuffer(names, dtype=torch.uint8).to(device)
+
+    def search(self, image: np.ndarray | Tensor) -> tuple[int, int]:
+        """Index and distance of the nearest picture; of several the first.
+
+        Args:
+            image: the hash of a file, compared with those of files; or a picture (3, H, W) in [0, 1], which is hashed
+                in 8 bits and compared with the pictures.
+        """
+        kind, own = (1, _hash((image * 255).round().byte())) if isinstance(image, Tensor) else (0, image)
+        return nearest(self.hashes[:, kind].cpu().numpy(), own)
+
+    def picture(self, index: int, open_picture: Callable[[str], Tensor] | None = None) -> Tensor:
+        """A picture, uint8 (3, H, W).
+
+        Args:
+            index: from `search`.
+            open_picture: reads a file, where the bank has paths.
+
+        Raises:
+            UserError: there is nothing to read the file with, or it is not what it was.
+        """
+        if len(self.pictures):
+            return self.pictures[index]
+        path = bytes(self.paths.tolist()).decode("utf-8", "surrogateescape").split("\0")[index]
+        if open_picture is None:
+            raise UserError(f"{path} of the bank cannot be read: this method does not come from `adref.load`")
+        picture = open_picture(path)
+        if not np.array_equal(_hash(picture), self.hashes[index, 1].cpu().numpy()):
+            raise UserError(f"{path} is not the picture that it was in training: its hash differs")
+        return picture
+
+    def _load_from_state_dict(self, state: dict, prefix: str, *rest) -> None:
+        for name, buffer in self.named_buffers():  # as large as the training set was
+            if prefix + name in state:
+                setattr(self, name, torch.empty_like(state[prefix + name], device=buffer.device))
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _hash(picture: Tensor) -> np.ndarray:
+    """The hash of a picture, uint8 (3, H, W)."""
+    return perceptual_hash(picture.permute(1, 2, 0).cpu().numpy())
 
 
 _BIT_COUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.int64)

@@ -43,12 +43,13 @@ class Encoder(nn.Module):
     Args:
         channels: input channels.
         widths: output channels of each level; level i runs at 1 / 2^i of the input's sides.
+        convolutions: of each block.
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...]):
+    def __init__(self, channels: int, widths: tuple[int, ...], convolutions: int = 2):
         super().__init__()
         self.blocks = nn.ModuleList(
-            convolution_block(before, after) for before, after in zip((channels, *widths), widths)
+            convolution_block(before, after, convolutions) for before, after in zip((channels, *widths), widths)
         )
         self.pool = nn.MaxPool2d(2)
 

@@ -3,6 +3,7 @@
 from adref.method import Trainable
 from adref.methods.draem import DRAEM
 from adref.methods.noise_to_norm import NoiseToNorm
+from adref.methods.sernet import SeRNet
 from adref.methods.srdad import SRDAD
 from adref.methods.vit_autoencoder import ViTAutoencoder
 from adref.options import UserError
@@ -11,6 +12,7 @@ METHODS: dict[str, type[Trainable]] = {
     "draem": DRAEM,
     "srdad": SRDAD,
     "vit_autoencoder": ViTAutoencoder,
+    "sernet": SeRNet,
     "noise_to_norm": NoiseToNorm,
 }
 

@@ -1,8 +1,8 @@
 """SeRNet's pseudo-anomalies: large ones of the category's own material (PPA), small ones that spread (DPA).
 
 "SeRNet: Segmentation Helps Reconstruction for Anomaly Detection", Applied Sciences 2026, 16(4), 1670. Its formulas are
-lost: F1 and F2 are reconstructed (see `adref.methods.sernet`). Drawing and applying are apart: the `draw_` functions
-spend the random numbers, the rest is pure.
+lost: equations 1 and 2 are reconstructed (see `adref.methods.sernet`). Drawing and applying are apart: the `draw_`
+functions spend the random numbers, the rest is pure.
 """
 
 import math
@@ -117,7 +117,7 @@ def transform(picture: Tensor, numbers: SourceNumbers) -> Tensor:
 def blend_source(
     image: Tensor, source: Tensor, mask: Tensor, beta: float, beta_on: Literal["original", "source"] = "original"
 ) -> Tensor:
-    """F1: (1 - M) I + (1 - beta) M S + beta M I; equal to I where M is 0.
+    """Equation 1: (1 - M) I + (1 - beta) M S + beta M I; equal to I where M is 0.
 
     Args:
         image: I, (3, H, W).
@@ -231,7 +231,7 @@ def draw_shift(
 def shift_colour(
     image: Tensor, mask: Tensor, shift: Sequence[float], mode: Literal["additive", "multiplicative"] = "additive"
 ) -> Tensor:
-    """F2: (1 - M) I + M clip(I + b + c, 0, 1), or clip(I (1 + b + c), 0, 1); equal to I where M is 0.
+    """Equation 2: (1 - M) I + M clip(I + b + c, 0, 1), or clip(I (1 + b + c), 0, 1); equal to I where M is 0.
 
     Args:
         image: I, (3, H, W).
