@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -421,51 +421,36 @@ class Images(Sequence):
     If all fit into `memory_limit` bytes they are read once, now, into one tensor. Forked workers share its pages; for
     spawned ones torch moves it to shared memory when it is sent, still one copy. It does not start there: a
     container's /dev/shm is often 64 MB, and writing past its end kills the process.
-
-    `look` is asked about each picture at its own size, (H, W, 3) uint8, by the threads that read; `looks` has what it
-    said. It costs one reading of all files where the pictures do not fit.
+    The threads that read ask `look` about each picture at its own size, (H, W, 3) uint8; `looks` is what it said.
     """
 
-    def __init__(
-        self,
-        paths: Sequence,
-        size: tuple[int, int],
-        filter: str = "bilinear",
-        memory_limit: int = 2 * 2**30,
-        look: Callable[[np.ndarray], Any] | None = None,
-    ):
+    def __init__(self, paths: Sequence, size: tuple[int, int], filter="bilinear", memory_limit=2 * 2**30, look=None):
         self.paths, self.size, self.filter = [Path(path) for path in paths], tuple(size), filter
-        self.in_memory, self.looks = len(self.paths) * 3 * size[0] * size[1] <= memory_limit, None
-        if self.in_memory:
-            self.pixels = torch.empty((len(self.paths), 3, *self.size), dtype=torch.uint8)
+        self.in_memory = len(self.paths) * 3 * size[0] * size[1] <= memory_limit
+        self.pixels = torch.empty((len(self.paths) if self.in_memory else 0, 3, *self.size), dtype=torch.uint8)
 
         def read(index: int):
             image = read_image(self.paths[index])
             if self.in_memory:
-                self.pixels[index] = self._resized(image)
-            return look(image) if look else None
+                self.pixels[index] = resize(to_tensor(image), self.size, self.filter)
+            return look and look(image)
 
         if self.in_memory or look:
             with ThreadPoolExecutor(THREADS) as pool:  # list() raises what a thread raised
-                looks = list(pool.map(read, range(len(self.paths))))
-            self.looks = looks if look else None
-
-    def _resized(self, image: np.ndarray) -> Tensor:
-        return resize(to_tensor(image), self.size, self.filter)
+                self.looks = list(pool.map(read, range(len(self.paths))))
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.pixels[index] if self.in_memory else self._resized(read_image(self.paths[index]))
+        path = self.paths[index]
+        return self.pixels[index] if self.in_memory else resize(to_tensor(read_image(path)), self.size, self.filter)
 
 
 class TrainingSet(torch.utils.data.Dataset):
     """Examples by (epoch, position, index): `corrupt(image, rng, options, sources)`; order and workers change none."""
 
-    def __init__(
-        self, images: Sequence[Tensor], corrupt: Callable, options, sources, seed: int, purpose: str = "corrupt"
-    ):
+    def __init__(self, images: Sequence[Tensor], corrupt: Callable, options, sources, seed: int, purpose="corrupt"):
         self.images, self.corrupt, self.options, self.sources, self.seed = images, corrupt, options, sources, seed
         self.purpose = purpose  # of the random streams
 

@@ -147,6 +147,7 @@ def open_sources(method: Trainable, training: list[Record], category: str, flags
     size, paths = o.size, [record.path for record in training]
     looks = type(method).look is not Trainable.look
     images = Images(paths, size, o.resize, limit, partial(method.look, options=o) if looks else None)
+    looks = images.looks if looks else None
     textures = sizes = textures_digest = sizes_digest = None
     if "textures" in method.needs and flags.textures is None:  # T2
         print("No --textures FOLDER: using 300 generated textures (the paper uses photographs of textures, DTD).")
@@ -162,7 +163,7 @@ def open_sources(method: Trainable, training: list[Record], category: str, flags
         sizes, sizes_digest = read_sizes(flags.defect_sizes), sha256(Path(flags.defect_sizes))
     found = method.survey(images, category, o)
     digests = {"textures_digest": textures_digest, "sizes_digest": sizes_digest}
-    return Sources(textures, images, images.looks, list(map(str, images.paths)), sizes, found), digests
+    return Sources(textures, images, looks, list(map(str, paths)), sizes, found), digests
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------

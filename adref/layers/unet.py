@@ -1,9 +1,13 @@
-"""The convolutional blocks of DRAEM's two networks (Zavrtanik et al., ICCV 2021; U-Net: Ronneberger et al., 2015).
+"""Convolutional U-Nets (Ronneberger et al., 2015): DRAEM's two networks (Zavrtanik et al., ICCV 2021), and a plain one.
 
 Module names are those of the DRAEM authors' released checkpoints wherever one tensor stands for one tensor.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -124,4 +128,56 @@ class UNet(nn.Module):
         *skips, x = self.encoder(x)  # x (B, 8c, H/32, W/32)
         for up, block, skip in zip(self.ups, self.blocks, reversed(skips)):
             x = block(torch.cat((up(x), skip), dim=1))
+        return self.out(x)
+
+
+class PlainUNet(nn.Module):
+    """A U-Net of convolutional layers, 2 x 2 max-pooling and bilinear up-sampling, without an activation at its end.
+
+        widths (b, 2b, 4b): b@H | 2b@H/2 | 4b@H/4 | up, skip: 6b -> 2b | up, skip: 3b -> b | output 3 x 3
+
+    Initialised like DRAEM's networks, but all biases are 0.
+
+    Args:
+        channels: of the output.
+        widths: of each level of the encoder; a level of the decoder has those of the encoder's level.
+        skip: "concat" (up-sampled map first), "add" (behind a 1 x 1 convolution where the widths differ) or "none".
+        convolutions: in each layer, with batch norm and ReLU each.
+        align_corners: of the up-sampling.
+    """
+
+    stride = 16  # sides must be multiples of it: four poolings
+
+    def __init__(
+        self,
+        channels: int,
+        widths: Sequence[int],
+        skip: Literal["concat", "add", "none"] = "concat",
+        convolutions: int = 2,
+        align_corners: bool = False,
+    ):
+        super().__init__()
+        self.skip, self.align_corners = skip, align_corners
+        self.encoder = Encoder(3, tuple(widths), convolutions)
+        levels = widths[-2::-1]
+        rising = (widths[-1], *levels[:-1])  # channels that come up to each
+        inputs = {"concat": [a + b for a, b in zip(rising, levels)], "add": levels, "none": rising}[skip]
+        self.blocks = nn.ModuleList(convolution_block(i, o, convolutions) for i, o in zip(inputs, levels))
+        self.matches = nn.ModuleList(
+            nn.Conv2d(a, b, 1) if skip == "add" and a != b else nn.Identity() for a, b in zip(rising, levels)
+        )
+        self.out = nn.Conv2d(widths[0], channels, 3, padding=1)
+        self.apply(init_convolutions)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, channels, H, W)."""
+        *skips, x = self.encoder(x)
+        for block, match, skip in zip(self.blocks, self.matches, reversed(skips)):
+            x = match(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=self.align_corners))
+            if self.skip != "none":
+                x = torch.cat((x, skip), dim=1) if self.skip == "concat" else x + skip
+            x = block(x)
         return self.out(x)
