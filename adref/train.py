@@ -154,9 +154,9 @@ def open_sources(method: Trainable, training: list[Record], category: str, flags
         textures = torch.from_numpy(generated_textures(300, max(size), seed=0))[:, :, : size[0], : size[1]]
         textures_digest = f"generated, version {SAMPLE_VERSION}"
     elif "textures" in method.needs:
-        paths = list_images(Path(flags.textures))
-        textures_digest = digest([Record(path, 0, "texture", None) for path in paths])
-        textures = Images(paths, size, o.resize, limit)
+        files = list_images(Path(flags.textures))
+        textures_digest = digest([Record(path, 0, "texture", None) for path in files])
+        textures = Images(files, size, o.resize, limit)
     if "sizes" in method.needs:
         if flags.defect_sizes is None:
             raise UserError("this method needs --defect-sizes FILE (height,width,weight); see --patch-size")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adref.image import grey, morphology, otsu
+from adref.image import cielab, grey, morphology, msgms, otsu, perceptual_hash
 from adref.layers.aspp import ASPP
 from adref.layers.channel_cross_attention import CrossAttentionLayer, CrossFusion
 from adref.layers.coordinate_attention import CoordinateAttention
@@ -26,21 +26,24 @@ from adref.layers.residual_attention import ResidualAttention, SelectiveDense
 from adref.layers.selective_kernel import SelectiveKernelFusion
 from adref.layers.swin import MLP, PatchExpanding, PatchMerging, SwinBlock, WindowAttention
 from adref.layers.swin_unet import GatedSkip, Stage, SwinUNet
-from adref.layers.unet import Autoencoder, UNet
+from adref.layers.unet import Autoencoder, PlainUNet, UNet
 from adref.layers.vit import Attention, Block, PatchEmbedding, VisionTransformer
 from adref.losses import focal, ms_ssim, ms_ssim_l1, ssim
-from adref.method import gaussian_smooth
+from adref.method import gaussian_smooth, mean_filter
 from adref.methods import draem as draem_method
 from adref.methods import noise_to_norm as noise_method
+from adref.methods import sernet as sernet_method
 from adref.methods import srdad as srdad_method
 from adref.methods import vit_autoencoder as vit_method
 from adref.methods.draem import DRAEM, Batch, blend
 from adref.methods.noise_to_norm import MNet, NoiseToNorm
+from adref.methods.sernet import SeRNet
 from adref.methods.srdad import SRDAD, Alteration, alter, object_mask
 from adref.methods.vit_autoencoder import Decoder, ViTAutoencoder
 from adref.metrics import pixel_metrics
 from adref.synthesis.perlin import PerlinNumbers, perlin
 from adref.synthesis.poisson import poisson_blend
+from adref.synthesis.pseudo_anomaly import SourceNumbers, blend_source, recombine, shift_colour, transform
 from adref.synthesis.textures import OPERATIONS, apply_operations
 
 FOLDER = Path(__file__).parent.parent / "tests" / "golden"
@@ -274,6 +277,44 @@ def noise_to_norm() -> list[float]:
     return numbers + train_step(method, batch, ("shortcut.weight",), ("network.last", "network.stems.0"))
 
 
+def plain_unet() -> list[float]:
+    """SeRNet's U-Net with every kind of skip."""
+    images = hashed("images", 2, 3, 32, 48)
+    networks = [PlainUNet(2, (4, 6, 8), skip, n, skip == "add") for skip, n in (("concat", 2), ("add", 1), ("none", 1))]
+    return digest(*(fill(network)(images) for network in networks))
+
+
+def similarity() -> list[float]:
+    """Perceptual hash, CIELAB, MSGMS and the mean filter."""
+    x, y = hashed("x", 2, 3, 32, 48), hashed("y", 2, 3, 32, 48)
+    own = [torch.from_numpy(perceptual_hash((255 * p.permute(1, 2, 0)).byte().numpy())) for p in (*x, *y)]
+    maps = [msgms(x, y, 3, padding=padding) for padding in ("zero", "replicate", "none")] + [msgms(x, y, 2, grey=True)]
+    return digest(*own, cielab(x), *maps, *(mean_filter(x, 7, border) for border in ("zero", "reflect")))
+
+
+def pseudo_anomaly() -> list[float]:
+    """What the draws of PPA and DPA are applied by."""
+    numbers = SourceNumbers((2, 0, 3, 1), (1.2, 0.8, 1.1), 30.0, 0.9, (0.05, -0.08))
+    source = transform(recombine([(255 * hashed(f"{i}", 3, 32, 48)).byte() for i in range(4)], numbers.order), numbers)
+    image, mask = hashed("image", 3, 32, 48), (hashed("mask", 1, 32, 48) > 0.5).float()
+    shifted = [shift_colour(image, mask, (0.2, -0.1, 0.15), mode) for mode in ("additive", "multiplicative")]
+    return digest(source, *(blend_source(image, source, mask, 0.3, on) for on in ("original", "source")), *shifted)
+
+
+def sernet() -> list[float]:
+    """SeRNet at a small size, the bank found and pasted, a step of each stage; see `one_step`."""
+    own = {"size": (32, 64), "width": 4, "msgms_scales": 3, "smooth_side": 5, "learning_rate": 1e-3, "threshold": 0.505}
+    method, images = fill(SeRNet(sernet_method.Options(**own))), hashed("images", 2, 3, 32, 64)
+    method.bank.fill([(255 * picture).byte() for picture in hashed("bank", 3, 3, 32, 64)])
+    similar, _ = method.find_similar(images)
+    numbers = digest(similar, *method(images, similar), *method.score(images), method.reconstruct(images))
+    mask = (hashed("mask", 2, 1, 32, 64) > 0.9).float()
+    batch = sernet_method.Batch(images, hashed("corrupted", 2, 3, 32, 64), mask, similar)
+    for stage, part in (("reconstruct", "reconstructor"), ("segment", "segmenter")):
+        numbers += train_step(method, batch, ("blocks.0.3.weight",), (f"{part}.out",), stage)
+    return numbers
+
+
 def one_step(method, gradients_of: tuple[str, ...], layers: tuple[str, ...]) -> list[float]:
     """Forward, every loss term, map, score, gradient norms, and the weights after one step of the optimiser."""
     images = hashed("images", 2, 3, 64, 64)
@@ -283,12 +324,16 @@ def one_step(method, gradients_of: tuple[str, ...], layers: tuple[str, ...]) -> 
     return numbers + train_step(method, batch, gradients_of, layers)
 
 
-def train_step(method, batch, gradients_of: tuple[str, ...], layers: tuple[str, ...]) -> list[float]:
+def train_step(
+    method, batch, gradients_of: tuple[str, ...], layers: tuple[str, ...], stage: str | None = None
+) -> list[float]:
     """Every loss term, gradient norms, and the weights after one step of the optimiser."""
-    terms = method.train().loss(batch)
-    optimizer, _ = method.optimizer()
+    stage = stage or method.stages[0]
+    terms = method.train().loss(batch, stage)
+    optimizer, _ = method.optimizer(stage)
     terms["total"].backward()
-    gradients = [p.grad.norm() for name, p in method.named_parameters() if name.endswith(gradients_of)]
+    named = [(name, p) for name, p in method.named_parameters() if p.grad is not None]
+    gradients = [p.grad.norm() for name, p in named if name.endswith(gradients_of)]
     optimizer.step()
     return [*(v.item() for v in terms.values()), *map(float, gradients),
             *digest(*(method.get_submodule(layer).weight for layer in layers))]  # fmt: skip
@@ -298,7 +343,8 @@ CASES = {
     f.__name__: f
     for f in (autoencoder, unet, losses, metrics, synthesis, draem, swin, swin_unet, aspp, channel_cross_attention,
               res_se_unet, poisson, image, srdad, vit, memory, coordinate_attention, selective_kernel,
-              residual_attention, multi_scale, vit_autoencoder, noise_to_norm)
+              residual_attention, multi_scale, vit_autoencoder, noise_to_norm, plain_unet, similarity, pseudo_anomaly,
+              sernet)
 }  # fmt: skip
 
 
