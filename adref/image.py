@@ -213,7 +213,7 @@ class Bank(nn.Module):
         """
         if len(self.pictures):
             return self.pictures[index]
-        path = bytes(self.paths.tolist()).decode("utf-8", "surrogateescape").split("\0")[index]
+        path = self.paths.cpu().numpy().tobytes().decode("utf-8", "surrogateescape").split("\0")[index]
         if open_picture is None:
             raise UserError(f"{path} of the bank cannot be read: this method does not come from `adref.load`")
         picture = open_picture(path)

@@ -281,8 +281,12 @@ def _tiles(picture: Picture, map_scale: tuple[float, float], side: int) -> list[
         edge = ndimage.binary_dilation(mask, iterations=2) ^ mask
         outline = embed(Image.fromarray(edge[..., None] * np.array([90, 235, 255, 255], np.uint8)), "outline")
     images["map"] = shrink(overlay(picture.image, picture.anomaly_map, *map_scale))
+    captions = {"mask": "true mask"}
     parts = {kind: embed(image, kind) + outline * (kind == "map") for kind, image in images.items()}
-    return [f"<figure><div>{part}</div><figcaption>{escape(k)}</figcaption></figure>" for k, part in parts.items()]
+    return [
+        f"<figure><div>{part}</div><figcaption>{escape(captions.get(k, k))}</figcaption></figure>"
+        for k, part in parts.items()
+    ]
 
 
 def _pictures(shown: list[Picture], count: int, map_scale: tuple[float, float], slider: str) -> str:

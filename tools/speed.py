@@ -21,17 +21,18 @@ from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy import ndimage
 
 from adref.data import random_stream
-from adref.image import grey, morphology, otsu
+from adref.image import cielab, grey, morphology, msgms, nearest, otsu, perceptual_hash
 from adref.layers.coordinate_attention import CoordinateAttention
 from adref.layers.memory import Memory
 from adref.layers.swin import SwinBlock, explicit_attention
 from adref.layers.vit import Block
 from adref.losses import ms_ssim, ms_ssim_l1
-from adref.method import Sources, gaussian_smooth
-from adref.methods import METHODS, draem, srdad
+from adref.method import Sources, gaussian_smooth, mean_filter
+from adref.methods import METHODS, sernet, srdad
 from adref.synthesis.poisson import poisson_blend
 
 Rows = dict[str, Callable[[int], object]]  # label -> what to time, called with the number of the round
@@ -171,20 +172,50 @@ def smoothing() -> Rows:
     }
 
 
-def step(preset: str = "tiny") -> Rows:
-    """A training step at the preset `tiny`, four images of 128 x 128."""
-    images = torch.rand(4, 3, 128, 128).contiguous(memory_format=torch.channels_last)
-    batch = draem.Batch(images, images, (torch.rand(4, 1, 128, 128) > 0.9).float())  # the others take less of it
+def phash(side: int) -> Rows:
+    """The perceptual hash of a decoded picture."""
+    image, rows = picture(side), {}
+    if other := peer("imagehash"):
+        rows["ImageHash"] = lambda _: other.phash(Image.fromarray(image))
+    return rows | {"adref": lambda _: perceptual_hash(image)}
 
-    def train(method, optimizer, _):
+
+def search() -> Rows:
+    """The nearest of 3,416 hashes, as many as SeRNet's paper counts; ImageHash subtracts one after the other."""
+    hashes, rows = np.random.default_rng(0).integers(0, 256, (3416, 8), np.uint8), {}
+    own = hashes[1700] ^ np.uint8(1)
+    if other := peer("imagehash"):
+        known, sought = ([other.hex_to_hash(h.tobytes().hex()) for h in part] for part in (hashes, own[None]))
+        rows["ImageHash"] = lambda _: min(range(len(known)), key=lambda i: known[i] - sought[0])
+    return rows | {"adref": lambda _: nearest(hashes, own)}
+
+
+def similarity() -> Rows:
+    """The two terms of SeRNet's map of a picture of 256 x 256, filtered."""
+    x, y = torch.rand(2, 1, 3, 256, 256)
+    return {
+        "colour": lambda _: mean_filter(
+            (cielab(x) - cielab(y))[:, 1:].square().sum(dim=1, keepdim=True), 21, "reflect"
+        ),
+        "structure": lambda _: mean_filter(1 - msgms(x, y), 21, "reflect"),
+    }
+
+
+def step(preset: str = "tiny") -> Rows:
+    """A training step of each stage at the preset `tiny`, four images of 128 x 128."""
+    images = torch.rand(4, 3, 128, 128).contiguous(memory_format=torch.channels_last)
+    batch = sernet.Batch(images, images, (torch.rand(4, 1, 128, 128) > 0.9).float(), images)  # the others take less
+
+    def train(method, stage, optimizer, _):
         optimizer.zero_grad()
-        method.loss(batch)["total"].backward()
+        method.loss(batch, stage)["total"].backward()
         optimizer.step()
 
     rows: Rows = {}
     for method in METHODS.values():
         built = method(method.Options(**method.presets[preset])).to(memory_format=torch.channels_last).train()
-        rows[method.__name__] = partial(train, built, built.optimizer()[0])
+        for stage in built.stages:
+            rows[f"{method.__name__}, {stage}"] = partial(train, built, stage, built.optimizer(stage)[0])
     return rows
 
 
@@ -207,6 +238,9 @@ GROUPS = {
     "coordinate attention": attention_maps,
     "MS-SSIM": pyramid,
     "Gaussian filter": smoothing,
+    **{f"perceptual hash, {side} px": partial(phash, side) for side in (256, 1024)},
+    "search of 3,416 hashes": search,
+    "colour and structure": similarity,
     "training step, tiny": step,
 }  # fmt: skip
 
