@@ -19,6 +19,13 @@ setup(
         # selenium drives a real browser, where Chromium and its driver are installed, to test report.html
         "test": ["pytest>=8", "ruff>=0.6", "selenium>=4.15"],
         # what the scripts under tools/ compare with
-        "peers": ["scikit-learn>=1.4", "scikit-image>=0.22", "opencv-python-headless>=4.8", "pytorch-msssim>=1.0"],
+        "peers": [
+            "scikit-learn>=1.4",
+            "scikit-image>=0.22",
+            "opencv-python-headless>=4.8",
+            "pytorch-msssim>=1.0",
+            "ImageHash>=4.3",
+            "colour-science>=0.4",
+        ],
     },
 )

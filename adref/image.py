@@ -144,11 +144,11 @@ def nearest(hashes: np.ndarray, own: np.ndarray, but: int | None = None) -> tupl
     Raises:
         ValueError: there is none.
     """
+    if len(hashes) <= (but is not None):
+        raise ValueError("expected at least one hash to search")
     distances = hamming(hashes, own)
     if but is not None:
         distances[but] = 65
-    if len(distances) - (but is not None) < 1:
-        raise ValueError("expected at least one hash to search")
     index = int(distances.argmin())
     return index, int(distances[index])
 
@@ -183,13 +183,13 @@ class Bank(nn.Module):
             paths: names of the files, which are kept in place of the pictures.
         """
         device, own = self.hashes.device, [_hash(picture) for picture in pictures]
-        hashes = [h if file is None else file for h, file in zip(own, files or [None] * len(own))]
+        files = [None] * len(own) if files is None else files
+        hashes = [h if file is None else file for h, file in zip(own, files, strict=True)]
         self.hashes = torch.from_numpy(np.stack((hashes, own), axis=1)).to(device)
-        if paths is None:
-            self.pictures = torch.stack(list(pictures)).to(device)
-        else:
-            names = bytearray("\0".join(paths).encode("utf-8", "surrogateescape"))
-            self.paths = torch.frombuffer(names, dtype=torch.uint8).to(device)
+        names = bytearray("\0".join(paths or ()).encode("utf-8", "surrogateescape"))
+        self.paths = torch.frombuffer(names, dtype=torch.uint8).to(device) if names else self.paths.new_empty(0)
+        kept = torch.stack(list(pictures)) if paths is None else self.pictures.new_empty(0, *self.pictures.shape[1:])
+        self.pictures = kept.to(device)
 
     def search(self, image: np.ndarray | Tensor) -> tuple[int, int]:
         """Index and distance of the nearest picture; of several the first.
@@ -255,7 +255,6 @@ def cielab(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected (B, 3, H, W) in [0, 1], got {tuple(images.shape)}")
     light = torch.where(images <= 0.04045, images / 12.92, ((images + 0.055) / 1.055) ** 2.4)
-    # Sums in the order of the pixels, not a matrix product: alike on every device.
     x, y, z = (
         sum(share * light[:, i : i + 1] for i, share in enumerate(row)) / white for row, white in zip(_XYZ, _WHITE)
     )

@@ -71,7 +71,7 @@ INF = math.inf
 class Options:
     """The constants of SeRNet and their other readings; the defaults are the paper preset."""
 
-    size: tuple[int, int] = option((256, 256), "height,width of the input, multiples of 16", "D1", (16, 65536))
+    size: tuple[int, int] = option((256, 256), "height,width of the input, multiples of 16", "D1", (32, 65536))
     resize: Literal["bilinear", "antialias"] = option("antialias", "filter that brings a picture to --size", "D1")
     # the two networks
     segmentation: bool = option(True, "the first network; false: nothing is repaired", "section Method")
