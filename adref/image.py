@@ -216,7 +216,10 @@ class Bank(nn.Module):
         path = self.paths.cpu().numpy().tobytes().decode("utf-8", "surrogateescape").split("\0")[index]
         if open_picture is None:
             raise UserError(f"{path} of the bank cannot be read: this method does not come from `adref.load`")
-        picture = open_picture(path)
+        try:
+            picture = open_picture(path)
+        except UserError as error:
+            raise UserError(f"the bank of similar pictures holds paths, and needs their files: {error}") from None
         if not np.array_equal(_hash(picture), self.hashes[index, 1].cpu().numpy()):
             raise UserError(f"{path} is not the picture that it was in training: its hash differs")
         return picture
@@ -281,7 +284,8 @@ def msgms(
         GMS = (2 g_x g_y + c) / (g_x^2 + g_y^2 + c),   c = 0.0026 = 170 / 255^2
 
     of both pictures, averaged 2 x 2 for every further scale; the maps, enlarged to H x W (bilinear, half-pixel
-    centres), are averaged over the scales, then over the channels. The gradient has no sign: a negative scores 1, too.
+    centres), are averaged over the scales, then over the channels. The gradient has no sign: a negative scores 1, too,
+    but for the frame where zeros are set around.
 
     Args:
         x: pictures, sides of at least 3 x 2^(scales - 1) pixels.

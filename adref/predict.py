@@ -49,10 +49,10 @@ def predict(run: Path, pictures: list[Path], out: str, device: str = "auto") -> 
     for index, (name, path) in enumerate(names.items()):
         try:
             image = read_image(path)
+            score, small = score_image(method, image, seed, index)
         except UserError as error:
             problems.append(str(error))
             continue
-        score, small = score_image(method, image, seed, index)
         rows.append((str(path), repr(score), decision(score, method.threshold)))
         if out != "-":
             whole = to_size(small, image.shape[:2])

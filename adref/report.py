@@ -270,7 +270,8 @@ def _tiles(picture: Picture, map_scale: tuple[float, float], side: int) -> list[
     def embed(image, kind):
         image.save(file := io.BytesIO(), form := "JPEG" if image.mode == "RGB" else "PNG", quality=85)
         source = f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-        return f'<img class="{kind.partition(",")[0]}" alt="{escape(kind)} of {escape(picture.name)}" src="{source}">'
+        name = kind.partition(",")[0].replace(" ", "-")
+        return f'<img class="{name}" alt="{escape(kind)} of {escape(picture.name)}" src="{source}">'
 
     images = {"input": shrink(picture.image), **{caption: shrink(step) for caption, step in picture.steps.items()}}
     outline = ""

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -287,9 +288,13 @@ def load(run: str | Path, device: str = "cpu") -> Method:
     state, method = load_checkpoint(Path(run)), build(config)
     load_weights(run, method, state)
     method.threshold = state["calibration"]["threshold"] if state.get("calibration") else None
-    size, filter = method.options.size, method.options.resize
-    method.open_picture = lambda path: resize(to_tensor(read_image(path)), size, filter)
+    method.open_picture = partial(open_picture, size=method.options.size, filter=method.options.resize)
     return method.to(device, memory_format=torch.channels_last).eval()
+
+
+def open_picture(path: str, size: tuple[int, int], filter: str) -> torch.Tensor:
+    """A file as methods see it: uint8 (3, *size)."""
+    return resize(to_tensor(read_image(path)), size, filter)
 
 
 def load_weights(run: str | Path, method: Trainable, state: dict) -> None:

@@ -104,7 +104,11 @@ def run_command(argv: list[str]) -> int:
     kinds = [key for key, value in failed[0].items() if not np.ndim(value)] if failed else []
     reasons = {key: sum(notes[key] for notes in failed) for key in kinds}
     if not examples:
-        why = f"{len(failed)} came out empty: {reasons}" if failed else "see --anomaly-probability"
+        why = (
+            f"{len(failed)} came out empty: {reasons}"
+            if failed
+            else "see the options that mix anomalies and clean examples"
+        )
         raise UserError(f"{name} corrupted none of {total} examples; {why}")
     statistics = {
         "method": name, "category": category.name, "preset": preset, "ablation": arguments.ablation, "changed": changes,

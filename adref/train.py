@@ -150,7 +150,7 @@ def open_sources(method: Trainable, training: list[Record], category: str, flags
     looks = images.looks if looks else None
     textures = sizes = textures_digest = sizes_digest = None
     if "textures" in method.needs and flags.textures is None:  # T2
-        print("No --textures FOLDER: using 300 generated textures (the paper uses photographs of textures, DTD).")
+        print("No --textures FOLDER: using 300 generated textures (DRAEM's paper: photographs of textures, DTD).")
         textures = torch.from_numpy(generated_textures(300, max(size), seed=0))[:, :, : size[0], : size[1]]
         textures_digest = f"generated, version {SAMPLE_VERSION}"
     elif "textures" in method.needs:

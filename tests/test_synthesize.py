@@ -85,7 +85,7 @@ def test_no_weights_are_made(data, tmp_path, monkeypatch):
         (["srdad", "--epochz", "1"], "unknown option --epochz"),
         (["srdad", "--out", "DATA"], "--out DATA exists already"),
         (["srdad", "--data", "DATA/none"], "DATA/none"),
-        (["srdad", "--anomaly-probability", "0"], "srdad corrupted none of 100 examples; see --anomaly-probability"),
+        (["srdad", "--anomaly-probability", "0"], "srdad corrupted none of 100 examples; see the options that mix"),
         (
             ["srdad", "--rotation", "-10,10"],
             "argument --rotation: expected one argument (a value that begins with a minus",

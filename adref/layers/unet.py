@@ -146,8 +146,6 @@ class PlainUNet(nn.Module):
         align_corners: of the up-sampling.
     """
 
-    stride = 16  # sides must be multiples of it: four poolings
-
     def __init__(
         self,
         channels: int,
@@ -158,6 +156,7 @@ class PlainUNet(nn.Module):
     ):
         super().__init__()
         self.skip, self.align_corners = skip, align_corners
+        self.stride = 2 ** (len(widths) - 1)  # sides must be multiples of it
         self.encoder = Encoder(3, tuple(widths), convolutions)
         levels = widths[-2::-1]
         rising = (widths[-1], *levels[:-1])  # channels that come up to each
@@ -173,7 +172,9 @@ class PlainUNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, channels, H, W)."""
+        """(B, 3, H, W) -> (B, channels, H, W); ValueError where the poolings do not divide the sides."""
+        if x.shape[2] % self.stride or x.shape[3] % self.stride:
+            raise ValueError(f"expected sides that are multiples of {self.stride}, got {tuple(x.shape[2:])}")
         *skips, x = self.encoder(x)
         for block, match, skip in zip(self.blocks, self.matches, reversed(skips)):
             x = match(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=self.align_corners))

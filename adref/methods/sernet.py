@@ -15,9 +15,9 @@ What an audit should know before it trusts the article:
 - Repaired from the image itself (D13), a training sample shows the second network no other image's pixels: the seams
   of pasting that it is said to remove come from mistakes of the first network alone.
 - The "16-bit hash" has 64 bits, 16 hexadecimal digits (D15); 3,416 training images are not MVTec AD's 3,629 (D16).
-- A defect that the first network misses is repaired by nothing, and one that the similar image has elsewhere (turned
-  or moved parts) is pasted in: the map then shows the difference of two good parts.
-- Gradient similarity has no sign: an inverted picture scores as normal but for its colour.
+- A defect that the first network misses, or that is smaller than the area, is pasted over by nothing; what the similar
+  image has in another place (turned or moved parts) is pasted in: the map then shows the difference of two good parts.
+- Gradient similarity has no sign: an inverted picture scores as normal but for its colour, and its frame (D21).
 
 Symbols
     I, I_a, M      normal image, with pseudo-anomaly, its mask    S, beta    source image, blending weight
@@ -30,8 +30,8 @@ Equations (reconstructed, numbered here)
     (2) I_a = (1 - M) I + M clip(I + b + c_k)                pseudo_anomaly.shift_colour
     (3) L(A, B) = mean (A - B)^2 + 1 - SSIM(A, B)            SeRNet.terms, losses.ssim
     (4) I_r = M_b I_s + (1 - M_b) I_a                        repair
-    (5) S_c = box((a_X - a_Y)^2 + (b_X - b_Y)^2)             SeRNet.compare, image.cielab
-    (6) S_g = box(1 - MSGMS(X, Y))                           SeRNet.compare, image.msgms
+    (5) S_c = box((a_X - a_Y)^2 + (b_X - b_Y)^2)             SeRNet.colour_term, image.cielab
+    (6) S_g = box(1 - MSGMS(X, Y))                           SeRNet.structure_term, image.msgms
     (7) A = S_g + c S_c, score max A                         SeRNet.compare
 """
 
@@ -85,14 +85,16 @@ class Options:
     # repair and the similar image
     threshold: float = option(0.5, "of the predicted mask", "D11", (0, 1))
     threshold_inclusive: bool = option(True, "a value equal to the threshold is repaired", "D11")
-    area: float = option(0.025, "regions of a smaller share of the pixels are not repaired", "D12", (0, 1))
+    area: float = option(
+        0.025, "regions of a smaller share of the pixels are not repaired (nor made, see --ppa-area)", "D12", (0, 1)
+    )
     connectivity: int = option(8, "a region's pixels touch at sides and corners (8), or sides (4)", "D12", (4, 8))
     repair: Literal["similar", "zero", "mean", "none"] = option(
         "similar", "what replaces a region: a similar image, 0, the image's mean colour, nothing", "section Method"
     )
     feather: float = option(0.0, "sigma of the Gaussian that softens the pasted mask, pixels", "D11", (0, 1000))
     similar: Literal["phash", "random", "first", "self"] = option(
-        "phash", "the training image that repairs a test image; self: that image (an oracle for debugging)", "Alg. 2"
+        "phash", "the training image that repairs a test image; self: the test image, so that nothing changes", "Alg. 2"
     )
     hash_on: Literal["file", "resized"] = option("file", "hash a picture at its own size, or at --size", "D14")
     bank: Literal["pictures", "paths"] = option(
@@ -115,14 +117,14 @@ class Options:
     )
     ppa_pieces: Literal["one", "several"] = option("one", "four quarters of one picture, or of four", "D6")
     ppa_exponents: tuple[int, int] = option(
-        (0, 5), "the noise lattice has 2^i x 2^j cells, i and j from here", "U (DRAEM)", (0, 12)
+        (0, 5), "the noise lattice has 2^i x 2^j cells of 2 pixels or more, i and j from here", "U (DRAEM)", (0, 12)
     )
     ppa_noise_degrees: float = option(90.0, "the noise turns by U(-d, d)", "U (DRAEM)", (0, 180))
     ppa_level: float = option(0.5, "the mask is where the noise is above it", "U (DRAEM)", (-1, 1))
     ppa_area: float | None = option(
         None, "regions of the mask of a smaller share of the pixels are dropped; none: --area", "D5", (0, 1)
     )
-    draws: int = option(50, "draws of a mask before the sample stays clean", "D5", (1, 10**6))
+    draws: int = option(50, "draws of a mask before the sample stays clean", "D5", (1, 1000))
     ppa_factors: tuple[float, float] = option(
         (0.7, 1.3), "factor of brightness, contrast and saturation of the source, from here", "D7", (0, 100)
     )
@@ -132,14 +134,17 @@ class Options:
     ppa_beta: tuple[float, float] = option((0.0, 0.8), "beta, from here", "section Method", (0, 1))
     ppa_beta_on: Literal["original", "source"] = option("original", "what beta weighs", "D8")
     dpa_area: tuple[float, float] = option(
-        (0.002, 0.025), "a base covers from the first to the second share (divided by the bases)",
+        (0.002, 0.025),
+        "a base covers from the first to the second share (divided by the bases), 2 x 2 pixels at least",
         "section Method; D9", (1e-6, 1),
     )  # fmt: skip
     dpa_aspect: float = option(
         3.0, "its height / width is between 1 / a and a, uniform in the logarithm", "D9", (1, 100)
     )
     dpa_bases: tuple[int, int] = option((1, 2), "number of bases, from here", "section Method", (1, 1000))
-    dpa_attached: tuple[int, int] = option((2, 4), "number of attached rectangles", "section Method", (0, 1000))
+    dpa_attached: tuple[int, int] = option(
+        (2, 4), "number of attached rectangles; in all, one for each base at least", "section Method", (0, 1000)
+    )
     dpa_attached_to: Literal["total", "each"] = option("total", "that is of all, or of each base", "D9")
     dpa_sides: tuple[float, float] = option((0.3, 1.0), "their sides, in those of the base", "D9", (0, 10))
     dpa_limit: Literal["bases", "union"] = option("bases", "what stays below the second of --dpa-area", "D9")
@@ -163,14 +168,16 @@ class Options:
     milestone_factor: float = option(0.2, "by which it falls there", "U (EdgRec); D19", (0, 1))
     # the map
     score: Literal["sum", "structure", "colour"] = option("sum", "what the map is", "Eq 7")
-    colour_weight: float = option(0.001, "c", "section Method", (0, INF))
+    colour_weight: float = option(0.001, "c", "section Method", (0, 1e6))
     weight_on: Literal["colour", "structure"] = option("colour", "the term that c weighs", "D23")
     colour: Literal["cielab", "edgrec"] = option(
-        "cielab", "a and b, or EdgRec's arithmetic in 8 bits, which overflows (for comparisons)", "D20"
+        "cielab", "a and b, or EdgRec's way in 8 bits, which overflows and has its own filter (for comparisons)", "D20"
     )
     colour_norm: Literal["squared", "absolute"] = option("squared", "of their differences", "U (EdgRec); D20")
     msgms_scales: int = option(4, "scales of the gradient similarity", "U (RIAD); D21", (1, 12))
-    msgms_grey: bool = option(False, "of grey values after a median filter, or of each channel", "D21")
+    msgms_grey: bool = option(
+        False, "of grey values after a median filter (a port of RIAD, with --msgms-padding none)", "D21"
+    )
     msgms_padding: Literal["zero", "replicate", "none"] = option("zero", "its border", "D21")
     smooth: Literal["mean", "gaussian"] = option("mean", "filter of both terms; the Gaussian has sigma side / 3", "D22")
     smooth_side: int = option(21, "its side, odd, pixels at --size", "section Method", (1, 65535))
@@ -179,7 +186,7 @@ class Options:
 
 PRESETS = {
     "paper": {},
-    # Half the side, so filter, lattices and scales shrink with it; a quarter of the width; more steps, larger ones. At
+    # Half the side, so filter, lattices and scales shrink with it; a quarter of the width; fewer steps, larger ones. At
     # that rate squared error and SSIM soon make every mask empty, and nothing brings it back (D31).
     "tiny": {
         "size": (128, 128), "width": 16, "ppa_exponents": (0, 4), "segmentation_loss": "bce", "epochs": 100,
@@ -199,7 +206,7 @@ ABLATIONS = {
     "no-ppa-filter": {"ppa_area": 0.0},
     "textures": {"ppa_source": "textures"},
     **{f"threshold-{share}": {"threshold": float(share)} for share in ("0.3", "0.7")},
-    **{f"area-{share}": {"area": float(share)} for share in ("0", "0.005", "0.01", "0.05")},
+    **{f"area-{share}": {"area": float(share), "ppa_area": 0.025} for share in ("0", "0.005", "0.01", "0.05")},
     **{f"similar-{kind}": {"similar": kind} for kind in ("random", "first", "self")},
     **{f"score-{kind}": {"score": kind} for kind in ("structure", "colour")},
     **{f"c-{share}": {"colour_weight": float(share)} for share in ("0", "1e-4", "1e-2")},
@@ -249,9 +256,12 @@ DEVIATIONS = (
     Deviation("D13", "Options.train_similar", "ambiguous",
               "'the corresponding region' of an image repairs a training sample", "the normal image itself",
               "no search is described for training; 'phash' is nearer to the test"),
-    Deviation("D14", "Options.hash_on", "silent", "perceptual hashes of images", "of the file at its own size",
-              "a resized copy has other bits. Where only tensors are at hand (`anomaly_map` without looks), "
-              "hashes of the resized training images are searched, like with like"),
+    Deviation("D14", "Options.hash_on", "silent", "perceptual hashes of images",
+              "of the picture in the file at its own size, as it is read here: alpha over white, turned by "
+              "EXIF, 16 bits scaled",
+              "a resized copy has other bits; what lies under alpha is no picture. Where only tensors are at "
+              "hand (`anomaly_map` without looks), hashes of the resized training images are searched, like "
+              "with like"),
     Deviation("D15", "perceptual_hash", "mistake", "a 16-bit hash", "64 bits", "ImageHash's string has 16 digits"),
     Deviation("D16", "adref.evaluate", "contradiction", "3,416 training images, 217 KB of hashes", "MVTec AD has 3,629",
               "the difference, 213, is exactly the transistors; nothing else explains it"),
@@ -268,20 +278,22 @@ DEVIATIONS = (
     Deviation("D20", "Options.colour", "ambiguous", "difference of the channels a and b",
               "equation 5, reconstructed: squared, in unrounded CIELAB (D65)",
               "EdgRec squares; its code works in 8 bits, where 16^2 is 0 and sums overflow; confidence medium "
-              "to high"),
+              "to high. Our 8-bit Lab is within 2 of OpenCV's, so 'edgrec' is near its code, not equal to it"),
     Deviation("D21", "Options.msgms_scales", "silent", "multi-scale gradient magnitude similarity",
               "equation 6, reconstructed: 4 scales, each channel, zeros outside",
               "RIAD has 4, EdgRec's code 2; confidence high, of the scales low. Zero padding marks the frame "
               "(an option)"),
     Deviation("D22", "Options.smooth", "silent", "filters of size 21", "a mean filter, mirrored at the border",
-              "EdgRec and DRAEM; a port of RIAD has a Gaussian of sigma 7. EdgRec pads structure with zeros"),
+              "EdgRec and DRAEM; a port of RIAD has a Gaussian of sigma 7. EdgRec mirrors colour and pads "
+              "structure with zeros: --colour edgrec --smooth-border zero"),
     Deviation("D23", "Options.weight_on", "ambiguous", "c = 0.001 balances the terms",
               "equation 7, reconstructed: c weighs the colour",
               "EdgRec; squared differences of colour are the larger by far"),
     Deviation("D24", "SeRNet.anomaly_map", "silent", "the test image is compared with the reconstruction",
               "the image as it came, not the repaired one", "the repair would hide what it replaced"),
     Deviation("D25", "Options.ppa_source", "ambiguous", "another image of the category",
-              "any other training image, uniform; itself where it is the only one", "no choice is described"),
+              "any other training image, uniform; itself where it is the only one (so for --train-similar, too)",
+              "no choice is described"),
     Deviation("D26", "Options.bank", "silent", "hashes of all training images are stored",
               "hashes and resized pictures, 8 bits, in the checkpoint; the first of equal distances",
               "a trained run then needs no data set; --bank paths stores names. Held-out images (T1) are not in it"),
@@ -311,7 +323,8 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
         image: (3, H, W) in [0, 1].
         rng: the stream of this example.
         options: the method's options.
-        sources: `images`, or `textures`, to paste from; `stage`; `index` and `looks` where --train-similar wants them.
+        sources: `images`, or `textures`, to paste from; `stage`; `index`, lest an image is pasted into itself, and
+            `looks` where --train-similar wants them.
 
     Returns:
         clean, corrupted and similar image (3, H, W), mask (1, H, W).
@@ -320,17 +333,15 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     image = turn(image, rng, o.rotation_probability, o.rotation_degrees)  # D19
     stage = sources.stage or ("segment" if o.segmentation else "reconstruct")
     mix = np.array(o.segment_mix if stage == "segment" else o.reconstruct_mix)
-    kind = ("ppa", "dpa", "none")[rng.choice(3, p=mix / mix.sum())]
+    kind = (paste, spread, None)[rng.choice(3, p=mix / mix.sum())]
     corrupted, mask = image, np.zeros(image.shape[1:], np.float32)
-    if kind == "ppa":
-        corrupted, mask, draws = paste(image, rng, o, sources)
-    elif kind == "dpa":
-        corrupted, mask, draws = spread(image, rng, o)
-    if sources.journal is not None and kind != "none":
-        sources.journal.append({"ppa": int(kind == "ppa"), "draws": draws})
+    if kind:
+        corrupted, mask, draws = kind(image, rng, o, sources)
+        if sources.journal is not None:
+            sources.journal.append({"ppa": int(kind is paste), "draws": draws})
     similar = image
     if o.train_similar != "self":  # D13
-        similar = sources.images[other(rng, o, sources)].float() / 255
+        similar = sources.images[similar_index(rng, o, sources)].float() / 255
     return Batch(image, corrupted, torch.from_numpy(mask)[None], similar)
 
 
@@ -351,7 +362,7 @@ def paste(image: Tensor, rng: np.random.Generator, o: Options, sources: Sources)
     return blend_source(image, source, torch.from_numpy(mask), rng.uniform(*o.ppa_beta), o.ppa_beta_on), mask, draws
 
 
-def spread(image: Tensor, rng: np.random.Generator, o: Options) -> tuple[Tensor, np.ndarray, int]:
+def spread(image: Tensor, rng: np.random.Generator, o: Options, sources: Sources) -> tuple[Tensor, np.ndarray, int]:
     """DPA: corrupted image (3, H, W), mask (H, W), draws of the mask. The image itself where no draw kept the limit."""
     shape = tuple(image.shape[1:])
     for draws in range(1, o.draws + 1):
@@ -372,8 +383,8 @@ def any_other(rng: np.random.Generator, count: int, index: int | None) -> int:
     return drawn + (drawn >= index)
 
 
-def other(rng: np.random.Generator, o: Options, sources: Sources) -> int:
-    """The training image that repairs a sample: the nearest other by its look, or any other."""
+def similar_index(rng: np.random.Generator, o: Options, sources: Sources) -> int:
+    """The training image that repairs a sample: the nearest other by its look, or any other (D13, D25)."""
     count = len(sources.images)
     if o.train_similar == "random" or count == 1:
         return any_other(rng, count, sources.index)
@@ -449,22 +460,21 @@ class SeRNet(Method):
 
     # -- training
 
-    def loss(self, batch: Batch, stage: str = "segment") -> dict[str, Tensor]:
-        """Equation 3 of the mask, or of the reconstruction behind the frozen first network (D28).
+    def loss(self, batch: Batch, stage: str | None = None) -> dict[str, Tensor]:
+        """Equation 3 of the mask, or of the reconstruction behind the frozen first network (D28); None: the first.
 
-        Statistics of the second stage: "repair/replaced", the share of pixels that the repair replaced, and
-        "repair/found", that of the pseudo-anomalies' pixels.
+        Statistics of the second stage: "repair/replaced", the share of pixels that the repair replaced, and, of a batch
+        that has any, "repair/found", that of the pseudo-anomalies' pixels; the small ones are not to be repaired.
         """
-        if stage == "segment":
+        if (stage or self.stages[0]) == "segment":
             probabilities = self.segmenter(batch.corrupted).float().sigmoid()
             return self.terms(probabilities, batch.mask, self.options.segmentation_loss)
         if self.segmenter is not None:
             self.segmenter.eval()
         with torch.no_grad():
-            _, mask, repaired = self.repaired(batch.corrupted, batch.similar)
-        terms = self.terms(self.rebuild(repaired), batch.clean)
-        found = (mask * batch.mask).sum() / batch.mask.sum().clamp_min(1)
-        return {**terms, "repair/replaced": mask.mean(), "repair/found": found}
+            _, mask, repaired = self.segment_and_repair(batch.corrupted, batch.similar)
+        terms = self.terms(self.rebuild(repaired), batch.clean) | {"repair/replaced": mask.mean()}
+        return terms | ({"repair/found": mask[batch.mask > 0].mean()} if batch.mask.any() else {})
 
     def terms(self, output: Tensor, target: Tensor, kind: str = "mse+ssim") -> dict[str, Tensor]:
         """Equation 3 with its weights, or binary cross-entropy (D17); "total" is the sum."""
@@ -479,9 +489,10 @@ class SeRNet(Method):
             }
         return {**terms, "total": sum(terms.values())}
 
-    def optimizer(self, stage: str = "segment"):
+    def optimizer(self, stage: str | None = None):
         """Adam on the network of the stage; the rate falls by `milestone_factor` at each milestone (D19)."""
-        o, network = self.options, self.segmenter if stage == "segment" else self.reconstructor
+        o, first = self.options, (stage or self.stages[0]) == "segment"
+        network = self.segmenter if first else self.reconstructor
         optimizer = torch.optim.Adam(network.parameters(), lr=o.learning_rate)
         milestones = [round(share * o.epochs) for share in o.milestones]
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, o.milestone_factor)
@@ -522,15 +533,18 @@ class SeRNet(Method):
             (B, 3, H, W), and words for the eye about each.
 
         Raises:
-            UserError: the bank is empty, or a file of --bank paths is not what it was.
+            UserError: the bank is empty, or a file of --bank paths is not there or not what it was.
+            ValueError: `looks` are no hashes, one an image.
         """
+        if looks is not None and [getattr(look, "shape", None) for look in looks] != [(8,)] * len(images):
+            raise ValueError(f"expected {len(images)} looks, uint8 (8,) arrays from `look`, one an image; got {looks}")
         if not self.needs_bank:
             return images, ["the image itself"] * len(images)
         count, found, words = len(self.bank), [], []
         if count == 0:
             raise UserError(
-                "the bank of normal images is empty: training has not begun, or `prepare` was not called; "
-                "--repair zero, mean or none need no bank"
+                "the bank of normal images is empty: the run has saved nothing of its training yet (or, in a program "
+                "of one's own, `prepare` was not called)"
             )
         for i, image in enumerate(images):
             if self.options.similar == "phash":
@@ -545,7 +559,7 @@ class SeRNet(Method):
 
     # -- inference
 
-    def repaired(self, images: Tensor, similar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def segment_and_repair(self, images: Tensor, similar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """M_p, M_b and I_r (see `Outcome`) of images and what is pasted into them, (B, 3, H, W) both."""
         o, mask = self.options, images.new_zeros(len(images), 1, *images.shape[2:])
         if self.segmenter is None:
@@ -567,8 +581,8 @@ class SeRNet(Method):
 
     def forward(self, images: Tensor, similar: Tensor) -> Outcome:
         """(B, 3, H, W) in [0, 1], and what repairs them alike, through all three parts."""
-        steps = self.repaired(images, similar)
-        return Outcome(*steps, self.rebuild(steps[-1]))
+        found = self.segment_and_repair(images, similar)
+        return Outcome(*found, self.rebuild(found[-1]))
 
     def anomaly_map(self, images: Tensor, rngs: Rngs = None, looks: Looks = None) -> Tensor:
         """Equation 7 of each image and its reconstruction, clipped (D24): (B, 3, H, W) in [0, 1] -> (B, 1, H, W)."""
@@ -577,18 +591,25 @@ class SeRNet(Method):
         return self.compare(images, outcome.reconstruction.clamp(0, 1))
 
     def compare(self, x: Tensor, y: Tensor) -> Tensor:
-        """Equations 5 to 7: (B, 3, H, W) in [0, 1] twice -> (B, 1, H, W) (D20 to D23)."""
+        """Equation 7: (B, 3, H, W) in [0, 1] twice -> (B, 1, H, W) (D23)."""
         o = self.options
-        structure = self.smoothed(1 - msgms(x, y, o.msgms_scales, o.msgms_grey, o.msgms_padding))  # equation 6
-        if o.colour == "edgrec":
-            colour = mean_filter(edgrec_colour(x, y), 11, "reflect").round()
-        else:
-            difference = (cielab(x) - cielab(y))[:, 1:]
-            difference = difference.square() if o.colour_norm == "squared" else difference.abs()
-            colour = self.smoothed(difference.sum(dim=1, keepdim=True))  # equation 5
+        if o.score != "sum":
+            return self.structure_term(x, y) if o.score == "structure" else self.colour_term(x, y)
         weights = (1.0, o.colour_weight) if o.weight_on == "colour" else (o.colour_weight, 1.0)
-        both = weights[0] * structure + weights[1] * colour  # equation 7
-        return {"sum": both, "structure": structure, "colour": colour}[o.score]
+        return weights[0] * self.structure_term(x, y) + weights[1] * self.colour_term(x, y)
+
+    def structure_term(self, x: Tensor, y: Tensor) -> Tensor:
+        """Equation 6, S_g (D21)."""
+        o = self.options
+        return self.smoothed(1 - msgms(x, y, o.msgms_scales, o.msgms_grey, o.msgms_padding))
+
+    def colour_term(self, x: Tensor, y: Tensor) -> Tensor:
+        """Equation 5, S_c, or EdgRec's, which has a filter of its own (D20)."""
+        if self.options.colour == "edgrec":
+            return mean_filter(edgrec_colour(x, y), 11, "reflect").round()
+        difference = (cielab(x) - cielab(y))[:, 1:]
+        difference = difference.square() if self.options.colour_norm == "squared" else difference.abs()
+        return self.smoothed(difference.sum(dim=1, keepdim=True))
 
     def smoothed(self, maps: Tensor) -> Tensor:
         """The filter of both terms (D22)."""
@@ -604,6 +625,7 @@ class SeRNet(Method):
 
     def steps(self, image: Tensor, rngs: Rngs = None, looks: Looks = None) -> dict[str, Tensor]:
         """What the repair did to one image (1, 3, H, W), step by step, as pictures (C, H, W) in [0, 1]."""
+        check_images(image, size=self.options.size)
         similar, words = self.find_similar(image, rngs, looks)
         outcome, shown = self(image, similar), {}
         if self.segmenter is not None:
@@ -617,9 +639,9 @@ class SeRNet(Method):
 def check(o: Options) -> None:
     """Raises UserError for options that cannot work together."""
     for axis, side in zip(("height", "width"), o.size):
-        if side % PlainUNet.stride:
-            fits = math.ceil(side / PlainUNet.stride) * PlainUNet.stride
-            raise UserError(f"--size takes multiples of {PlainUNet.stride}; the {axis} is {side}, {fits} would do")
+        if side % 16:  # four poolings
+            fits = math.ceil(side / 16) * 16
+            raise UserError(f"--size takes multiples of 16; the {axis} is {side}, {fits} would do")
     ranges = (
         "ppa_exponents",
         "ppa_factors",
@@ -641,8 +663,8 @@ def check(o: Options) -> None:
         raise UserError(f"--connectivity takes 4 or 8; got {o.connectivity}")
     if o.train_similar == "phash" and o.hash_on != "file":
         raise UserError("--train-similar phash searches hashes of files; it needs --hash-on file")
-    if o.dpa_least >= o.dpa_brightness + o.dpa_colour:
-        raise UserError(f"--dpa-least takes less than --dpa-brightness and --dpa-colour together; got {o.dpa_least}")
+    if o.dpa_least > (o.dpa_brightness + o.dpa_colour) / 2:
+        raise UserError(f"--dpa-least takes up to the mean of --dpa-brightness and --dpa-colour; got {o.dpa_least}")
     if o.smooth_side % 2 == 0 or o.smooth_side // 2 >= min(o.size):
         raise UserError(f"--smooth-side takes an odd number, below twice the sides of --size; got {o.smooth_side}")
     if min(o.size) < 3 * 2 ** (o.msgms_scales - 1):
@@ -653,7 +675,8 @@ def edgrec_colour(x: Tensor, y: Tensor) -> Tensor:
     """EdgRec's difference of colour: (B, 3, H, W) in [0, 1] twice -> (B, 1, H, W) whole numbers below 256 (D20).
 
     Its code (github.com/liutongkun/EdgRec, ColorlossLab.py, test.py) cuts 180 x off to 8 bits, takes OpenCV's 8-bit
-    Lab, and subtracts, squares and adds in 8 bits: modulo 256. A mean filter of 11 x 11, rounded, follows it.
+    Lab, and subtracts, squares and adds in 8 bits: modulo 256. A mean filter of 11 x 11, rounded, follows it. The Lab
+    here is within 2 of OpenCV's, which has whole-number tables; after the modulo that can be any difference.
     """
     a, b = (to_space((180 * z).permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8), "Lab")[..., 1:] for z in (x, y))
     difference = (a - b) * (a - b)

@@ -165,11 +165,12 @@ def draw_spread(
     Args:
         rng: the stream of this sample.
         shape: (H, W).
-        area: a base has U(first, second / k) of H W pixels at most, so all together stay below the second share.
+        area: a base has U(first, second / k) of H W pixels at most, so all together stay below the second share, unless
+            that is less than 2 x 2 pixels each.
         aspect: height / width is exp(U(-ln aspect, ln aspect)).
         bases: k is uniform from here, both included.
-        attached: how many are attached, uniform from here; at least one to each base.
-        attached_to: whether that is the total, or the number of each base.
+        attached: how many are attached, uniform from here.
+        attached_to: whether that is the number of each base, or the total: then at least one to each.
         sides: an attached rectangle has U(...) of its base's height and width.
     """
     count = int(rng.integers(bases[0], bases[1] + 1))
@@ -215,13 +216,13 @@ def draw_shift(
 ) -> tuple[float, ...]:
     """b + c: b from U(-brightness, brightness) for all channels, c from U(-colour, colour) for each.
 
-    Drawn again while no channel moves by `least`.
+    Drawn again while no channel moves by `least`, which is at most half of what one can move: else draws are many.
 
     Raises:
-        ValueError: no draw could.
+        ValueError: it is more.
     """
-    if least >= brightness + colour:
-        raise ValueError(f"expected least < brightness + colour, got {least}, {brightness} and {colour}")
+    if least > (brightness + colour) / 2:
+        raise ValueError(f"expected least <= (brightness + colour) / 2, got {least}, {brightness} and {colour}")
     while True:
         shift = rng.uniform(-brightness, brightness) + rng.uniform(-colour, colour, 3)
         if np.abs(shift).max() >= least:
