@@ -156,8 +156,8 @@ def nearest(hashes: np.ndarray, own: np.ndarray, but: int | None = None) -> tupl
 class Bank(nn.Module):
     """Pictures to be searched by perceptual hash, which travel with a network's weights.
 
-    Buffers, as long as what `fill` was given: `hashes` (n, 2, 8), of the file and of the picture; `pictures`
-    (n, 3, H, W), or else `paths`, the names of their files joined by zeros; uint8 all.
+    Buffers, as long as what `fill` was given: `file_hashes` and `picture_hashes` (n, 8), of the files at their own size
+    and of the pictures; `pictures` (n, 3, H, W), or else `paths`, the files' names joined by zeros; uint8 all.
 
     Args:
         size: (H, W).
@@ -165,12 +165,12 @@ class Bank(nn.Module):
 
     def __init__(self, size: tuple[int, int]):
         super().__init__()
-        shapes = {"hashes": (0, 2, 8), "pictures": (0, 3, *size), "paths": (0,)}
+        shapes = {"file_hashes": (0, 8), "picture_hashes": (0, 8), "pictures": (0, 3, *size), "paths": (0,)}
         for name, shape in shapes.items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.uint8))
 
     def __len__(self) -> int:
-        return len(self.hashes)
+        return len(self.picture_hashes)
 
     def fill(
         self, pictures: Sequence[Tensor], files: Sequence | None = None, paths: Sequence[str] | None = None
@@ -182,10 +182,10 @@ class Bank(nn.Module):
             files: the hash of each picture's file, if it has another size; items may be None.
             paths: names of the files, which are kept in place of the pictures.
         """
-        device, own = self.hashes.device, [_hash(picture) for picture in pictures]
+        device, own = self.pictures.device, [_hash(picture) for picture in pictures]
         files = [None] * len(own) if files is None else files
         hashes = [h if file is None else file for h, file in zip(own, files, strict=True)]
-        self.hashes = torch.from_numpy(np.stack((hashes, own), axis=1)).to(device)
+        self.file_hashes, self.picture_hashes = (torch.from_numpy(np.stack(h)).to(device) for h in (hashes, own))
         names = bytearray("\0".join(paths or ()).encode("utf-8", "surrogateescape"))
         self.paths = torch.frombuffer(names, dtype=torch.uint8).to(device) if names else self.paths.new_empty(0)
         kept = torch.stack(list(pictures)) if paths is None else self.pictures.new_empty(0, *self.pictures.shape[1:])
@@ -198,8 +198,10 @@ class Bank(nn.Module):
             image: the hash of a file, compared with those of files; or a picture (3, H, W) in [0, 1], which is hashed
                 in 8 bits and compared with the pictures.
         """
-        kind, own = (1, _hash((image * 255).round().byte())) if isinstance(image, Tensor) else (0, image)
-        return nearest(self.hashes[:, kind].cpu().numpy(), own)
+        known, own = self.file_hashes, image
+        if isinstance(image, Tensor):
+            known, own = self.picture_hashes, _hash((image * 255).round().byte())
+        return nearest(known.cpu().numpy(), own)
 
     def picture(self, index: int, open_picture: Callable[[str], Tensor] | None = None) -> Tensor:
         """A picture, uint8 (3, H, W).
@@ -220,7 +222,7 @@ class Bank(nn.Module):
             picture = open_picture(path)
         except UserError as error:
             raise UserError(f"the bank of similar pictures holds paths, and needs their files: {error}") from None
-        if not np.array_equal(_hash(picture), self.hashes[index, 1].cpu().numpy()):
+        if not np.array_equal(_hash(picture), self.picture_hashes[index].cpu().numpy()):
             raise UserError(f"{path} is not the picture that it was in training: its hash differs")
         return picture
 

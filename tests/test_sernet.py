@@ -734,7 +734,10 @@ def test_both_stages_run_one_after_the_other(whole):
     assert any("repair/found" in line for line in lines[6:])
     state = load_checkpoint(whole)
     assert state["ended"] == {"segment": 6, "reconstruct": 6} and state["step"] == 12
-    assert state["model"]["bank.pictures"].shape == (5, 3, 32, 32) and state["model"]["bank.hashes"].shape == (5, 2, 8)
+    assert state["model"]["bank.pictures"].shape == (5, 3, 32, 32) and state["model"]["bank.file_hashes"].shape == (
+        5,
+        8,
+    )
     page = (whole / "report.html").read_text()
     for words in (
         "predicted mask",
@@ -751,7 +754,7 @@ def test_the_bank_holds_hashes_of_the_files_in_their_order(whole):
     """And those alone that train: the held-out image is none of them."""
     method = load(whole)
     known = [perceptual_hash(picture(i)).tobytes() for i in range(6)]
-    found = [row[0].numpy().tobytes() for row in method.bank.hashes]
+    found = [row.numpy().tobytes() for row in method.bank.file_hashes]
     places = [known.index(h) for h in found]
     assert places == sorted(places) and len(set(places)) == 5
     similar, words = method.find_similar(torch.rand(1, 3, 32, 32), looks=[perceptual_hash(picture(places[2]))])
@@ -796,7 +799,7 @@ def test_an_unfinished_run_is_evaluated_and_one_that_has_not_begun_is_refused(da
     assert evaluate([str(run)]) == 0 and "not finished" in (run / "report.html").read_text()
     empty, state = tmp_path / "empty", load_checkpoint(run)
     shutil.copytree(run, empty)
-    state["model"] |= {"bank.hashes": torch.zeros(0, 2, 8, dtype=torch.uint8)}
+    state["model"] |= {"bank.picture_hashes": torch.zeros(0, 8, dtype=torch.uint8)}
     torch.save(state, empty / "checkpoint.pt")
     capsys.readouterr()
     assert evaluate([str(empty)]) == 2
@@ -830,10 +833,10 @@ def test_a_bank_of_paths(whole, data, tmp_path, capsys):
 def test_hashes_of_files_and_of_resized_copies(data, tmp_path, whole):
     """D14: another reading, and a run whose every look is None."""
     run = run_of(data, tmp_path / "run", "--hash-on", "resized")
-    hashes = load_checkpoint(run)["model"]["bank.hashes"]
-    assert torch.equal(hashes[:, 0], hashes[:, 1])
-    files = load_checkpoint(whole)["model"]["bank.hashes"]
-    assert torch.equal(files[:, 1], hashes[:, 1]) and not torch.equal(files[:, 0], hashes[:, 0])
+    state, other = load_checkpoint(run)["model"], load_checkpoint(whole)["model"]
+    assert torch.equal(state["bank.file_hashes"], state["bank.picture_hashes"])
+    assert torch.equal(state["bank.picture_hashes"], other["bank.picture_hashes"])
+    assert not torch.equal(state["bank.file_hashes"], other["bank.file_hashes"])
 
 
 def test_one_training_image_and_duplicates(tmp_path):

@@ -276,13 +276,13 @@ def same_state(a: Bank, b: Bank) -> bool:
 def test_a_picture_of_the_bank_finds_itself():
     """G12: at distance 0, as a float picture and by its hash; what comes back is its bytes; hashes are fresh ones."""
     bank, own = full(), pictures(5)
-    assert len(bank) == 5 and bank.pictures.shape == (5, 3, *SIZE) and bank.hashes.shape == (5, 2, 8)
+    assert len(bank) == 5 and bank.pictures.shape == (5, 3, *SIZE) and bank.file_hashes.shape == (5, 8)
     assert {buffer.dtype for buffer in bank.buffers()} == {torch.uint8}
     for i, picture in enumerate(own):
         assert bank.search(picture.float() / 255) == bank.search(picture.double() / 255) == (i, 0)
         assert bank.search(hash_of(picture)) == (i, 0)
         assert torch.equal(bank.picture(i), picture)
-        assert bank.hashes[i].tolist() == [hash_of(picture).tolist()] * 2
+        assert bank.file_hashes[i].tolist() == bank.picture_hashes[i].tolist() == hash_of(picture).tolist()
 
 
 def test_a_stranger_finds_the_nearest():
