@@ -14,6 +14,7 @@ from test_data import NOISE, defect_mask, mvtec, only, png, save, tiff
 
 from adref import data
 from adref.data import Images, Record, TrainingSet, random_stream, resize
+from adref.method import Sources
 from adref.options import UserError
 
 # Pictures: a case is (file name, bytes or Pillow image, expected first pixels as RGB)
@@ -251,6 +252,19 @@ def test_images_are_the_same_in_memory_and_on_demand(paths):
         Images(paths, (7, 8))
 
 
+def sizes_and_sum(image: np.ndarray) -> tuple:
+    """A look."""
+    return image.shape, int(image.sum(dtype=np.int64))
+
+
+@pytest.mark.parametrize("limit", [2**30, 0])
+def test_pictures_are_looked_at_in_their_own_size(paths, limit):
+    """In the order of the files, whether they fit into memory or not; read once where they do."""
+    images = Images(paths, (4, 4), memory_limit=limit, look=sizes_and_sum)
+    assert images.looks == [sizes_and_sum(data.read_image(path)) for path in paths]
+    assert images.in_memory == (limit > 0) and torch.equal(images[2], Images(paths, (4, 4))[2])
+
+
 class Example(data.NamedTuple):
     image: torch.Tensor
     noise: torch.Tensor
@@ -258,7 +272,9 @@ class Example(data.NamedTuple):
 
 def corrupt(image, rng, options, sources):
     """At module level, as a spawned worker needs it."""
-    return Example(image * options["gain"], torch.from_numpy(rng.random(3)) + sources)
+    return Example(
+        image * options["gain"], torch.from_numpy(rng.random(3)) + (100 if sources.index is None else sources.index)
+    )
 
 
 KEYS = [(0, 0, 3), (0, 1, 1), (1, 0, 3), (1, 1, 3)]
@@ -266,10 +282,13 @@ KEYS = [(0, 0, 3), (0, 1, 1), (1, 0, 3), (1, 1, 3)]
 
 def test_training_set(paths):
     images = Images(paths, (4, 4))
-    training = TrainingSet(images, corrupt, {"gain": 0.5}, 10, seed=3)
+    training = TrainingSet(images, corrupt, {"gain": 0.5}, Sources(images=images), seed=3)
     examples = [training[key] for key in KEYS]
     assert len(training) == 5 and torch.equal(examples[0].image, images[3].float() / 255 * 0.5)
-    assert torch.equal(examples[1].noise, torch.from_numpy(random_stream(3, "corrupt", 0, 1).random(3)) + 10)
+    drawn = torch.from_numpy(random_stream(3, "corrupt", 0, 1).random(3))
+    assert torch.equal(examples[1].noise, drawn + 1)  # of the image with index 1
+    validating = TrainingSet(images, corrupt, {"gain": 0.5}, Sources(images=Images(paths[:2], (4, 4))), seed=3)
+    assert torch.equal(validating[KEYS[1]].noise, drawn + 100)  # it is none of those that train
     assert len({tuple(example.noise.tolist()) for example in examples}) == 4
     again = pickle.loads(pickle.dumps(training))
     assert all(torch.equal(again[key].noise, example.noise) for key, example in zip(KEYS, examples))
@@ -279,7 +298,8 @@ def test_training_set(paths):
 def test_training_set_in_workers_gives_the_same_numbers(paths, context):
     if context == "fork" and not hasattr(os, "fork"):
         pytest.skip("no fork here")
-    training = TrainingSet(Images(paths, (4, 4)), corrupt, {"gain": 0.5}, 10, seed=3)
+    images = Images(paths, (4, 4))
+    training = TrainingSet(images, corrupt, {"gain": 0.5}, Sources(images=images), seed=3)
     workers = {"num_workers": 2 if context == "fork" else 1, "multiprocessing_context": context}
     loaded = list(torch.utils.data.DataLoader(training, batch_size=None, sampler=KEYS, **workers))
     for key, example in zip(KEYS, loaded, strict=True):
