@@ -445,6 +445,13 @@ def test_other_choices_of_a_similar_image():
     assert torch.equal(method.find_similar(images)[0], method.find_similar(images)[0])
 
 
+def test_the_bank_is_filled_before_the_first_stage_alone():
+    method = with_bank(3)
+    before = method.bank.pictures.clone()
+    method.prepare(Sources(images=255 - pictures_of(method, 4)), "reconstruct")
+    assert torch.equal(method.bank.pictures, before)
+
+
 def test_an_empty_bank_is_one_sentence():
     images = torch.rand(1, 3, 32, 32)
     with pytest.raises(UserError, match="the bank of normal images is empty"):
