@@ -23,13 +23,13 @@ from torch import Tensor
 
 from adref import options as option_tools
 from adref.config import SAMPLE_DATA, Flags
-from adref.data import TrainingSet, find_category, list_images, random_stream, read_mask, require_sound
+from adref.data import find_category, list_images, random_stream, read_mask, require_sound
 from adref.method import Sources, Trainable
 from adref.methods import METHODS, find_method
 from adref.options import UserError
 from adref.run import guarded, refuse_existing, write_atomically, write_json
 from adref.sample_data import CATEGORIES, write_sample_data
-from adref.train import open_sources, split
+from adref.train import open_sources, split, training_set
 
 FLAGS = ("data", "category", "textures", "defect_sizes", "seed", "holdout", "memory_limit")
 VISIBLE = 1 / 255  # mean over the channels; a change of less is none
@@ -127,9 +127,7 @@ def draw_examples(method: Trainable, sources: Sources, seed: int) -> Iterator[tu
 
     A clean example with notes was meant to be an anomaly, of which nothing came.
     """
-    purpose = "corrupt" if sources.stage == method.stages[0] else f"corrupt {sources.stage}"
-    data = TrainingSet(sources.images, method.corrupt, method.options, sources, seed, purpose)
-    epoch = 0
+    data, epoch = training_set(method, sources, seed), 0
     while True:
         order = method.order(len(data), random_stream(seed, f"order {sources.stage}", epoch))
         for position, index in enumerate(order):

@@ -145,9 +145,9 @@ def open_sources(method: Trainable, training: list[Record], category: str, flags
     """
     o, limit = method.options, flags.memory_limit * 2**30
     size, paths = o.size, [record.path for record in training]
-    looks = type(method).look is not Trainable.look
-    images = Images(paths, size, o.resize, limit, partial(method.look, options=o) if looks else None)
-    looks = images.looks if looks else None
+    look = partial(method.look, options=o) if type(method).look is not Trainable.look else None
+    images = Images(paths, size, o.resize, limit, look)
+    looks = images.looks if look else None
     textures = sizes = textures_digest = sizes_digest = None
     if "textures" in method.needs and flags.textures is None:  # T2
         print("No --textures FOLDER: using 300 generated textures (DRAEM's paper: photographs of textures, DTD).")
@@ -240,8 +240,7 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
                 continue
             stop = method.early_stop(stage)
             own, validation = split_validation(sources._replace(stage=stage), stop, flags.seed)
-            purpose = "corrupt" if stage == method.stages[0] else f"corrupt {stage}"
-            data = TrainingSet(own.images, method.corrupt, method.options, own, flags.seed, purpose)
+            data = training_set(method, own, flags.seed)
             watched = "validation" if len(validation) else "epoch"
             validation = TrainingSet(validation, method.corrupt, method.options, own, flags.seed, "validation")
             batches = Batches(method, stage, len(data), flags.seed, max(0, state["step"] - first))
@@ -307,6 +306,12 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
     if "calibration" not in state:  # the end of a stage needs no optimiser
         save_checkpoint(run, {"model": method.state_dict(), "step": first, "ended": ended, "chosen": chosen})
     return not interrupt.raised
+
+
+def training_set(method: Trainable, sources: Sources, seed: int) -> TrainingSet:
+    """What the stage in `sources` trains on; each stage draws from streams of its own."""
+    purpose = "corrupt" if sources.stage == method.stages[0] else f"corrupt {sources.stage}"
+    return TrainingSet(sources.images, method.corrupt, method.options, sources, seed, purpose)
 
 
 def split_validation(sources: Sources, stop: EarlyStop | None, seed: int) -> tuple[Sources, Subset]:

@@ -456,7 +456,7 @@ class SeRNet(Method):
         self.bank = Bank(o.size)  # `prepare` fills it
 
     @staticmethod
-    def look(image: np.ndarray, options: Options) -> np.ndarray:
+    def look(image: np.ndarray, options: Options) -> np.ndarray | None:
         """The perceptual hash of a picture at its own size; at --size, `prepare` and `find_similar` see to it (D14)."""
         return perceptual_hash(image) if options.hash_on == "file" else None
 
