@@ -11,7 +11,7 @@ from typing import Literal
 
 from adref import options as option_tools
 from adref.data import find_category
-from adref.method import Deviation
+from adref.method import Deviation, Trainable
 from adref.methods import METHODS, find_method
 from adref.options import UserError, option
 from adref.run import read_config, refuse_existing
@@ -36,12 +36,20 @@ class Flags:
     """What a run is told beside the method's own options."""
 
     data: str | None = option(None, "folder of the data set; none: generated sample pictures", "adref")
-    category: str | None = option(None, "category to train; may be left out where there is only one", "adref")
+    category: tuple[str, ...] = option(
+        (), "category to train; may be left out where there is only one; some methods take several", "adref"
+    )
     textures: str | None = option(None, "folder of texture pictures; none: generated textures", "T2")
     defect_sizes: str | None = option(
         None, "CSV of height,width,weight (python -m adref.synthesize --sizes-from MASKS)", "adref"
     )
+    anomaly_images: str | None = option(
+        None, "folder of whole anomalous pictures (python -m adref.synthesize RUN), perhaps one a category", "adref"
+    )
     weights: tuple[str, ...] = option((), "published weights to start from, files joined by commas", "adref")
+    backbone_weights: str | None = option(
+        None, "published weights of a frozen feature extractor, or random (for tests)", "adref"
+    )
     seed: int = option(0, "seed of all randomness", "adref", (0, 2**63 - 1))
     device: str = option("auto", "auto, cpu, cuda or cuda:N", "adref")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: networks under autocast, losses in fp32", "adref")
@@ -56,10 +64,11 @@ class Flags:
     checkpoint_steps: int = option(0, "steps between checkpoints; 0: by time alone", "adref", (0, math.inf))
 
 
+PATHS = ("data", "textures", "defect_sizes", "anomaly_images", "backbone_weights")
 # What a resumed run may be given anew. No weight depends on it (on another kind of device: the last bits); the contents
 # of data and textures are compared by digest.
-FREE_ON_RESUME = ("data", "textures", "defect_sizes", "device", "workers", "start_method", "memory_limit",
-                  "checkpoint_seconds", "checkpoint_steps", "false_alarm_rate")  # fmt: skip
+FREE_ON_RESUME = ("data", "textures", "defect_sizes", "anomaly_images", "device", "workers", "start_method",
+                  "memory_limit", "checkpoint_seconds", "checkpoint_steps", "false_alarm_rate")  # fmt: skip
 
 
 # -- the command line -------------------------------------------------------------------------------------------------
@@ -92,7 +101,7 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     if unknown:
         if not unknown[0].startswith("-"):
             raise UserError(f"unknown argument {unknown[0]!r}; after the method's name only --options follow")
-        known = ["out", "preset", "ablation", "resume", *option_tools.hints(Flags), *option_tools.hints(method.Options)]
+        known = ["out", "preset", "ablation", "resume", *option_tools.names(Flags), *option_tools.names(method.Options)]
         option_tools.refuse_unknown(unknown[0].split("=")[0], known)
     return arguments
 
@@ -102,7 +111,7 @@ def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
     flags = option_tools.replace(Flags(), option_tools.flags_given(arguments, "run"))
     if arguments.out:
         refuse_existing(arguments.out)  # now, and not after minutes of reading
-    for name in ("data", "textures", "defect_sizes"):
+    for name in PATHS:
         if getattr(flags, name) == "":
             raise UserError(f"{option_tools.flag(name)} takes a path; got an empty name")
     if "" in flags.weights:
@@ -112,24 +121,45 @@ def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
     preset = arguments.preset or ("tiny" if generated else "paper")
     changes = option_tools.flags_given(arguments, "option")
     options = option_tools.build(method.Options, method.presets, method.ablations, preset, arguments.ablation, changes)
-    data, category = flags.data, flags.category
-    if generated:
-        if category not in (None, *CATEGORIES):
-            raise UserError(f"--category {category}: the generated sample data has {', '.join(CATEGORIES)}")
-        category = category or CATEGORIES[0]
-        data = write_sample_data(SAMPLE_DATA)
-    category = find_category(Path(data), category).name
+    data, chosen, options = choose_categories(method, options, flags)
     absolute = os.path.abspath  # a run can then be resumed and evaluated from any folder
+    paths = {key: absolute(value) for key in PATHS if (value := getattr(flags, key))}
+    if flags.backbone_weights == "random":  # a word, no path
+        del paths["backbone_weights"]
     flags = dataclasses.replace(
-        flags, data=absolute(data), category=category, weights=tuple(map(absolute, flags.weights)),
-        textures=absolute(flags.textures) if flags.textures else None,
-        defect_sizes=absolute(flags.defect_sizes) if flags.defect_sizes else None,
-    )  # fmt: skip
+        flags,
+        **{**paths, "data": absolute(data)},
+        category=tuple(chosen.split(",")),
+        weights=tuple(map(absolute, flags.weights)),
+    )
     config = {
-        "method": name, "preset": preset, "ablation": arguments.ablation, "changed": changes, "category": category,
+        "method": name, "preset": preset, "ablation": arguments.ablation, "changed": changes, "category": chosen,
         "generated": generated, "options": option_tools.to_json(options), "flags": option_tools.to_json(flags),
     }  # fmt: skip
-    return arguments.out or free_name(Path("runs") / f"{category}-{name}"), config
+    return arguments.out or free_name(Path("runs") / f"{chosen.replace(',', '+')}-{name}"), config
+
+
+def choose_categories(method: type[Trainable], options, flags: Flags) -> tuple[str | Path, str, object]:
+    """Folder of the data, the name of its category (of several, joined), and options that know the names.
+
+    Without --data the sample data is generated.
+
+    Raises:
+        UserError: an unknown category, or several for a method that takes one.
+    """
+    data, names = flags.data, flags.category
+    if data is None:
+        unknown = next((name for name in names if name not in CATEGORIES), None)
+        if unknown is not None:
+            raise UserError(f"--category {unknown}: the generated sample data has {', '.join(CATEGORIES)}")
+        data, names = write_sample_data(SAMPLE_DATA), names or CATEGORIES[:1]
+    chosen = find_category(Path(data), ",".join(names) if names else None)
+    found = sorted({record.category for record in chosen.train})
+    if len(found) > 1 and not method.many_categories:
+        raise UserError(f"--category: this method takes one category, got {', '.join(found)}")
+    if "categories" in option_tools.names(type(options), all_fields=True):
+        options = dataclasses.replace(options, categories=tuple(found))
+    return data, chosen.name, options
 
 
 def free_name(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Data sets: folder layouts, the one image reader, checks, random streams, resizing, examples for training.
+"""Data sets: folder layouts, the one image reader, checks.
 
 `python -m adref.data ROOT` prints what was found and every problem with its file and reason, before training. Masks
 are paired with images by stem (or by the data set's own table), never by position in a list; a pixel is anomalous
@@ -14,19 +14,15 @@ import io
 import json
 import os
 import sys
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from adref.options import UserError
 
@@ -49,6 +45,7 @@ class Record(NamedTuple):
     label: int
     defect: str
     mask: Path | None
+    category: str = ""
 
 
 class Problem(NamedTuple):
@@ -93,12 +90,33 @@ def find_categories(root: str | Path) -> dict[str, Category]:
 
 
 def find_category(root: str | Path, name: str | None) -> Category:
-    """One category; `name` may be None where there is exactly one; else UserError lists them, nearest first."""
+    """One category, or several (their names joined by commas) as one, in the order of the alphabet.
+
+    Of several, the defects are called CATEGORY/DEFECT, and good images CATEGORY/good.
+
+    Args:
+        root: as of `find_categories`.
+        name: may be None where there is exactly one.
+
+    Raises:
+        UserError: an unknown name; the known ones are listed, nearest first.
+    """
     categories = find_categories(root)
     if name in categories or (name is None and len(categories) == 1):
         return categories[name or next(iter(categories))]
-    nearest = sorted(categories, key=lambda other: -difflib.SequenceMatcher(None, name or "", other).ratio())
-    raise UserError(f"{root}: expected the name of a category, got {name!r}; there are: {', '.join(nearest)}")
+    names = sorted(set((name or "").split(",")))
+    unknown = next((n for n in names if n not in categories), None)
+    if unknown is not None:
+        nearest = sorted(categories, key=lambda other: -difflib.SequenceMatcher(None, unknown, other).ratio())
+        got = f"got {unknown if name is not None else None!r}"
+        raise UserError(f"{root}: expected the name of a category, {got}; there are: {', '.join(nearest)}")
+    chosen = [categories[n] for n in names]
+    train, test, problems, notes = (
+        tuple(item for category in chosen for item in getattr(category, field))
+        for field in ("train", "test", "problems", "notes")
+    )
+    test = tuple(r._replace(defect=f"{r.category}/{r.defect}") for r in test)
+    return Category(",".join(names), chosen[0].layout, Path(root), train, test, problems, notes)
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -246,7 +264,8 @@ def _category(name, layout, root, train, test, masked, problems, notes) -> Categ
         notes.append(f"AUROC is undefined: {len(test)} test images, {len(defects)} of them anomalous")
     lossy = [r.mask for r in test if r.mask and r.mask.suffix.lower() in (".jpg", ".jpeg")]
     problems += [Problem(mask, "a JPEG mask: its compression noise would be anomalous") for mask in lossy]
-    train, test = (tuple(sorted(some, key=lambda record: record.path.as_posix())) for some in (train, test))
+    ordered = (sorted(some, key=lambda record: record.path.as_posix()) for some in (train, test))
+    train, test = (tuple(record._replace(category=name) for record in some) for some in ordered)
     return Category(name, layout, root, train, test, tuple(problems), tuple(notes))
 
 
@@ -383,85 +402,6 @@ def digest(records: Sequence[Record]) -> str:
 
     listing = [(r.label, r.defect, *map(entry, filter(None, (r.path, r.mask)))) for r in records]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-
-
-def random_stream(seed: int, purpose: str, *key: int) -> np.random.Generator:
-    """An independent stream for each seed in [0, 2**64), purpose, and key of numbers in [0, 2**32).
-
-    The same on every platform: PCG64 is named because `default_rng` may change. The key is SeedSequence's
-    spawn key and not its entropy, which is padded with zeros: there (1,) and (1, 0) would be one stream.
-    """
-    if not 0 <= seed < 2**64 or not all(0 <= number < 2**32 for number in key):
-        raise ValueError(f"expected seed in [0, 2**64) and key in [0, 2**32), got {seed} and {key}")
-    sequence = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(purpose.encode()), *key))
-    return np.random.Generator(np.random.PCG64(sequence))
-
-
-def to_tensor(image: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 to (3, H, W) uint8."""
-    return torch.from_numpy(image).permute(2, 0, 1).contiguous()
-
-
-def resize(image: Tensor, size: tuple[int, int], filter: str = "bilinear") -> Tensor:
-    """Resizes (3, H, W) uint8 to (3, *size) in float arithmetic, then rounds half to even.
-
-    "bilinear": half-pixel centres, four neighbours, no smoothing, as OpenCV's INTER_LINEAR of float images;
-    "antialias": when shrinking, a triangle two steps wide, as Pillow's BILINEAR of float images. For 8-bit
-    images both programs count in integers and may differ from this by 1.
-    """
-    if image.dtype != torch.uint8 or image.ndim != 3 or filter not in ("bilinear", "antialias"):
-        raise ValueError(f"expected (3, H, W) uint8, bilinear or antialias; got {image.shape}, {filter!r}")
-    pixels = F.interpolate(image[None].float(), size, mode="bilinear", antialias=filter == "antialias")
-    return pixels[0].round().clamp(0, 255).byte()
-
-
-class Images(Sequence):
-    """Decoded, resized images, (3, height, width) uint8 each; one that fails raises UserError with its name.
-
-    If all fit into `memory_limit` bytes they are read once, now, into one tensor. Forked workers share its pages; for
-    spawned ones torch moves it to shared memory when it is sent, still one copy. It does not start there: a
-    container's /dev/shm is often 64 MB, and writing past its end kills the process.
-    The threads that read ask `look` about each picture at its own size, (H, W, 3) uint8; `looks` is what it said.
-    """
-
-    def __init__(self, paths: Sequence, size: tuple[int, int], filter="bilinear", memory_limit=2 * 2**30, look=None):
-        self.paths, self.size, self.filter = [Path(path) for path in paths], tuple(size), filter
-        self.in_memory = len(self.paths) * 3 * size[0] * size[1] <= memory_limit
-        self.pixels = torch.empty((len(self.paths) if self.in_memory else 0, 3, *self.size), dtype=torch.uint8)
-
-        def read(index: int):
-            image = read_image(self.paths[index])
-            if self.in_memory:
-                self.pixels[index] = resize(to_tensor(image), self.size, self.filter)
-            return look and look(image)
-
-        if self.in_memory or look:
-            with ThreadPoolExecutor(THREADS) as pool:  # list() raises what a thread raised
-                self.looks = list(pool.map(read, range(len(self.paths))))
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor:
-        path = self.paths[index]
-        return self.pixels[index] if self.in_memory else resize(to_tensor(read_image(path)), self.size, self.filter)
-
-
-class TrainingSet(torch.utils.data.Dataset):
-    """Examples by (epoch, position, index): `corrupt(image, rng, options, sources)`; order and workers change none."""
-
-    def __init__(self, images: Sequence[Tensor], corrupt: Callable, options, sources, seed: int, purpose="corrupt"):
-        self.images, self.corrupt, self.options, self.sources, self.seed = images, corrupt, options, sources, seed
-        self.purpose = purpose  # of the random streams
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, key: tuple[int, int, int]) -> NamedTuple:
-        epoch, position, index = key
-        rng = random_stream(self.seed, self.purpose, epoch, position)
-        sources = self.sources._replace(index=index if self.images is self.sources.images else None)
-        return self.corrupt(self.images[index].float() / 255, rng, self.options, sources)
 
 
 def main(arguments: list[str] | None = None) -> int:

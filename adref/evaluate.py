@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from adref import metrics as metric
-from adref.data import Category, Record, digest, find_category, random_stream, read_image, read_mask, require_sound
+from adref.data import Category, Record, digest, find_category, read_image, read_mask, require_sound
 from adref.method import Method
 from adref.options import UserError
 from adref.report import Picture, ordered, write_report
@@ -33,6 +33,7 @@ from adref.run import (
     versions,
     write_json,
 )
+from adref.samples import random_stream
 
 FPR_LIMITS = (0.3, 0.05)
 
@@ -53,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         "has it [nearest]",
     )  # fmt: skip
     parser.add_argument(
-        "--convention", choices=sorted(metric.CONVENTIONS), default="exact",
-        help="another reading of AUPRO at the limit 0.3, reported beside the exact one [exact]",
+        "--convention", choices=sorted(metric.CONVENTIONS),
+        help="another reading of AUPRO at the limit 0.3, reported beside the exact one [that of the method's paper]",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
     return guarded(lambda: run_command(arguments))
@@ -83,7 +84,7 @@ def evaluate(
     device: torch.device,
     resolution: str = "native",
     gt_mode: str = "nearest",
-    convention: str = "exact",
+    convention: str | None = None,
     shown: int = 80,
 ) -> dict:
     """Scores the test images, writes RUN/evaluation and RUN/report.html; returns what metrics.json holds.
@@ -96,14 +97,14 @@ def evaluate(
         device: where the networks run.
         resolution: "native" or "method", the pixels that pixel metrics count.
         gt_mode: how masks come to the method's size: "nearest", or "draem" (see `method_mask`).
-        convention: a reading of AUPRO that is reported beside the exact one.
+        convention: a reading of AUPRO that is reported beside the exact one; None: that of the method.
         shown: how many pictures the report embeds.
     """
     config, method, progress = read_config(run), load(run, str(device)), Progress()
     new = run / "evaluation.new"
     shutil.rmtree(new, ignore_errors=True)
     seed, native = config["flags"]["seed"], resolution == "native"
-    scores, maps, masks = [], [], []
+    scores, maps, masks, others = [], [], [], {}
     for index, record in enumerate(category.test):
         image = read_image(record.path)
         score, small = score_image(method, image, seed, index)
@@ -115,6 +116,8 @@ def evaluate(
         if mask is not None and not native:
             mask = method_mask(mask, method.options.size, gt_mode)
         scores.append(score)
+        for name, value in method.other_scores(small).items():
+            others.setdefault(name, []).append(float(value))
         maps.append(whole if native else small[0, 0].numpy())
         masks.append(mask)
         last = index + 1 == len(category.test)
@@ -129,8 +132,11 @@ def evaluate(
         "method": config["method"], "category": category.name, "selected_on_test": "nothing", "device": str(device),
         "checkpoint": step if "calibration" in state else f"{step}: training is not finished",
         "resolution": resolution, "gt_mode": None if native else gt_mode, "test_digest": digest(category.test),
-        "map_scale": map_scale(maps), **all_metrics(category.test, scores, maps, masks, seed, convention),
+        "map_scale": map_scale(maps),
+        **all_metrics(category.test, scores, maps, masks, seed, convention or method.aupro_convention),
     }  # fmt: skip
+    labels = np.array([record.label for record in category.test])
+    metrics |= {f"image_auroc_{name}": metric.auroc(np.array(values), labels) for name, values in others.items()}
     metrics["calibration"] = calibration
     threshold = calibration["threshold"] if calibration else None
     rows = [(name_of(r), r.defect, r.label, s) for r, s in zip(category.test, scores)]
@@ -173,7 +179,10 @@ def name_of(record: Record) -> str:
 
 
 def all_metrics(records, scores: list, maps: list, masks: list, seed: int, convention: str) -> dict:
-    """Every number of metrics.json: over all images, and for each defect type against all good images."""
+    """Every number of metrics.json: over all images, and for each defect type against the good images of its category.
+
+    Where there are several categories, for each of them, too.
+    """
     labels = np.array([r.label for r in records], int)
     defects = np.array([r.defect for r in records])
     scores, everything = np.array(scores, float), np.arange(len(records))
@@ -186,11 +195,22 @@ def all_metrics(records, scores: list, maps: list, masks: list, seed: int, conve
         known = [i for i in everything if masks[i] is not None]
         value = metric.aupro([maps[i] for i in known], [masks[i] for i in known], 0.3, convention)
         result["aupro_0.3_" + convention] = value
-    result["by_defect"] = {}
-    for defect in sorted({r.defect for r in records if r.label}):
-        chosen = np.flatnonzero((defects == defect) | (labels == 0))
-        count = int((defects == defect).sum())
-        result["by_defect"][defect] = {"n": count, **some_metrics(chosen, scores, labels, maps, masks, {})}
+    categories, groups = np.array([r.category for r in records]), {}
+    for defect, category in sorted({(r.defect, r.category) for r in records if r.label}):
+        groups[defect] = (defects == defect) | ((labels == 0) & (categories == category))
+    result["by_defect"] = {
+        name: {
+            "n": int((defects == name).sum()),
+            **some_metrics(np.flatnonzero(chosen), scores, labels, maps, masks, {}),
+        }
+        for name, chosen in groups.items()
+    }
+    if len(names := sorted(set(categories))) > 1:
+        own = {name: np.flatnonzero(categories == name) for name in names}
+        result["by_category"] = {
+            name: {"n": len(chosen), **some_metrics(chosen, scores, labels, maps, masks, {})}
+            for name, chosen in own.items()
+        }
     return result
 
 
@@ -258,18 +278,28 @@ def report(run, config, metrics, method: Method, category, rows, maps, masks, th
         curves["pro"] = list(zip(*curve))
     write_report(
         run / "report.html", title=f"{config['method']} on {category.name}", facts=facts(config, metrics, method),
-        metrics=metrics, curves=curves, history=read_log(run), pictures=chosen, threshold=threshold,
-        map_scale=metrics["map_scale"], scores=rows, max_pictures=shown,
+        metrics=metrics, curves=curves, history=read_log(run), portraits=portraits(method), pictures=chosen,
+        threshold=threshold, map_scale=metrics["map_scale"], scores=rows, max_pictures=shown,
     )  # fmt: skip
 
 
 @torch.inference_mode()
 def steps(method: Method, image: np.ndarray, seed: int, index: int) -> dict[str, np.ndarray]:
     """What the method shows between an image and its map, by caption: uint8 (h, w, 3) each."""
-    shown = method.steps(*method_arguments(method, image, seed, index))
+    return bytes_of(method.steps(*method_arguments(method, image, seed, index)))
+
+
+@torch.inference_mode()
+def portraits(method: Method) -> dict[str, np.ndarray]:
+    """What the method shows before any test image, alike."""
+    return bytes_of(method.portraits())
+
+
+def bytes_of(pictures: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Pictures (C, h, w) in [0, 1] by caption, as uint8 (h, w, 3)."""
     return {
         caption: (picture.float().expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        for caption, picture in shown.items()
+        for caption, picture in pictures.items()
     }
 
 
@@ -313,7 +343,8 @@ def summary(metrics: dict) -> str:
     """The headline numbers, one line each."""
     if not metrics["images"]:
         return "no test image: nothing to evaluate"
-    names = ["image_auroc", "image_ap", "image_best_f1", "pixel_auroc", "pixel_ap"]
+    names = [name for name in metrics if name.startswith("image_auroc") and "interval" not in name]
+    names += ["image_ap", "image_best_f1", "pixel_auroc", "pixel_ap"]
     names += [name for name in metrics if name.startswith("aupro_")]
     reasons = metrics["reasons"]
     return "\n".join(

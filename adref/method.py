@@ -33,11 +33,17 @@ class Sources(NamedTuple):
     images: Sequence[Tensor] | None = None  # the clean training images themselves, alike
     looks: Sequence | None = None  # what the method's `look` found in each of `images`
     paths: Sequence[str] | None = None  # the files of `images`
+    categories: Sequence[str] | None = None  # the category of each of `images`
+    anomalies: dict[str, Sequence[Tensor]] | None = None  # category -> whole anomalous pictures, like `textures`
     sizes: np.ndarray | None = None  # (n, 3) float64: height, width (of a picture of 256 x 256) and weight
-    survey: Any = None  # what the method's `survey` found
+    survey: Any = None  # what the method's `survey` found; with `many_categories`, category -> what it found
     stage: str | None = None  # of training, which asks; None: the first
     index: int | None = None  # of the image at hand among `images`
     journal: list[dict] | None = None  # where `corrupt` may tell what it did: numbers and (H, W) masks
+
+
+Stream = Callable[..., np.random.Generator]
+"""(purpose, number, ...) -> the random stream of these, for a run's seed."""
 
 
 class EarlyStop(NamedTuple):
@@ -60,6 +66,8 @@ class Trainable(nn.Module):
     stages: tuple[str, ...] = ("train",)
     length_unit: Literal["epochs", "iterations"] = "epochs"  # what `epochs` counts, and when a schedule steps
     needs: tuple[str, ...] = ()  # fields of `Sources` without which `corrupt` cannot work
+    many_categories: bool = False  # whether one model may learn several
+    backbone_source: str | None = None  # where the weights of its frozen feature extractor are to be had; None: no such
 
     def __init__(self, options):
         """Raises UserError for a value that its option does not take."""
@@ -81,11 +89,20 @@ class Trainable(nn.Module):
 
     @staticmethod
     def survey(images: Sequence[Tensor], category: str, options) -> Any:
-        """What `corrupt` must know of all normal images together, for `Sources.survey`; asked once, before training."""
+        """What `corrupt` must know of all normal images of a category together, for `Sources.survey`.
+
+        Asked once a category, before training.
+        """
         return None
 
-    def prepare(self, sources: Sources, stage: str) -> None:
-        """A look at what a stage trains on before it begins; what it finds goes into buffers."""
+    def prepare(self, sources: Sources, stage: str, stream: Stream | None = None) -> None:
+        """A look at what a stage trains on before it begins; what it finds goes into buffers.
+
+        Args:
+            sources: of the stage.
+            stage: its name.
+            stream: gives the random stream of a purpose and numbers, for methods that draw here.
+        """
 
     def early_stop(self, stage: str) -> EarlyStop | None:
         """Whether a loss on normal images may end the stage and choose its weights; None: the last step's are taken."""
@@ -99,6 +116,16 @@ class Trainable(nn.Module):
         """Length of a stage, in `length_unit`s."""
         return self.options.epochs
 
+    def micro_batches(self, stage: str) -> int:
+        """How many parts a batch is cut into, whose gradients are added up: memory for time."""
+        return 1
+
+    def after_backward(self, stage: str, last: bool) -> None:
+        """Called when the gradient of each part of a batch has been added, e.g. to clip it; `last`: a step follows."""
+
+    def after_step(self, stage: str) -> None:
+        """Called when the optimiser has stepped, e.g. for an average of the weights."""
+
     def loss(self, batch: NamedTuple, stage: str) -> dict[str, Tensor]:
         """Named terms and their weighted sum "total", each a scalar in float32.
 
@@ -108,6 +135,14 @@ class Trainable(nn.Module):
 
     def optimizer(self, stage: str) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """A new optimiser and its schedule, which the loop steps once a `length_unit`."""
+        raise NotImplementedError
+
+    def load_backbone(self, state: dict) -> None:
+        """Loads the published weights of the feature extractor, the file of `--backbone-weights`.
+
+        Raises:
+            UserError: the keys do not fit.
+        """
         raise NotImplementedError
 
     def load_weights(self, states: list[dict]) -> None:
@@ -129,6 +164,7 @@ class Method(Trainable):
     """A `Trainable` that scores images."""
 
     open_picture: Callable[[str], Tensor] | None = None  # reads a file as `Sources.images` has it; `run.load` sets it
+    aupro_convention: str = "exact"  # the paper's own reading of AUPRO, reported beside the exact one
 
     def anomaly_map(self, images: Tensor, rngs: Rngs = None, looks: Looks = None) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, 1, H, W), raw: higher is more anomalous. Each image by itself.
@@ -148,6 +184,14 @@ class Method(Trainable):
         """Image scores (B,), to which decision thresholds belong, and anomaly maps; arguments as of `anomaly_map`."""
         maps = self.anomaly_map(images, rngs, looks)
         return self.image_score(maps), maps
+
+    def other_scores(self, maps: Tensor) -> dict[str, Tensor]:
+        """Other readings of the image score, which are reported beside it: name -> (B,)."""
+        return {}
+
+    def portraits(self) -> dict[str, Tensor]:
+        """What a person wants to see of the method before any test image: caption -> (C, h, w) in [0, 1]."""
+        return {}
 
     def reconstruct(self, images: Tensor, rngs: Rngs = None, looks: Looks = None) -> Tensor | None:
         """What the method makes of images, for the eye: (B, 3, H, W) in [0, 1], or None."""

@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (a value that begins with a minus is written --flag=-1,2)")
 
 
-def option(default, help: str, source: str, limits: tuple[float, float] | None = None):
+def option(default, help: str, source: str, limits: tuple[float, float] | None = None, is_flag: bool = True):
     """A dataclass field that knows its meaning and its source.
 
     Args:
@@ -36,8 +36,10 @@ def option(default, help: str, source: str, limits: tuple[float, float] | None =
         help: one line for `--help`; says the unit or the range.
         source: where the default comes from, e.g. "equation 3", "table 2" or "D3" (the tag of a deviation).
         limits: smallest and largest value of a number, or of each number of a tuple; both are allowed.
+        is_flag: False for what the commands fill in.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "source": source, "limits": limits})
+    metadata = {"help": help, "source": source, "limits": limits, "is_flag": is_flag}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def choices(field_type) -> tuple | None:
@@ -53,6 +55,11 @@ def flag(name: str) -> str:
 def hints(options_class) -> dict:
     """Field name -> its type."""
     return typing.get_type_hints(options_class)
+
+
+def names(options_class, all_fields: bool = False) -> list[str]:
+    """The fields that are flags, or all."""
+    return [f.name for f in dataclasses.fields(options_class) if all_fields or f.metadata["is_flag"]]
 
 
 def refuse_unknown(name: str, known) -> None:
@@ -135,7 +142,7 @@ def build(options_class, presets: dict, ablations: dict, preset: str, ablation: 
 def add_flags(
     parser: argparse.ArgumentParser, options_class, kind: str, title: str, names: tuple[str, ...] | None = None
 ) -> None:
-    """One `--flag VALUE` a field, with meaning, choices, default and source in `--help`.
+    """One `--flag VALUE` a field, with meaning, choices, default and source in `--help`; tuples take several values.
 
     Args:
         parser: the command's.
@@ -146,19 +153,21 @@ def add_flags(
     """
     types_of, group = hints(options_class), parser.add_argument_group(title)
     for field in dataclasses.fields(options_class):
-        if names is not None and field.name not in names:
+        if not field.metadata["is_flag"] or (names is not None and field.name not in names):
             continue
         known = choices(types_of[field.name])
         text = field.metadata["help"] + (f" ({'|'.join(map(str, known))})" if known else "")
         shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
         text = f"{text} [{shown}; {field.metadata['source']}]".replace("%", "%%")
-        group.add_argument(flag(field.name), dest=f"{kind} {field.name}", metavar="VALUE", help=text)
+        many = {"nargs": "+"} if typing.get_origin(types_of[field.name]) is tuple else {}
+        group.add_argument(flag(field.name), dest=f"{kind} {field.name}", metavar="VALUE", help=text, **many)
 
 
 def flags_given(arguments: argparse.Namespace, kind: str) -> dict:
     """The values, still text, that stood on the command line."""
     pairs = ((k.partition(" "), v) for k, v in vars(arguments).items() if v is not None)
-    return {name: value for (prefix, _, name), value in pairs if prefix == kind and name}
+    found = {name: value for (prefix, _, name), value in pairs if prefix == kind and name}
+    return {name: ",".join(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def to_json(options) -> dict:

@@ -62,19 +62,21 @@ def write_report(
     path, *, title: str, facts: dict[str, str], metrics: dict, curves: dict, history: list[dict],
     pictures: list[Picture], threshold: float | None, map_scale: tuple[float, float],
     scores: list[tuple[str, str, int, float]], max_pictures: int = 80,
+    portraits: dict[str, np.ndarray] | None = None,
 ) -> None:  # fmt: skip
     """Writes the page, atomically: under another name beside `path`, then renamed.
 
     Args:
         facts: what a reader needs to repeat the run.
-        metrics: number by name, "<name>_interval" (low, high) at 95 %, "reasons" (name -> why it is NaN) and
-            "by_defect" (defect type -> numbers by name, "n", perhaps "reasons").
+        metrics: number by name, "<name>_interval" (low, high) at 95 %, "reasons" (name -> why it is NaN),
+            "by_defect" and perhaps "by_category" (name -> numbers by name, "n", perhaps "reasons").
         curves: "roc" (false-alarm rate, recall) and "pro" (pixel FPR, overlap), lists of points; may be empty.
         history: the lines of metrics.jsonl: stage, step, "loss/<term>" and other numbers whose names have a slash.
         pictures: test images to show; the first `max_pictures` in the order of `ordered`.
         threshold: the stored threshold of the image score, None where there is none.
         map_scale: map values at the two ends of the colours, the same for all pictures.
         scores: (name, defect, label, score) of all test images, not of the shown ones alone.
+        portraits: caption -> uint8 (h, w, 3), in any size: what the method shows before any test image.
 
     Raises:
         ValueError: there is no score, or a score or the threshold is not finite.
@@ -90,9 +92,11 @@ def write_report(
     sections = {
         "Results": _cards(metrics),
         "Decisions": _decisions(rows, start, threshold is not None, low, high, slider),
-        "Defects": _defects(metrics),
+        "Categories": _groups(metrics, "by_category", "Category"),
+        "Defects": _groups(metrics, "by_defect", "Defect"),
         "Curves": _curves(curves),
         "Training": _training(history),
+        "Method": _portraits(portraits or {}),
         "Run": _table(f'<th scope="row">{escape(k)}</th><td>{escape(str(v))}</td>' for k, v in facts.items()),
         "Pictures": _pictures(ordered(pictures, start)[:max_pictures], len(rows), map_scale, slider),
     }
@@ -130,7 +134,9 @@ def _table(rows) -> str:
 
 def _cards(metrics: dict) -> str:
     cards = ""
-    for name in (name for name in metrics if name in LABELS or name.startswith("aupro_")):
+    for name in (
+        n for n in metrics if n in LABELS or (n.startswith(("aupro_", "image_auroc_")) and "interval" not in n)
+    ):
         interval = metrics.get(f"{name}_interval")
         note = "<small>95 % interval {:.3f} to {:.3f}</small>".format(*interval) if interval else ""
         shown = _value(name, metrics, metrics.get("reasons", {}))
@@ -138,16 +144,19 @@ def _cards(metrics: dict) -> str:
     return f'<dl class="cards">{cards}</dl>'
 
 
-def _defects(metrics: dict) -> str:
-    table = metrics.get("by_defect", {})
+def _groups(metrics: dict, key: str, head: str) -> str:
+    """A row a defect type, whose images found are counted as the slider moves, or a row a category."""
+    table, found = metrics.get(key, {}), ["Found"] * (key == "by_defect")
     names = [name for name in LABELS if any(name in row for row in table.values())]
-    rows = ["".join(f'<th scope="col">{head}</th>' for head in ["Defect", "Images", "Found", *map(LABELS.get, names)])]
-    for defect, row in table.items():
+    rows = ["".join(f'<th scope="col">{word}</th>' for word in [head, "Images", *found, *map(LABELS.get, names)])]
+    for group, row in table.items():
         reasons = {**metrics.get("reasons", {}), **row.get("reasons", {})}
-        cells = "".join(f"<td>{_value(name, row, reasons)}</td>" for name in names)
-        rows.append(f'<th scope="row">{escape(defect)}</th><td>{row["n"]}</td><td class="found"></td>{cells}')
-    note = '<p class="note">Each against all good images. Found: called anomalous at the threshold of the slider.</p>'
-    return _table(rows) + note if table else ""
+        cells = '<td class="found"></td>' * len(found)
+        cells += "".join(f"<td>{_value(name, row, reasons)}</td>" for name in names)
+        rows.append(f'<th scope="row">{escape(group)}</th><td>{row["n"]}</td>{cells}')
+    text = "Each against all good images of its category. Found: called anomalous at the threshold of the slider."
+    note = text if found else "Each by its own images; the numbers above are of all images together."
+    return _table(rows) + f'<p class="note">{note}</p>' if table else ""
 
 
 def _decisions(rows: list[tuple], start: float, stored: bool, low: float, high: float, slider: str) -> str:
@@ -260,18 +269,32 @@ def ordered(pictures: list[Picture], threshold: float) -> list[Picture]:
     return [pictures[i] for i in sorted(range(len(pictures)), key=lambda i: (right[i], excess[i]))]
 
 
+def _embed(image: Image.Image, kind: str, name: str) -> str:
+    """An image as markup; its class is `kind` up to a comma."""
+    image.save(file := io.BytesIO(), form := "JPEG" if image.mode == "RGB" else "PNG", quality=85)
+    source = f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    word = kind.partition(",")[0].replace(" ", "-")
+    return f'<img class="{escape(word)}" alt="{escape(kind)} of {escape(name)}" src="{source}">'
+
+
+def _portraits(portraits: dict[str, np.ndarray]) -> str:
+    """What the method shows of itself, all in one size; maps of a few pixels keep these in sight."""
+    figures = ""
+    for caption, array in portraits.items():
+        picture = Image.fromarray(array)
+        scale = 192 / max(picture.size)
+        size = [max(1, round(scale * side)) for side in picture.size]
+        shown = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX)
+        figures += f"<figure>{_embed(shown, caption, 'the method')}<figcaption>{escape(caption)}</figcaption></figure>"
+    return figures and f'<div class="portraits">{figures}</div>'
+
+
 def _tiles(picture: Picture, map_scale: tuple[float, float], side: int) -> list[str]:
     """The images of one card as figures, none longer than `side`."""
     size = [math.ceil(n * min(1.0, side / max(picture.image.shape))) for n in picture.image.shape[1::-1]]
 
     def shrink(array):
         return Image.fromarray(array).resize(size, Image.Resampling.BOX)
-
-    def embed(image, kind):
-        image.save(file := io.BytesIO(), form := "JPEG" if image.mode == "RGB" else "PNG", quality=85)
-        source = f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-        name = kind.partition(",")[0].replace(" ", "-")
-        return f'<img class="{name}" alt="{escape(kind)} of {escape(picture.name)}" src="{source}">'
 
     images = {"input": shrink(picture.image), **{caption: shrink(step) for caption, step in picture.steps.items()}}
     outline = ""
@@ -280,10 +303,11 @@ def _tiles(picture: Picture, map_scale: tuple[float, float], side: int) -> list[
         mask = np.asarray(shrink(picture.mask.astype(np.uint8) * 255)) > 0
         images["mask"] = Image.fromarray(mask)
         edge = ndimage.binary_dilation(mask, iterations=2) ^ mask
-        outline = embed(Image.fromarray(edge[..., None] * np.array([90, 235, 255, 255], np.uint8)), "outline")
+        colour = np.array([90, 235, 255, 255], np.uint8)
+        outline = _embed(Image.fromarray(edge[..., None] * colour), "outline", picture.name)
     images["map"] = shrink(overlay(picture.image, picture.anomaly_map, *map_scale))
     captions = {"mask": "true mask"}
-    parts = {kind: embed(image, kind) + outline * (kind == "map") for kind, image in images.items()}
+    parts = {kind: _embed(image, kind, picture.name) + outline * (kind == "map") for kind, image in images.items()}
     return [
         f"<figure><div>{part}</div><figcaption>{escape(captions.get(k, k))}</figcaption></figure>"
         for k, part in parts.items()
@@ -357,7 +381,8 @@ article header { display: flex; gap: 12px; justify-content: space-between; align
   font-size: 13px; padding: 1px 10px; border-radius: 10px; background: var(--kind); color: var(--on) }
 .tiles { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 8px; width: 100%;
   padding: 0; border: 0; background: none; text-align: left } .large { grid-column: 1 / -1 }
-.tiles div { position: relative; aspect-ratio: var(--ratio) } [hidden] { display: none }
+.portraits { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 16px }
+.portraits img { width: 100% } .tiles div { position: relative; aspect-ratio: var(--ratio) } [hidden] { display: none }
 .tiles img { position: absolute; width: 100%; height: 100% } body:has(#outline:not(:checked)) .outline { display: none }
 @media (max-width: 720px) { body { padding: 24px 16px 64px } .split { grid-template-columns: minmax(0, 1fr) }
   .tiles { grid-template-columns: 1fr 1fr } .large .tiles { grid-template-columns: 1fr } #Run th { width: 120px } }

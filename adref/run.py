@@ -19,13 +19,15 @@ import torch
 import torch.nn.functional as F
 
 from adref import __version__
-from adref.data import random_stream, read_image, resize, to_tensor
+from adref.data import read_image
 from adref.method import Method, Trainable
 from adref.methods import find_method
 from adref.options import Notice, UserError, replace
+from adref.samples import random_stream, resize, to_tensor
 
 CONFIG_KEYS = {"adref", "torch", "method", "preset", "ablation", "changed", "category", "generated", "options", "flags",
-               "device", "data_digest", "textures_digest", "sizes_digest", "weights_sha256"}  # fmt: skip
+               "device", "data_digest", "textures_digest", "sizes_digest", "anomalies_digest",
+               "weights_sha256"}  # fmt: skip
 
 
 class TrainingError(RuntimeError):
@@ -155,7 +157,8 @@ def read_config(run: Path) -> dict:
     """
     path = Path(run) / "config.json"
     try:
-        config = {"sizes_digest": None, **json.loads(path.read_text())}  # runs before 2026-11-24 have none
+        # Runs before 2026-11-25 lack these.
+        config = {"sizes_digest": None, "anomalies_digest": None, **json.loads(path.read_text())}
         missing = CONFIG_KEYS - set(config)
         if missing or not isinstance(config["options"], dict) or not {"data", "seed"} <= set(config["flags"]):
             raise ValueError(f"keys are missing or damaged: {', '.join(sorted(missing)) or 'options, flags'}")
@@ -194,8 +197,15 @@ def load_checkpoint(run: Path) -> dict:
 
 
 def load_tensors(path: str | Path, refusal: str):
-    """torch.load of tensors and plain values on the CPU; UserError, `refusal` and the reason, for anything else."""
+    """Tensors and plain values from a file of torch.save or numpy.savez, on the CPU; no code is executed.
+
+    Raises:
+        UserError: anything else; `refusal` and the reason.
+    """
     try:
+        if str(path).endswith(".npz"):
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a damaged file, some without words
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -271,24 +281,28 @@ def build(config: dict) -> Trainable:
     return method(replace(method.Options(), config["options"]))
 
 
-def load(run: str | Path, device: str = "cpu") -> Method:
+def load(run: str | Path, device: str = "cpu", kind: type[Trainable] = Method) -> Method:
     """A trained method in evaluation mode.
 
     Args:
         run: a run directory.
         device: where its weights go.
+        kind: what it must be; `Trainable` takes a model that scores no images, too.
 
     Returns:
         the method; `method.options` is what it was trained with, `method.threshold` the stored decision threshold.
 
     Raises:
-        UserError: no run directory, or weights that do not fit its configuration.
+        UserError: no run directory, another kind, or weights that do not fit its configuration.
     """
     config = read_config(Path(run))
+    if not issubclass(find_method(config["method"]), kind):
+        raise UserError(f"{run} holds {config['method']}, which scores no images; see python -m adref.synthesize")
     state, method = load_checkpoint(Path(run)), build(config)
     load_weights(run, method, state)
-    method.threshold = state["calibration"]["threshold"] if state.get("calibration") else None
-    method.open_picture = partial(open_picture, size=method.options.size, filter=method.options.resize)
+    if isinstance(method, Method):
+        method.threshold = state["calibration"]["threshold"] if state.get("calibration") else None
+        method.open_picture = partial(open_picture, size=method.options.size, filter=method.options.resize)
     return method.to(device, memory_format=torch.channels_last).eval()
 
 

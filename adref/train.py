@@ -4,6 +4,7 @@ Trains a method on normal images, sets its decision threshold on held-out ones, 
 With no argument at all: DRAEM at the preset `tiny` on generated sample pictures.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -23,20 +24,9 @@ from torch.utils.data import Subset
 
 from adref import options as option_tools
 from adref.config import Flags, new_config, parse_arguments, resumed_config
-from adref.data import (
-    Category,
-    Images,
-    Record,
-    TrainingSet,
-    digest,
-    find_category,
-    list_images,
-    random_stream,
-    read_image,
-    require_sound,
-)
+from adref.data import Category, Record, digest, find_category, list_images, read_image, require_sound
 from adref.evaluate import evaluate, summary
-from adref.method import EarlyStop, Sources, Trainable
+from adref.method import EarlyStop, Method, Sources, Trainable
 from adref.options import UserError
 from adref.run import (
     Progress,
@@ -59,6 +49,7 @@ from adref.run import (
 )
 from adref.sample_data import CATEGORIES, generated_textures
 from adref.sample_data import VERSION as SAMPLE_VERSION
+from adref.samples import Images, TrainingSet, random_stream
 
 # -- the command ------------------------------------------------------------------------------------------------------
 
@@ -79,9 +70,10 @@ def run_command(argv: list[str]) -> int:
     device = find_device(flags.device)
     category = find_category(Path(flags.data), config["category"])
     require_sound(category)
-    training, held_out = split(category, flags)
     method = initial_method(config, flags, published=not arguments.resume)
-    sources, digests = open_sources(method, training, category.name, flags)
+    scores_images = isinstance(method, Method)
+    training, held_out = split(category, flags if scores_images else dataclasses.replace(flags, holdout=0.0))
+    sources, digests = open_sources(method, training, flags)
     digests["data_digest"] = digest(category.train)
     if arguments.resume:
         for name, now in digests.items():
@@ -90,7 +82,8 @@ def run_command(argv: list[str]) -> int:
                 raise UserError(f"--resume: the {what} are not those that {run} began with")
         write_json(run / "config.json", config)
     else:
-        hashes = {path: sha256(Path(path)) for path in flags.weights}
+        files = [*flags.weights, *({flags.backbone_weights} - {None, "random"})]
+        hashes = {path: sha256(Path(path)) for path in files}
         config |= {"device": str(device), **digests, "weights_sha256": hashes}
         create(run, config, {"model": method.state_dict(), "step": 0})
     print(f"{category.name}: {len(training)} normal images train, {len(held_out)} set the threshold. Run: {run}")
@@ -98,10 +91,13 @@ def run_command(argv: list[str]) -> int:
         print(f"Interrupted and saved. Go on with: python -m adref.train --resume --out {shlex.quote(str(run))}")
         return 130
     calibrate(run, held_out, flags, device)
+    name = shlex.quote(str(run))
+    if not scores_images:
+        print(f"Next: python -m adref.synthesize {name} --n 16 --out {name}/samples")
+        return 0
     print(summary(evaluate(run, category, device)))
     if category.test:
         print(f"Report: {(run / 'report.html').resolve()}")
-    name = shlex.quote(str(run))
     print(f"Next: python -m adref.predict {name} IMAGE_OR_FOLDER --out {name}/predictions"
           + ("   (or your own pictures: python -m adref.data ROOT)" if config["generated"] else ""))  # fmt: skip
     return 0
@@ -126,9 +122,19 @@ def split(category: Category, flags: Flags) -> tuple[list, list]:
 
 
 def initial_method(config: dict, flags: Flags, published: bool) -> Trainable:
-    """The method at its first weights: drawn from the seed, or `published` ones where --weights names them."""
+    """The method at its first weights: drawn from the seed, or `published` ones where flags name them.
+
+    Raises:
+        UserError: files that do not fit, or no flag for a feature extractor.
+    """
     torch.manual_seed(int(random_stream(flags.seed, "weights").integers(2**62)))
-    method = build(config)
+    method, backbone = build(config), flags.backbone_weights
+    if backbone is None and method.backbone_source:
+        raise UserError(f"--backbone-weights FILE is missing: {method.backbone_source}; random is for tests")
+    if backbone and not method.backbone_source:
+        raise UserError(f"--backbone-weights: {config['method']} has no frozen feature extractor")
+    if backbone not in (None, "random") and published:
+        method.load_backbone(load_tensors(backbone, f"--backbone-weights {backbone} cannot be read"))
     if flags.weights and published:
         method.load_weights([load_tensors(path, f"--weights {path} cannot be read") for path in flags.weights])
         for name, tensor in method.state_dict().items():
@@ -137,18 +143,19 @@ def initial_method(config: dict, flags: Flags, published: bool) -> Trainable:
     return method
 
 
-def open_sources(method: Trainable, training: list[Record], category: str, flags: Flags) -> tuple[Sources, dict]:
-    """What the method trains on and draws from, and the digests of textures and sizes, None where it needs none.
+def open_sources(method: Trainable, training: list[Record], flags: Flags) -> tuple[Sources, dict]:
+    """What the method trains on and draws from, and the digests of what flags name, None where it needs none.
 
     Raises:
         UserError: the method needs something that no flag names, or what a flag names cannot be read.
     """
     o, limit = method.options, flags.memory_limit * 2**30
-    size, paths = o.size, [record.path for record in training]
+    size, paths, categories = o.size, [record.path for record in training], [record.category for record in training]
+    foreign = getattr(o, "source_resize", o.resize)  # for pictures from elsewhere
     look = partial(method.look, options=o) if type(method).look is not Trainable.look else None
     images = Images(paths, size, o.resize, limit, look)
     looks = images.looks if look else None
-    textures = sizes = textures_digest = sizes_digest = None
+    textures = sizes = anomalies = textures_digest = sizes_digest = anomalies_digest = None
     if "textures" in method.needs and flags.textures is None:  # T2
         print("No --textures FOLDER: using 300 generated textures (DRAEM's paper: photographs of textures, DTD).")
         textures = torch.from_numpy(generated_textures(300, max(size), seed=0))[:, :, : size[0], : size[1]]
@@ -156,14 +163,37 @@ def open_sources(method: Trainable, training: list[Record], category: str, flags
     elif "textures" in method.needs:
         files = list_images(Path(flags.textures))
         textures_digest = digest([Record(path, 0, "texture", None) for path in files])
-        textures = Images(files, size, o.resize, limit)
+        textures = Images(files, size, foreign, limit)
     if "sizes" in method.needs:
         if flags.defect_sizes is None:
             raise UserError("this method needs --defect-sizes FILE (height,width,weight); see --patch-size")
         sizes, sizes_digest = read_sizes(flags.defect_sizes), sha256(Path(flags.defect_sizes))
-    found = method.survey(images, category, o)
-    digests = {"textures_digest": textures_digest, "sizes_digest": sizes_digest}
-    return Sources(textures, images, looks, list(map(str, paths)), sizes, found), digests
+    if "anomalies" in method.needs:
+        if flags.anomaly_images is None:
+            raise UserError("this method needs --anomaly-images FOLDER (python -m adref.synthesize RUN of sdas), or "
+                            "other --anomaly-sources")  # fmt: skip
+        files = list_anomalies(Path(flags.anomaly_images), sorted(set(categories)))
+        anomalies_digest = digest([Record(path, 1, name, None) for name in files for path in files[name]])
+        anomalies = {name: Images(found, size, foreign, limit / len(files)) for name, found in files.items()}
+    found = {
+        name: method.survey(Subset(images, [i for i, own in enumerate(categories) if own == name]), name, o)
+        for name in dict.fromkeys(categories)
+    }
+    found = found if method.many_categories else found[categories[0]]
+    digests = {"textures_digest": textures_digest, "sizes_digest": sizes_digest, "anomalies_digest": anomalies_digest}
+    return Sources(textures, images, looks, list(map(str, paths)), categories, anomalies, sizes, found), digests
+
+
+def list_anomalies(folder: Path, categories: list[str]) -> dict[str, list[Path]]:
+    """The anomalous pictures for each category: those in its own folder, or all where no category has one."""
+    own = [name for name in categories if (folder / name).is_dir()]
+    if own and own != categories:
+        missing = next(name for name in categories if name not in own)
+        raise UserError(f"--anomaly-images {folder} has folders of {', '.join(own)}, but none of {missing}")
+    found = {name: list_images(folder / name if own else folder) for name in categories}
+    if len(categories) > 1 and not own:
+        print(f"--anomaly-images {folder} has no folder of a category: all draw from all of its pictures")
+    return found
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
@@ -246,7 +276,7 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
             batches = Batches(method, stage, len(data), flags.seed, max(0, state["step"] - first))
             step = min(batches.first_step, batches.last_step)
             if step == 0:
-                method.prepare(own, stage)
+                method.prepare(own, stage, partial(random_stream, flags.seed))
             optimizer, schedule = method.optimizer(stage)
             if 0 < step < batches.last_step:
                 optimizer.load_state_dict(state["optimizer"])
@@ -259,13 +289,10 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
                 waited = time.monotonic() - before
                 batch = to_device(batch, device)
                 torch.manual_seed(int(random_stream(flags.seed, f"step {stage}", step).integers(2**62)))  # dropout
-                with torch.autocast(device.type, torch.bfloat16, enabled=flags.precision == "bf16"):
-                    terms = method.loss(batch, stage)
-                values = {name if "/" in name else f"loss/{name}": term.item() for name, term in terms.items()}
-                refuse_non_finite(values, f"{stage}, step {first + step}", run)
                 optimizer.zero_grad()
-                terms["total"].backward()
+                values = add_gradients(method, batch, stage, flags, f"{stage}, step {first + step}", run)
                 optimizer.step()
+                method.after_step(stage)
                 rate = optimizer.param_groups[0]["lr"]
                 if step % batches.period == 0:
                     schedule.step()
@@ -323,8 +350,9 @@ def split_validation(sources: Sources, stop: EarlyStop | None, seed: int) -> tup
     kept = max(1, math.floor(stop.share * count)) if stop and stop.share and count > 1 else 0
     order = random_stream(seed, "validation").permutation(count).tolist()
     train = sorted(order[kept:])
-    looks, paths = ([known[i] for i in train] if known else None for known in (sources.looks, sources.paths))
-    own = sources._replace(images=Subset(sources.images, train), looks=looks, paths=paths)
+    fields = {name: getattr(sources, name) for name in ("looks", "paths", "categories")}
+    known = {name: [field[i] for i in train] for name, field in fields.items() if field}
+    own = sources._replace(images=Subset(sources.images, train), **known)
     return own, Subset(sources.images, sorted(order[:kept]))
 
 
@@ -352,6 +380,26 @@ def load_batches(data: TrainingSet, batches: Batches, flags: Flags, device: torc
         multiprocessing_context=flags.start_method if flags.workers else None,
         pin_memory=device.type == "cuda",
     )
+
+
+def add_gradients(
+    method: Trainable, batch: NamedTuple, stage: str, flags: Flags, where: str, run: Path
+) -> dict[str, float]:
+    """Adds the gradients of a batch, part by part; returns the terms of its loss by the names of the log."""
+    count, values = len(batch[0]), {}
+    size = math.ceil(count / method.micro_batches(stage))
+    for begin in range(0, count, size):
+        part = type(batch)(*(field[begin : begin + size] for field in batch))
+        share = len(part[0]) / count
+        with torch.autocast(part[0].device.type, torch.bfloat16, enabled=flags.precision == "bf16"):
+            terms = method.loss(part, stage)
+        for name, term in terms.items():
+            key = name if "/" in name else f"loss/{name}"
+            values[key] = values.get(key, 0.0) + share * term.item()
+        refuse_non_finite(values, where, run)
+        (share * terms["total"] if share < 1 else terms["total"]).backward()
+        method.after_backward(stage, last=begin + size >= count)
+    return values
 
 
 def refuse_non_finite(values: dict[str, float], where: str, run: Path) -> None:

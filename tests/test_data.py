@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from adref import data
-from adref.data import Images, check, find_categories, find_category
+from adref.data import check, find_categories, find_category
 from adref.options import UserError
+from adref.samples import Images
 
 RNG = np.random.default_rng(1)
 NOISE = RNG.integers(0, 256, (40, 50, 3), np.uint8)

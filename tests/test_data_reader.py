@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from test_data import NOISE, defect_mask, mvtec, only, png, save, tiff
 
-from adref import data
-from adref.data import Images, Record, TrainingSet, random_stream, resize
+from adref import data, samples
+from adref.data import Record
 from adref.method import Sources
 from adref.options import UserError
+from adref.samples import Images, TrainingSet, random_stream, resize
 
 # Pictures: a case is (file name, bytes or Pillow image, expected first pixels as RGB)
 
@@ -241,7 +242,7 @@ def test_images_are_the_same_in_memory_and_on_demand(paths):
     assert eager.in_memory and not lazy.in_memory and len(eager) == len(lazy) == 5
     assert Images(paths, (7, 8), memory_limit=5 * 3 * 7 * 8).in_memory
     for index, path in enumerate(paths):
-        expected = resize(data.to_tensor(data.read_image(path)), (7, 8))
+        expected = resize(samples.to_tensor(data.read_image(path)), (7, 8))
         assert torch.equal(eager[index], expected) and torch.equal(lazy[index], expected)
     assert len(list(eager)) == 5 and not torch.equal(Images(paths, (7, 8), "antialias")[0], eager[0])
     paths[0].unlink()

@@ -15,12 +15,14 @@ from PIL import Image
 from test_train import same_weights, without_times
 
 from adref import data as data_module
+from adref import samples as samples_module
 from adref import train as train_module
 from adref.config import Flags
-from adref.data import Images, TrainingSet, list_images, random_stream, read_image, resize, to_tensor
+from adref.data import list_images, read_image
 from adref.method import EarlyStop, Sources
 from adref.methods.noise_to_norm import NoiseToNorm, Options
 from adref.run import load_checkpoint
+from adref.samples import Images, TrainingSet, random_stream, resize, to_tensor
 from adref.train import main, split_validation, validate
 
 SMALL = ["--size", "32,32", "--width", "4", "--levels", "2", "--sigmas", "0.5,1", "--batch-size", "2", "--workers", "0",
@@ -295,8 +297,8 @@ def test_one_image_trains_by_its_own_loss(tmp_path):
 def test_no_test_image_is_read_before_evaluation(data, tmp_path, monkeypatch):
     read, trained = [], []
     original, evaluate = data_module.read_image, train_module.evaluate
-    monkeypatch.setattr(data_module, "read_image", lambda path: (read.append(str(path)), original(path))[1])
-    monkeypatch.setattr(train_module, "read_image", lambda path: (read.append(str(path)), original(path))[1])
+    for module in (data_module, samples_module, train_module):
+        monkeypatch.setattr(module, "read_image", lambda path: (read.append(str(path)), original(path))[1])
     monkeypatch.setattr(train_module, "require_sound", lambda category: None)  # which reads headers of all, once
 
     def watch(*rest):

@@ -24,6 +24,7 @@ ORDER = (
     {"synthesis"},
     {"methods"},
     {"data", "sample_data"},
+    {"samples"},
     {"run", "report", "distributed"},
     {"config"},
     {"train", "evaluate", "predict", "synthesize", "benchmark", "study"},

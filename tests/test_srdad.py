@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from adref import options as option_tools
-from adref.data import Images, find_category
+from adref.data import find_category
 from adref.losses import focal, ssim
 from adref.method import Sources
 from adref.methods import draem
@@ -33,6 +33,7 @@ from adref.methods.srdad import (
     survey,
 )
 from adref.options import UserError
+from adref.samples import Images
 from adref.synthesis.natural import ObjectPixels
 
 # The specification's tiny sizes, at which its parameter counts hold: 929,325 + 1,134,170.

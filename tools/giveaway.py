@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 
 from adref import load
-from adref.data import Images, find_category, random_stream
+from adref.data import find_category
 from adref.method import Sources
 from adref.methods.srdad import corrupt, survey
 from adref.metrics import average_precision
 from adref.run import read_config
+from adref.samples import Images, random_stream
 
 CHANGES = {
     "as trained": {},

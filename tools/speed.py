@@ -24,7 +24,6 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from adref.data import random_stream
 from adref.image import cielab, grey, morphology, msgms, nearest, otsu, perceptual_hash
 from adref.layers.coordinate_attention import CoordinateAttention
 from adref.layers.memory import Memory
@@ -33,6 +32,7 @@ from adref.layers.vit import Block
 from adref.losses import ms_ssim, ms_ssim_l1
 from adref.method import Sources, gaussian_smooth, mean_filter
 from adref.methods import METHODS, sernet, srdad
+from adref.samples import random_stream
 from adref.synthesis.poisson import poisson_blend
 
 Rows = dict[str, Callable[[int], object]]  # label -> what to time, called with the number of the round

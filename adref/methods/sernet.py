@@ -506,7 +506,7 @@ class SeRNet(Method):
         """Whether test images are repaired from training images."""
         return self.options.segmentation and self.options.repair == "similar" and self.options.similar != "self"
 
-    def prepare(self, sources: Sources, stage: str) -> None:
+    def prepare(self, sources: Sources, stage: str, stream=None) -> None:
         """Fills the bank of Algorithm 2 before the first stage, and says its size: hashes, pictures or paths (D26).
 
         Raises:

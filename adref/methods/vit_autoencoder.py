@@ -262,7 +262,7 @@ class ViTAutoencoder(Method):
         self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((3, 1, 1), 0.5))
 
-    def prepare(self, sources: Sources, stage: str) -> None:
+    def prepare(self, sources: Sources, stage: str, stream=None) -> None:
         """Mean and standard deviation of each colour over the images that train, where --normalise asks for them."""
         if self.options.normalise == "category":  # D17
             pictures = (picture.double() / 255 for picture in sources.images)
