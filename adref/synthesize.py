@@ -1,12 +1,17 @@
 """python -m adref.synthesize METHOD [--data ROOT --category NAME] --out DIR [--n 16] [options of the method]
+python -m adref.synthesize RUN --out DIR [--n 16] [--strength 0.1 0.2] [options of the sampler]
 
 Shows what a method trains on: the first corrupted examples that `python -m adref.train` would see with the same flags,
 as DIR/sheet.png, one picture a step in DIR/examples, DIR/statistics.json, and .csv with a row an example. With
 --sizes-from MASKS --out FILE.csv it writes the sizes of the defects in a folder of masks instead, for
 `--patch-size histogram`.
+
+RUN is a trained diffusion model of pictures (sdas): it draws N for each category, DIR/CATEGORY/000000.png and so on.
+The same command goes on where an earlier one stopped, and no picture is ever written twice.
 """
 
 import csv
+import json
 import os
 import shutil
 import sys
@@ -18,20 +23,32 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 from torch import Tensor
 
 from adref import options as option_tools
-from adref.config import SAMPLE_DATA, Flags
-from adref.data import find_category, list_images, random_stream, read_mask, require_sound
+from adref.config import Flags, choose_categories
+from adref.data import find_category, list_images, read_mask, require_sound
 from adref.method import Sources, Trainable
 from adref.methods import METHODS, find_method
+from adref.methods.sdas import to_bytes
 from adref.options import UserError
-from adref.run import guarded, refuse_existing, write_atomically, write_json
-from adref.sample_data import CATEGORIES, write_sample_data
+from adref.run import (
+    Progress,
+    find_device,
+    guarded,
+    load,
+    read_config,
+    refuse_existing,
+    sha256,
+    write_atomically,
+    write_json,
+)
+from adref.samples import random_stream
 from adref.train import open_sources, split, training_set
 
-FLAGS = ("data", "category", "textures", "defect_sizes", "seed", "holdout", "memory_limit")
+FLAGS = ("data", "category", "textures", "defect_sizes", "anomaly_images", "seed", "holdout", "memory_limit")
 VISIBLE = 1 / 255  # mean over the channels; a change of less is none
 SHEET_ROWS = 32
 TRIES = 100  # draws for each example that is asked for
@@ -52,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(argv: list[str]) -> int:
     """What `main` does when nothing goes wrong."""
+    if argv and argv[0] not in METHODS and Path(argv[0]).is_dir():
+        return generate(Path(argv[0]), argv[1:])
     name = argv[0] if argv and not argv[0].startswith("-") else None
     method = find_method(name) if name else None
     parser = option_tools.Parser(
@@ -71,7 +90,7 @@ def run_command(argv: list[str]) -> int:
     if unknown:
         known = ["out", "n", "preset", "ablation", "stage", "sizes_from", *FLAGS]
         option_tools.refuse_unknown(
-            unknown[0].split("=")[0], known + list(option_tools.hints(method.Options) if method else ())
+            unknown[0].split("=")[0], known + (option_tools.names(method.Options) if method else [])
         )
     if arguments.sizes_from:
         return write_sizes(arguments.sizes_from, arguments.out)
@@ -85,15 +104,15 @@ def run_command(argv: list[str]) -> int:
     preset = arguments.preset or ("paper" if flags.data else "tiny")
     changes = option_tools.flags_given(arguments, "option")
     options = option_tools.build(method.Options, method.presets, method.ablations, preset, arguments.ablation, changes)
-    root = Path(flags.data) if flags.data else write_sample_data(SAMPLE_DATA)
-    category = find_category(root, flags.category or (None if flags.data else CATEGORIES[0]))
+    root, category, options = choose_categories(method, options, flags)
+    category = find_category(root, category)
     require_sound(category)
     with torch.device("meta"):  # no weight is needed
         built = method(options)
     stage = arguments.stage or built.stages[0]
     if stage not in built.stages:
         raise UserError(f"--stage takes one of {', '.join(built.stages)}; got {stage!r}")
-    sources, _ = open_sources(built, split(category, flags)[0], category.name, flags)
+    sources, _ = open_sources(built, split(category, flags)[0], flags)
     examples, failed, total = [], [], 0
     for example, notes in draw_examples(built, sources._replace(stage=stage, journal=[]), flags.seed):
         total += 1
@@ -198,6 +217,105 @@ def sheet(examples: list[Example]) -> Image.Image:
         for row, example in enumerate(examples):
             page.paste(Image.fromarray(example.pictures[name]), (column * (width + gap), head + row * (height + gap)))
     return page
+
+
+# -- pictures from a trained model ------------------------------------------------------------------------------------
+
+
+def generate(run: Path, argv: list[str]) -> int:
+    """Draws pictures from a run of sdas into a folder a category; goes on with a folder that it began.
+
+    Raises:
+        UserError: another kind of run, options that do not fit, or a folder that was begun otherwise.
+    """
+    model = load(run, kind=Trainable)
+    if not hasattr(model, "sample"):
+        raise UserError(f"{run} holds {read_config(run)['method']}, which draws no pictures; expected a run of sdas")
+    parser = option_tools.Parser(prog="python -m adref.synthesize RUN", allow_abbrev=False)
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to make, or to go on with")
+    parser.add_argument("--n", metavar="N", default="16", help="pictures of each category [16]")
+    parser.add_argument("--category", metavar="NAME", nargs="+", help="some of the categories [all]")
+    parser.add_argument("--seed", default="0", help="seed of all randomness [0]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    option_tools.add_flags(parser, model.Options, "option", "options of the sampler", model.sampling)
+    arguments = parser.parse_args(argv)
+    count, seed = (option_tools.parse(name, int, getattr(arguments, name)) for name in ("n", "seed"))
+    if count < 1 or not 0 <= seed < 2**63:
+        raise UserError(f"--n takes 1 or more, --seed 0 to 2^63 - 1; got {count}, {seed}")
+    options = option_tools.replace(model.options, option_tools.flags_given(arguments, "option"))
+    with torch.device("meta"):
+        type(model)(options)  # refuses what does not fit
+    if options.guidance_scale and model.classifier is None:
+        raise UserError(f"--guidance-scale: {run} was trained without it and has no classifier")
+    model.options = options
+    model.to(find_device(arguments.device))
+    # A single category, or a model that tells none apart, has label 0.
+    known = list(options.categories) if model.classes or len(options.categories) == 1 else ["all"]
+    chosen = known if arguments.category is None else sorted(set(arguments.category))
+    if unknown := sorted(set(chosen) - set(known)):
+        raise UserError(f"--category: {run} draws {', '.join(known)}; got {unknown[0]}")
+    settings = {
+        "run": str(run.resolve()), "checkpoint_sha256": sha256(run / "checkpoint.pt"), "seed": seed,
+        **{name: option_tools.to_json(options)[name] for name in model.sampling},
+    }  # fmt: skip
+    begin(arguments.out, settings)
+    suffix, progress, began, drawn = {"png": ".png", "jpeg75": ".jpg"}[options.file_format], Progress(), time.time(), 0
+    files = {(name, i): arguments.out / name / f"{i:06d}{suffix}" for name in chosen for i in range(count)}
+    missing = [key for key, path in files.items() if not path.exists()]
+    for start in range(0, len(missing), options.draw_batch):
+        batch = missing[start : start + options.draw_batch]
+        strengths = [draw_strength(options, seed, *key) for key in batch]
+        streams = [random_stream(seed, f"sample {name}", i) for name, i in batch]
+        pictures = to_bytes(model.sample([known.index(name) for name, _ in batch], streams, strengths))
+        for key, s, picture in zip(batch, strengths, pictures.permute(0, 2, 3, 1).cpu().numpy()):
+            save(files[key], picture, s)
+        drawn += len(batch)
+        left = int((time.time() - began) / drawn * (len(missing) - drawn))
+        progress(f"{drawn}/{len(missing)} pictures, {left // 60}:{left % 60:02d} left", final=drawn == len(missing))
+    there = len(files) - len(missing)
+    print(f"{drawn} pictures drawn, {there} were there already: {arguments.out.resolve()}")
+    return 0
+
+
+def draw_strength(options, seed: int, category: str, index: int) -> float:
+    """s of a picture: uniform in its range, for each picture or each batch by itself."""
+    low, high = options.strength[0], options.strength[-1]
+    key = index if options.strength_per == "image" else index // options.draw_batch
+    return float(random_stream(seed, f"strength {category}", key).uniform(low, high)) if high > low else low
+
+
+def begin(out: Path, settings: dict) -> None:
+    """A folder for these settings, new or begun with them.
+
+    Raises:
+        UserError: it was begun with others, or is something else.
+    """
+    path = out / "settings.json"
+    if path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError:
+            before = {}
+        now = json.loads(json.dumps(settings))
+        if wrong := next((key for key in now if before.get(key) != now[key]), None):
+            raise UserError(f"--out {out} was begun with {wrong} {before.get(wrong)}, now {now[wrong]}; another name")
+        return
+    refuse_existing(out, "give another name")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, settings)
+
+
+def save(path: Path, picture: np.ndarray, strength: float) -> None:
+    """A picture (H, W, 3) uint8, its strength in the file."""
+    path.parent.mkdir(exist_ok=True)
+    text = f"strength {strength:.6g}"
+    if path.suffix == ".jpg":
+        kind = {"format": "JPEG", "quality": 75, "comment": text}
+    else:
+        chunk = PngInfo()
+        chunk.add_text("Comment", text)
+        kind = {"format": "PNG", "pnginfo": chunk}
+    write_atomically(path, lambda file: Image.fromarray(picture).save(file, **kind))
 
 
 def write_sizes(masks: Path, out: Path) -> int:

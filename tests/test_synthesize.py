@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from adref.config import Flags
-from adref.data import Images, find_category, random_stream
+from adref.data import find_category
 from adref.method import Sources
 from adref.methods.srdad import Options, corrupt, resolve, survey
+from adref.samples import Images, random_stream
 from adref.synthesize import main
 from adref.train import split
 
@@ -88,7 +89,7 @@ def test_no_weights_are_made(data, tmp_path, monkeypatch):
         (["srdad", "--anomaly-probability", "0"], "srdad corrupted none of 100 examples; see the options that mix"),
         (
             ["srdad", "--rotation", "-10,10"],
-            "argument --rotation: expected one argument (a value that begins with a minus",
+            "argument --rotation: expected at least one argument (a value that begins with a minus",
         ),
         (["srdad", "--patch-side-limits", "2,2", "--anomaly-probability", "1"], "100 came out empty: {'patches'"),
         (["srdad", "--patch-size", "histogram"], "needs --defect-sizes FILE"),

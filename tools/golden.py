@@ -8,6 +8,7 @@ rebuilds them with no file and no random number generator.
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import zlib
@@ -20,9 +21,20 @@ from adref.image import cielab, grey, morphology, msgms, otsu, perceptual_hash
 from adref.layers.aspp import ASPP
 from adref.layers.channel_cross_attention import CrossAttentionLayer, CrossFusion
 from adref.layers.coordinate_attention import CoordinateAttention
+from adref.layers.diffusion_unet import (
+    AttentionPool,
+    DiffusionUNet,
+    NoisyClassifier,
+    ResidualBlock,
+    SelfAttention,
+    Step,
+    step_embedding,
+)
+from adref.layers.feature_unet import FeatureResidual, FeatureUNet, ResidualUnit, SimpleNetwork
 from adref.layers.memory import Memory, entropy
 from adref.layers.res_se_unet import ResSE, ResSEUNet
 from adref.layers.residual_attention import ResidualAttention, SelectiveDense
+from adref.layers.residual_selection import Discriminator, ResidualSelection
 from adref.layers.selective_kernel import SelectiveKernelFusion
 from adref.layers.swin import MLP, PatchExpanding, PatchMerging, SwinBlock, WindowAttention
 from adref.layers.swin_unet import GatedSkip, Stage, SwinUNet
@@ -32,11 +44,13 @@ from adref.losses import focal, ms_ssim, ms_ssim_l1, ssim
 from adref.method import gaussian_smooth, mean_filter
 from adref.methods import draem as draem_method
 from adref.methods import noise_to_norm as noise_method
+from adref.methods import sdas as sdas_method
 from adref.methods import sernet as sernet_method
 from adref.methods import srdad as srdad_method
 from adref.methods import vit_autoencoder as vit_method
 from adref.methods.draem import DRAEM, Batch, blend
 from adref.methods.noise_to_norm import MNet, NoiseToNorm
+from adref.methods.sdas import SDAS
 from adref.methods.sernet import SeRNet
 from adref.methods.srdad import SRDAD, Alteration, alter, object_mask
 from adref.methods.vit_autoencoder import Decoder, ViTAutoencoder
@@ -315,6 +329,72 @@ def sernet() -> list[float]:
     return numbers
 
 
+def diffusion_unet() -> list[float]:
+    """Each piece of `layers/diffusion_unet.py`, with and without labels."""
+    x, steps, labels = hashed("x", 2, 3, 16, 24), torch.tensor([950, 3]), torch.tensor([0, 2])
+    maps, embedding = hashed("maps", 2, 32, 8, 12), hashed("embedding", 2, 128)
+    blocks = [ResidualBlock(32, 32 * (1 + i), 128, kind) for i, kind in enumerate(("none", "down", "up"))]
+    form = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "head_width": 32}
+    return digest(
+        step_embedding(steps, 32),
+        *(fill(block)(maps, embedding) for block in blocks),
+        fill(SelfAttention(32, 16))(maps),
+        fill(Step(blocks[0]))(maps, embedding),
+        fill(AttentionPool(32, 96, 5, 16))(maps),
+        fill(DiffusionUNet(**form))(x, steps),
+        fill(DiffusionUNet(**form, classes=3))(x, steps, labels),
+        fill(NoisyClassifier(3, (16, 24), **form))(x, steps),
+    )
+
+
+def feature_unet() -> list[float]:
+    """Both of RealNet's networks that rebuild features, and their pieces."""
+    maps = hashed("maps", 2, 16, 8, 12)
+    blocks = [
+        FeatureResidual(16, width, kind, 4) for width, kind in ((16, "none"), (24, "none"), (16, "up"), (16, "down"))
+    ]
+    layers = (*blocks, FeatureUNet(16, 4, 8), ResidualUnit(16, 8), SimpleNetwork(16, 2))
+    return digest(*(fill(layer)(maps) for layer in layers))
+
+
+def residual_selection() -> list[float]:
+    """RRS in training and evaluation, and the discriminator."""
+    maps, outputs = hashed("maps", 2, 12, 8, 12), []
+    for form in ({}, {"normalised": True, "ranked": False}):
+        rrs = ResidualSelection(12, 3, 4, **form)
+        for mode in (True, False):
+            outputs += [t.float() for t in rrs.train(mode)(maps)]
+        outputs += [rrs.running_mean, rrs.running_var]
+    return digest(*outputs, *(fill(Discriminator(12, (32, 48), side))(maps) for side in (3, 1)))
+
+
+def sdas() -> list[float]:
+    """SDAS at a small size: tables, a step of training, the average, pictures of both samplers."""
+    own = {"size": (16, 24), "width": 32, "multipliers": (1, 2), "blocks": 1, "attention_factors": (2,)}
+    options = sdas_method.Options(**own, head_width=32, categories=("a", "b"), batch_size=2, accumulation=1)
+    method = fill(SDAS(options))
+    batch = sdas_method.Batch(2 * hashed("image", 2, 3, 16, 24) - 1, 2 * hashed("noise", 2, 3, 16, 24) - 1,
+                              torch.tensor([0, 700]), torch.tensor([0, 1]))  # fmt: skip
+    numbers = digest(*method.schedule[1:], *method.sampling_schedule()[1:])
+    numbers += train_step(method, batch, ("out.2.weight",), ("network.out.2",))
+    method.after_step()
+
+    class Hashed:
+        """In place of a generator: the same numbers in any language."""
+
+        def __init__(self, name: str):
+            self.name, self.calls = name, 0
+
+        def standard_normal(self, shape, kind):
+            self.calls += 1
+            return (4 * hashed(f"{self.name} {self.calls}", *shape) - 2).numpy().astype(kind)
+
+    for changes in ({}, {"sampler": "ddim", "ddim_eta": 0.5}):
+        method.options = dataclasses.replace(options, sampling_steps=4, **changes)
+        numbers += digest(method.sample([0, 1], [Hashed("first"), Hashed("second")], [0.0, 0.2]))
+    return numbers + digest(method.invert(batch.image, [0, 1]), method.average.out[2].weight)
+
+
 def one_step(method, gradients_of: tuple[str, ...], layers: tuple[str, ...]) -> list[float]:
     """Forward, every loss term, map, score, gradient norms, and the weights after one step of the optimiser."""
     images = hashed("images", 2, 3, 64, 64)
@@ -344,7 +424,7 @@ CASES = {
     for f in (autoencoder, unet, losses, metrics, synthesis, draem, swin, swin_unet, aspp, channel_cross_attention,
               res_se_unet, poisson, image, srdad, vit, memory, coordinate_attention, selective_kernel,
               residual_attention, multi_scale, vit_autoencoder, noise_to_norm, plain_unet, similarity, pseudo_anomaly,
-              sernet)
+              sernet, diffusion_unet, feature_unet, residual_selection, sdas)
 }  # fmt: skip
 
 

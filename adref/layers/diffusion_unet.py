@@ -1,0 +1,277 @@
+"""The U-Net of class-conditional diffusion models with learned variance, and the classifier that can guide them.
+
+P. Dhariwal, A. Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021. Module names and the layout of
+every tensor are those of its public checkpoints (github.com/openai/guided-diffusion: 256x256_diffusion.pt and
+256x256_classifier.pt), so that these load as they are.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS = 32  # of every group norm: widths must be multiples of it
+
+
+def step_embedding(steps: Tensor, width: int) -> Tensor:
+    """Sinusoids of diffusion steps: (B,) -> (B, w) float32, [cos(t f_j), sin(t f_j)] with f_j = 10000^(-2 j / w)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=steps.device, dtype=torch.float32) / half)
+    angles = steps[:, None].float() * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=1)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module with all its parameters set to 0."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions, the second one behind a group norm that the step modulates (FiLM), and a shortcut.
+
+        h = conv(SiLU(GN(x)));  h = GN(h) (1 + scale) + shift;  x' + conv_0(dropout(SiLU(h)))
+
+    with (scale, shift) = Linear(SiLU(embedding)), conv_0 starting at 0, x' = x or its 1 x 1 convolution.
+
+    Args:
+        channels: of the input.
+        width: of the output.
+        embedding: width of the embedding.
+        resample: "down" averages 2 x 2 pixels, "up" doubles them, before the first convolution and in the shortcut.
+        dropout: share of the values that training drops.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        embedding: int,
+        resample: Literal["none", "down", "up"] = "none",
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.resample = resample
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * width))
+        last = zeroed(nn.Conv2d(width, width, 3, padding=1))
+        self.out_layers = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Dropout(dropout), last)
+        self.skip_connection = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, channels, H, W), (B, embedding) -> (B, width, H', W'), sides halved or doubled where it resamples."""
+        h = self.in_layers[1](self.in_layers[0](x))
+        if self.resample == "down":
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            h, x = (F.interpolate(maps, scale_factor=2, mode="nearest") for maps in (h, x))
+        h = self.in_layers[2](h)
+        scale, shift = self.emb_layers(embedding)[..., None, None].chunk(2, dim=1)
+        h = self.out_layers[0](h) * (1 + scale) + shift
+        for layer in self.out_layers[1:]:
+            h = layer(h)
+        return self.skip_connection(x) + h
+
+
+class SelfAttention(nn.Module):
+    """Attention among all pixels behind a group norm, added to its input; its last layer starts at 0.
+
+    The channels of `qkv` are in the order [head][q, k, v][channel of the head], that of the public weights.
+
+    Args:
+        channels: C, a multiple of `head_width`.
+        head_width: channels of each head.
+        groups: of the group norm.
+    """
+
+    def __init__(self, channels: int, head_width: int = 64, groups: int = GROUPS):
+        super().__init__()
+        self.heads = channels // head_width
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        tokens = x.flatten(2)  # (B, C, N)
+        parts = self.qkv(self.norm(tokens)).unflatten(1, (self.heads, -1)).transpose(2, 3)  # (B, heads, N, 3 d)
+        h = F.scaled_dot_product_attention(*parts.chunk(3, dim=3))  # (B, heads, N, d)
+        return x + self.proj_out(h.transpose(2, 3).flatten(1, 2)).view_as(x)
+
+
+class Step(nn.Sequential):
+    """Layers of which the residual blocks see the embedding, too."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, H, W), (B, embedding) -> (B, C', H', W')."""
+        for layer in self:
+            x = layer(x, embedding) if isinstance(layer, ResidualBlock) else layer(x)
+        return x
+
+
+class DiffusionUNet(nn.Module):
+    """Predicts noise and variance of a noisy image: (B, 3, H, W) -> (B, 6, H, W), all 0 before training.
+
+    Each level has `blocks` residual blocks on the way down and one more on the way up; between levels a residual block
+    resamples. Attention follows the blocks at the factors of `attention`.
+
+    Args:
+        width: w, channels at full resolution, a multiple of 32; the embedding has 4 w.
+        multipliers: channels of each level, as multiples of w; level i runs at 1 / 2^i of the sides.
+        blocks: residual blocks of a level.
+        attention: the factors by which the sides are divided where there is attention. (In the reference code a
+            configuration lists resolutions, which are converted with the image's size: 32, 16, 8 of 256 are 8, 16, 32.)
+        head_width: channels of each head, of which the widths with attention are multiples.
+        classes: rows of the table of labels; 0: no labels.
+        dropout: in residual blocks.
+    """
+
+    def __init__(
+        self,
+        width: int = 256,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4, 4),
+        blocks: int = 2,
+        attention: Sequence[int] = (8, 16, 32),
+        head_width: int = 64,
+        classes: int = 0,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.width, self.stride = width, 2 ** (len(multipliers) - 1)
+        e = 4 * width
+        self.time_embed = nn.Sequential(nn.Linear(width, e), nn.SiLU(), nn.Linear(e, e))
+        self.label_emb = nn.Embedding(classes, e) if classes else None
+        self.input_blocks, skips = encoder(width, multipliers, blocks, attention, head_width, dropout)
+        channels = skips[-1]
+        self.middle_block = middle(channels, e, head_width, dropout)
+        self.output_blocks = nn.ModuleList()
+        for level in reversed(range(len(multipliers))):
+            own, factor = width * multipliers[level], 2**level
+            for i in range(blocks + 1):
+                layers = [ResidualBlock(channels + skips.pop(), own, e, dropout=dropout)]
+                layers += [SelfAttention(own, head_width)] if factor in attention else []
+                layers += [ResidualBlock(own, own, e, "up", dropout)] if level and i == blocks else []
+                self.output_blocks.append(Step(*layers))
+                channels = own
+        self.out = nn.Sequential(
+            nn.GroupNorm(GROUPS, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, 6, 3, padding=1))
+        )
+
+    def forward(self, x: Tensor, steps: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Noise and raw variance.
+
+        Args:
+            x: (B, 3, H, W) in about [-1, 1], sides multiples of `stride`.
+            steps: (B,), the original steps of the diffusion, 0 to T - 1.
+            labels: (B,) integers below `classes`; None where there are no labels.
+
+        Returns:
+            (B, 6, H, W): three channels of noise, three of v.
+        """
+        if (labels is None) != (self.label_emb is None):
+            raise ValueError(f"expected {'no labels' if self.label_emb is None else 'labels'}, got {labels}")
+        embedding = self.time_embed(step_embedding(steps, self.width))
+        if labels is not None:
+            embedding = embedding + self.label_emb(labels)
+        skips = []
+        for block in self.input_blocks:
+            x = block(x, embedding)
+            skips.append(x)
+        x = self.middle_block(x, embedding)
+        for block in self.output_blocks:
+            x = block(torch.cat((x, skips.pop()), dim=1), embedding)
+        return self.out(x)
+
+
+def encoder(
+    width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_width: int, dropout: float
+) -> tuple[nn.ModuleList, list[int]]:
+    """The way down, from three channels, and the channels of each of its steps; arguments as of `DiffusionUNet`."""
+    steps, widths = nn.ModuleList([Step(nn.Conv2d(3, width, 3, padding=1))]), [width]
+    for level, multiplier in enumerate(multipliers):
+        own = width * multiplier
+        for _ in range(blocks):
+            layers = [ResidualBlock(widths[-1], own, 4 * width, dropout=dropout)]
+            layers += [SelfAttention(own, head_width)] if 2**level in attention else []
+            steps.append(Step(*layers))
+            widths.append(own)
+        if level < len(multipliers) - 1:
+            steps.append(Step(ResidualBlock(own, own, 4 * width, "down", dropout)))
+            widths.append(own)
+    return steps, widths
+
+
+def middle(channels: int, embedding: int, head_width: int, dropout: float) -> Step:
+    """Residual block, attention, residual block at the coarsest level."""
+    first, last = (ResidualBlock(channels, channels, embedding, dropout=dropout) for _ in range(2))
+    return Step(first, SelfAttention(channels, head_width), last)
+
+
+class AttentionPool(nn.Module):
+    """One vector of a map: the mean of its pixels attends to them all (after CLIP's pooling; Radford et al., 2021).
+
+    Here the channels of `qkv_proj` are in the order [q, k, v][head][channel of the head].
+
+    Args:
+        channels: C of the map, a multiple of `head_width`.
+        pixels: N of the map, exactly.
+        classes: width of the output.
+        head_width: channels of each head.
+    """
+
+    def __init__(self, channels: int, pixels: int, classes: int, head_width: int = 64):
+        super().__init__()
+        self.heads = channels // head_width
+        self.positional_embedding = nn.Parameter(torch.randn(channels, pixels + 1) / channels**0.5)
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, classes)."""
+        x = x.flatten(2)
+        x = torch.cat((x.mean(dim=2, keepdim=True), x), dim=2) + self.positional_embedding  # (B, C, N + 1)
+        q, k, v = (part.unflatten(1, (self.heads, -1)).transpose(2, 3) for part in self.qkv_proj(x).chunk(3, dim=1))
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N + 1, d)
+        return self.c_proj(h.transpose(2, 3).flatten(1, 2))[..., 0]
+
+
+class NoisyClassifier(nn.Module):
+    """Tells the class of a noisy image: the way down of `DiffusionUNet`, then attention pooling.
+
+    Args:
+        classes: how many.
+        size: (H, W) of the images.
+        width: channels at full resolution.
+        multipliers: like `blocks`, `attention` and `head_width`, of `DiffusionUNet`.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        size: tuple[int, int],
+        width: int = 128,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4, 4),
+        blocks: int = 2,
+        attention: Sequence[int] = (8, 16, 32),
+        head_width: int = 64,
+    ):
+        super().__init__()
+        self.width, stride = width, 2 ** (len(multipliers) - 1)
+        self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        self.input_blocks, widths = encoder(width, multipliers, blocks, attention, head_width, 0.0)
+        self.middle_block = middle(widths[-1], 4 * width, head_width, 0.0)
+        pool = AttentionPool(widths[-1], size[0] // stride * (size[1] // stride), classes, head_width)
+        self.out = nn.Sequential(nn.GroupNorm(GROUPS, widths[-1]), nn.SiLU(), pool)
+
+    def forward(self, x: Tensor, steps: Tensor) -> Tensor:
+        """(B, 3, H, W) in about [-1, 1], (B,) original steps -> logits (B, classes)."""
+        embedding = self.time_embed(step_embedding(steps, self.width))
+        for block in self.input_blocks:
+            x = block(x, embedding)
+        return self.out(self.middle_block(x, embedding))

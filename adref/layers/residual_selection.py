@@ -1,0 +1,92 @@
+"""RealNet's selection of reconstruction residuals (RRS) and the network that judges them (Zhang et al., CVPR 2024)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adref.layers.feature_unet import ResidualUnit
+
+
+class ResidualSelection(nn.Module):
+    """RRS: for each image the residuals with the largest maximum, then those with the largest mean.
+
+    They are ranked behind a batch norm without affine part, whose statistics are kept here. It scales each channel by
+    a positive number, so that maximum and mean are normalised in place of all pixels: the same but for rounding.
+
+    Args:
+        channels: C of the residuals.
+        by_max: how many by the maximum.
+        by_mean: how many by the mean.
+        momentum: of the running statistics, as of `torch.nn.BatchNorm2d`.
+        normalised: passes on normalised residuals, not raw ones.
+        ranked: in descending order; else by index.
+    """
+
+    def __init__(self, channels: int, by_max: int, by_mean: int, momentum=0.9, normalised=False, ranked=True):
+        super().__init__()
+        self.by_max, self.by_mean, self.momentum = by_max, by_mean, momentum
+        self.normalised, self.ranked = normalised, ranked
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    @torch.no_grad()
+    def rank(self, residuals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices (B, by_max + by_mean) of the channels of (B, C, H, W), and the mean and scale (C,) of the norm."""
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            mean = residuals.mean((0, 2, 3))
+            variance = residuals.var((0, 2, 3), unbiased=False)
+            count = residuals[:, 0].numel()
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = (variance + 1e-5).rsqrt()
+        lists = []
+        for count, values in ((self.by_max, residuals.amax((2, 3))), (self.by_mean, residuals.mean((2, 3)))):
+            order = ((values - mean) * scale).sort(dim=1, descending=True, stable=True).indices[:, :count]
+            lists.append(order if self.ranked else order.sort(dim=1).values)
+        return torch.cat(lists, dim=1), mean, scale
+
+    def forward(self, residuals: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> selected (B, by_max + by_mean, H, W), and their indices."""
+        indices, mean, scale = self.rank(residuals)
+        chosen = residuals.gather(1, indices[:, :, None, None].expand(-1, -1, *residuals.shape[2:]))
+        if self.normalised:
+            chosen = (chosen - mean[indices][..., None, None]) * scale[indices][..., None, None]
+        return chosen, indices
+
+
+class Discriminator(nn.Module):
+    """Residuals (B, N, h, w) -> logits (B, 2, H, W): two residual units, and convolutions between enlargements.
+
+    Args:
+        channels: N.
+        size: (H, W) of the logits; half of it lies between.
+        side: of the convolutions, 3 or 1.
+        align_corners: of the enlargements.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, int], side: int = 3, align_corners: bool = True):
+        super().__init__()
+        self.size, self.align_corners = size, align_corners
+
+        def convolution(before: int, after: int) -> nn.Conv2d:
+            return nn.Conv2d(before, after, side, padding=side // 2)
+
+        self.units = nn.Sequential(*(ResidualUnit(channels, channels, side) for _ in range(2)), nn.ReLU())
+        self.reduce = nn.Sequential(
+            convolution(channels, 128), nn.BatchNorm2d(128), nn.ReLU(),
+            convolution(128, 32), nn.ReLU(), convolution(32, 8), nn.ReLU(),
+        )  # fmt: skip
+        self.out = nn.Sequential(convolution(8, 4), nn.ReLU(), convolution(4, 2))
+
+    def forward(self, residuals: Tensor) -> Tensor:
+        x = self.reduce(self.units(residuals))
+        x = self.out(enlarge(x, tuple(side // 2 for side in self.size), self.align_corners))
+        return enlarge(x, self.size, self.align_corners)
+
+
+def enlarge(x: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:
+    """Bilinear resizing of (B, C, h, w) to `size`."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
