@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adref.image import fill_holes, grey, morphology, otsu
+from adref.image import fill_holes, grey, morphology, otsu, triangle
 
 CORNERS = np.array(list(itertools.product((0, 1, 2, 126, 127, 128, 129, 253, 254, 255), repeat=3)), np.uint8)[None]
 
@@ -260,3 +260,139 @@ def test_holes_are_what_the_frame_does_not_reach():
     for share in (0.4, 0.55, 0.7):
         mask = rng.random((20, 23)) < share
         np.testing.assert_array_equal(fill_holes(mask), slow_fill(mask))
+
+
+# -- OpenCV's grey values and the triangle threshold ------------------------------------------------------------------
+
+
+def test_opencv_grey_by_hand():
+    """(9798 R + 19235 G + 3735 B + 16384) / 2^15, rounded down; the weights add up to 2^15."""
+    np.testing.assert_array_equal(grey(255 * np.eye(3, dtype=np.uint8)[None], "opencv"), [[76, 150, 29]])
+    np.testing.assert_array_equal(
+        grey(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2), "opencv")[0], range(256)
+    )
+    image = np.random.default_rng(8).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    for colours in (image, CORNERS):
+        found = grey(colours, "opencv")
+        r, g, b = np.moveaxis(colours.astype(np.float64), 2, 0)
+        np.testing.assert_array_equal(found, np.floor((9798 * r + 19235 * g + 3735 * b) / 32768 + 0.5))
+        assert found.dtype == np.uint8
+        assert np.abs(found.astype(int) - grey(colours)).max() <= 1
+    assert (grey(image, "opencv") != grey(image)).any()
+
+
+# Sourced: printed by `python tools/source_image.py` on 2026-11-24; opencv-python-headless 5.0.0.93's cvtColor with
+# RGB2GRAY of the three pictures as red, green and blue.
+def test_opencv_grey_agrees_with_opencv():
+    found = grey(np.stack(list(PICTURES.values()), axis=2).astype(np.uint8), "opencv")
+    assert found.sum(dtype=int) == 1026376 and zlib.crc32(found.tobytes()) == 3885710269
+
+
+LEVELS = {
+    "two levels": {50: 600, 200: 400},
+    "five levels": {10: 100, 30: 700, 90: 60, 150: 80, 220: 60},
+    **{f"one level, {value}": {value: 20} for value in (0, 1, 2, 255)},
+}
+
+
+# Sourced: printed by `python tools/source_image.py` on 2026-11-24; opencv-python-headless 5.0.0.93's threshold with
+# THRESH_TRIANGLE and THRESH_OTSU. The first two of `LEVELS` are golden check G9 of RealNet's specification.
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("disc", (102, 100)),
+        ("ramp", (110, 94)),
+        ("tiles", (2, 78)),
+        ("255 - disc", (153, 125)),
+        ("255 - ramp", (145, 160)),
+        ("255 - tiles", (253, 176)),
+        ("two levels", (52, 50)),
+        ("five levels", (32, 90)),
+        ("one level, 0", (1, 0)),
+        ("one level, 1", (-1, 0)),
+        ("one level, 2", (1, 0)),
+        ("one level, 255", (254, 0)),
+    ],
+)
+def test_triangle_and_otsu_agree_with_opencv(name, expected):
+    picture = levels(LEVELS[name]) if name in LEVELS else PICTURES[name.removeprefix("255 - ")].astype(np.uint8)
+    picture = 255 - picture if name.startswith("255") else picture
+    found = triangle(picture)
+    assert (found, otsu(picture).threshold) == expected and type(found) is int
+
+
+def slow_triangle(image: np.ndarray) -> int:
+    """Level by level, in Python's integers, as the specification of RealNet restates OpenCV (2.3)."""
+    h = [0] * 256
+    for value in image.ravel().tolist():
+        h[value] += 1
+    filled = [i for i in range(256) if h[i]]
+    low, high, peak = max(filled[0] - 1, 0), min(filled[-1] + 1, 255), h.index(max(h))
+    mirrored = peak - low < high - peak
+    if mirrored:
+        h, low, peak = h[::-1], 255 - high, 255 - peak
+    best, threshold = 0, low
+    for i in range(low + 1, peak + 1):
+        distance = h[peak] * i + (low - peak) * h[i]
+        if distance > best:
+            best, threshold = distance, i
+    return 255 - (threshold - 1) if mirrored else threshold - 1
+
+
+def slow_opencv_otsu(image: np.ndarray) -> int:
+    """OpenCV's running means in floats, as the specification of RealNet restates them (2.3)."""
+    p = [np.count_nonzero(image == i) / image.size for i in range(256)]
+    mean, q1, mu1, best, threshold = sum(i * p[i] for i in range(256)), 0.0, 0.0, 0.0, 0
+    for i in range(256):
+        mu1, q1 = mu1 * q1 + i * p[i], q1 + p[i]
+        if min(q1, 1 - q1) < 1.19e-7 or max(q1, 1 - q1) > 1 - 1.19e-7:
+            mu1 = mu1 / q1 if q1 else 0.0
+            continue
+        mu1 /= q1
+        between = q1 * (1 - q1) * (mu1 - (mean - q1 * mu1) / (1 - q1)) ** 2
+        if between > best:
+            best, threshold = between, i
+    return threshold
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_triangle_and_otsu_equal_slow_loops(seed):
+    rng, mirrored = np.random.default_rng(seed), set()
+    for _ in range(20):
+        centre, width = rng.uniform(0, 255), rng.uniform(0.5, 60)
+        two = np.where(rng.random((9, 30)) < 0.3, rng.normal(60, 20, (9, 30)), rng.normal(170, 30, (9, 30)))
+        for kind in (
+            rng.integers(0, 256, (8, 40)),
+            rng.choice(rng.integers(0, 256, rng.integers(1, 6)), (10, 30)),
+            np.clip(rng.normal(centre, width, (20, 20)), 0, 255),
+            np.clip(two, 0, 255),
+            np.where(rng.random((6, 20)) < 0.6, rng.integers(0, 2), rng.integers(0, 256, (6, 20))),
+        ):
+            picture = kind.astype(np.uint8)
+            found = triangle(picture)
+            assert found == slow_triangle(picture)
+            mirrored.add(found > np.bincount(picture.ravel()).argmax())
+            # Rounding may take OpenCV to another point of a plateau: the classes are the same.
+            expected = slow_opencv_otsu(picture)
+            np.testing.assert_array_equal(picture > otsu(picture).threshold, picture > expected)
+    assert mirrored == {True, False}  # tails on both sides
+
+
+def test_where_our_otsu_is_not_opencvs():
+    """A symmetric histogram of three levels has two maxima: ours is the first, OpenCV's is left to rounding."""
+    rng, others = np.random.default_rng(9), 0
+    for _ in range(100):
+        middle, reach = int(rng.integers(100, 150)), int(rng.integers(2, 100))
+        outer, inner = rng.integers(1, 900, 2).tolist()
+        picture = levels({middle - reach: outer, middle: inner, middle + reach: outer})
+        first, other = otsu(picture).threshold, slow_opencv_otsu(picture)
+        assert first == middle - reach
+        others += not np.array_equal(picture > first, picture > other)
+    assert others > 0
+
+
+def test_triangle_of_an_empty_tail_is_its_end():
+    """The peak stands at the end: no level lies above it, and 255 values are counted, whatever the shape."""
+    assert triangle(np.zeros((3, 4, 5), np.uint8)) == 1
+    ramp = np.repeat(np.arange(256), np.arange(1, 257)).astype(np.uint8)
+    assert triangle(ramp) == slow_triangle(ramp) and triangle(255 - ramp) == slow_triangle(255 - ramp)

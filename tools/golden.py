@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adref.image import cielab, grey, morphology, msgms, otsu, perceptual_hash
+from adref.image import cielab, grey, morphology, msgms, otsu, perceptual_hash, triangle
 from adref.layers.aspp import ASPP
 from adref.layers.channel_cross_attention import CrossAttentionLayer, CrossFusion
 from adref.layers.coordinate_attention import CoordinateAttention
@@ -30,11 +30,15 @@ from adref.layers.diffusion_unet import (
     Step,
     step_embedding,
 )
+from adref.layers.efficientnet import EfficientNetB4, InvertedResidual, SqueezeExcite
+from adref.layers.feature_selection import afs_losses
 from adref.layers.feature_unet import FeatureResidual, FeatureUNet, ResidualUnit, SimpleNetwork
 from adref.layers.memory import Memory, entropy
+from adref.layers.mobilenet import LinearBottleneck, MobileNetV2, SameConvolution
 from adref.layers.res_se_unet import ResSE, ResSEUNet
 from adref.layers.residual_attention import ResidualAttention, SelectiveDense
 from adref.layers.residual_selection import Discriminator, ResidualSelection
+from adref.layers.resnet import ResidualUnitBN, ResNet
 from adref.layers.selective_kernel import SelectiveKernelFusion
 from adref.layers.swin import MLP, PatchExpanding, PatchMerging, SwinBlock, WindowAttention
 from adref.layers.swin_unet import GatedSkip, Stage, SwinUNet
@@ -44,17 +48,22 @@ from adref.losses import focal, ms_ssim, ms_ssim_l1, ssim
 from adref.method import gaussian_smooth, mean_filter
 from adref.methods import draem as draem_method
 from adref.methods import noise_to_norm as noise_method
+from adref.methods import realnet as realnet_method
 from adref.methods import sdas as sdas_method
 from adref.methods import sernet as sernet_method
 from adref.methods import srdad as srdad_method
 from adref.methods import vit_autoencoder as vit_method
 from adref.methods.draem import DRAEM, Batch, blend
 from adref.methods.noise_to_norm import MNet, NoiseToNorm
+from adref.methods.realnet import RealNet
 from adref.methods.sdas import SDAS
 from adref.methods.sernet import SeRNet
 from adref.methods.srdad import SRDAD, Alteration, alter, object_mask
 from adref.methods.vit_autoencoder import Decoder, ViTAutoencoder
 from adref.metrics import pixel_metrics
+from adref.synthesis.cut_paste import CutPasteNumbers, cut_paste
+from adref.synthesis.foreground import RULES, foreground
+from adref.synthesis.nsa import NSAPatch, nsa
 from adref.synthesis.perlin import PerlinNumbers, perlin
 from adref.synthesis.poisson import poisson_blend
 from adref.synthesis.pseudo_anomaly import SourceNumbers, blend_source, recombine, shift_colour, transform
@@ -357,6 +366,26 @@ def feature_unet() -> list[float]:
     return digest(*(fill(layer)(maps) for layer in layers))
 
 
+def backbones() -> list[float]:
+    """Every frozen extractor; batch norms have statistics, too."""
+    outputs = []
+    for network in (ResNet("resnet18"), ResNet("resnet50"), EfficientNetB4(), MobileNetV2()):
+        for name, buffer in fill(network).named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.copy_(hashed(name, *buffer.shape) + 0.5 * name.endswith("running_var"))
+        outputs += network.eval()(hashed("images", 1, 3, 64, 96))
+    maps = hashed("maps", 2, 16, 8, 12)
+    pieces = (SqueezeExcite(16, 4), InvertedResidual(16, 16, 6, 5, 1), LinearBottleneck(16, 24, 2),
+              SameConvolution(16, 24, 3, 2), ResidualUnitBN(16, 8, 32, 2, True))  # fmt: skip
+    return digest(*outputs, *(fill(piece).eval()(maps) for piece in pieces))
+
+
+def feature_selection() -> list[float]:
+    """AFS: both ranges, both alignments."""
+    difference, mask = hashed("difference", 2, 5, 8, 12), (hashed("mask", 2, 1, 32, 48) > 0.7).float()
+    return digest(*(afs_losses(difference, mask, o, a) for o in ("batch", "image") for a in ("mask", "feature")))
+
+
 def residual_selection() -> list[float]:
     """RRS in training and evaluation, and the discriminator."""
     maps, outputs = hashed("maps", 2, 12, 8, 12), []
@@ -395,6 +424,36 @@ def sdas() -> list[float]:
     return numbers + digest(method.invert(batch.image, [0, 1]), method.average.out[2].weight)
 
 
+def cut_and_paste() -> list[float]:
+    """CutPaste, NSA and the foreground: what their draws are applied by."""
+    image, other = hashed("image", 3, 64, 48), hashed("other", 3, 64, 48)
+    numbers = CutPasteNumbers((5, 7), (20, 12), 30.0, (30, 20), (1.1, 0.9, 1.05), 0.08)
+    patches = [NSAPatch((3, 4), (12, 16), (15, 20), (10, 12)), NSAPatch((30, 20), (10, 9), (8, 7), (40, 30))]
+    blends = [torch.from_numpy(x) for mixed in (False, True) for x in nsa(image.numpy(), other.numpy(), patches, mixed)]
+    picture = (255 * image.permute(1, 2, 0)).byte().numpy()
+    found = [torch.from_numpy(foreground(picture, RULES[name]).astype(np.float32)) for name in ("pcb1", "01", "pill")]
+    return digest(*cut_paste(image, numbers), *blends, *found, torch.tensor([float(triangle(picture[..., 1]))]))
+
+
+def realnet() -> list[float]:
+    """RealNet at its smallest size, both networks; see `one_step`."""
+    own = {"size": (128, 128), "backbone": "mobilenet_v2", "widths": (16, 16, 32, 16), "groups": 4, "head_width": 8}
+    numbers = []
+    for network in ("simple", "unet"):
+        options = realnet_method.Options(**own, network=network, depth=1, learning_rate=1e-3, score_window=8)
+        method = fill(RealNet(options)).eval()
+        method.selected_0.copy_(torch.arange(4, 20))
+        images, corrupted = (hashed(name, 2, 3, 128, 128) for name in ("images", "corrupted"))
+        outcome = method(images)
+        numbers += digest(*outcome.rebuilt, outcome.residuals, outcome.chosen, *method.score(images))
+        method.add_afs_losses(images, corrupted, mask := (hashed("mask", 2, 1, 128, 128) > 0.9).float(), range(4))
+        numbers += digest(*(getattr(method, f"afs_losses_{k}") for k in range(4)))
+        batch = realnet_method.Batch(images, corrupted, mask)
+        layers = ("discriminator.out.2", *(["networks.0.out.2"] if network == "unet" else []))
+        numbers += train_step(method, batch, ("convolution.weight",), layers)
+    return numbers
+
+
 def one_step(method, gradients_of: tuple[str, ...], layers: tuple[str, ...]) -> list[float]:
     """Forward, every loss term, map, score, gradient norms, and the weights after one step of the optimiser."""
     images = hashed("images", 2, 3, 64, 64)
@@ -424,7 +483,8 @@ CASES = {
     for f in (autoencoder, unet, losses, metrics, synthesis, draem, swin, swin_unet, aspp, channel_cross_attention,
               res_se_unet, poisson, image, srdad, vit, memory, coordinate_attention, selective_kernel,
               residual_attention, multi_scale, vit_autoencoder, noise_to_norm, plain_unet, similarity, pseudo_anomaly,
-              sernet, diffusion_unet, feature_unet, residual_selection, sdas)
+              sernet, diffusion_unet, feature_unet, residual_selection, sdas, backbones,
+              feature_selection, cut_and_paste, realnet)
 }  # fmt: skip
 
 

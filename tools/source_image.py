@@ -29,6 +29,18 @@ print("OpenCV", importlib.metadata.version("opencv-python-headless"))
 for name, picture in pictures.items():
     threshold, _ = cv2.threshold(picture.astype(np.uint8), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     print(f"  threshold with THRESH_OTSU, {name}:", int(threshold))
+levels = {"two levels": {50: 600, 200: 400}, "five levels": {10: 100, 30: 700, 90: 60, 150: 80, 220: 60}}
+levels |= {f"one level, {value}": {value: 20} for value in (0, 1, 2, 255)}
+columns = {name: np.repeat(list(counts), list(counts.values()))[:, None] for name, counts in levels.items()}
+negatives = {f"255 - {name}": 255 - picture for name, picture in pictures.items()}
+for name, picture in (pictures | negatives | columns).items():
+    found = [
+        int(cv2.threshold(picture.astype(np.uint8), 0, 255, code)[0]) for code in (cv2.THRESH_TRIANGLE, cv2.THRESH_OTSU)
+    ]
+    print(f"  threshold with THRESH_TRIANGLE and THRESH_OTSU, {name}:", *found)
+colours = np.stack(list(pictures.values()), axis=2).astype(np.uint8)
+result = cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)
+print(f"  cvtColor, RGB2GRAY: sum {result.sum(dtype=int)}, crc32 of the bytes {zlib.crc32(result.tobytes())}")
 square = np.ones((3, 3), np.uint8)
 for name, mask in masks.items():
     print(f"  mask {name}: {mask.sum()} pixels")

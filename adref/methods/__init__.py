@@ -3,6 +3,7 @@
 from adref.method import Trainable
 from adref.methods.draem import DRAEM
 from adref.methods.noise_to_norm import NoiseToNorm
+from adref.methods.realnet import RealNet
 from adref.methods.sdas import SDAS
 from adref.methods.sernet import SeRNet
 from adref.methods.srdad import SRDAD
@@ -16,6 +17,7 @@ METHODS: dict[str, type[Trainable]] = {
     "sernet": SeRNet,
     "noise_to_norm": NoiseToNorm,
     "sdas": SDAS,
+    "realnet": RealNet,
 }
 
 

@@ -1,0 +1,150 @@
+"""EfficientNet-B4 as a feature extractor.
+
+M. Tan, Q. Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019, with symmetric
+padding. Names of tensors are timm's; torchvision's are translated.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adref.layers.resnet import load_published, normalise
+
+STAGES = (  # expansion, side of the depthwise convolution, stride, channels, blocks
+    (1, 3, 1, 24, 2), (6, 3, 2, 32, 4), (6, 5, 2, 56, 4), (6, 3, 2, 112, 6), (6, 5, 1, 160, 6), (6, 5, 2, 272, 8),
+    (6, 3, 1, 448, 2),
+)  # fmt: skip
+
+
+class SqueezeExcite(nn.Module):
+    """Each channel times sigmoid(conv(SiLU(conv(mean of the map)))): (B, C, H, W) -> the same shape.
+
+    Args:
+        channels: C.
+        squeezed: channels between the two 1 x 1 convolutions.
+    """
+
+    def __init__(self, channels: int, squeezed: int):
+        super().__init__()
+        self.conv_reduce, self.conv_expand = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.conv_expand(F.silu(self.conv_reduce(x.mean((2, 3), keepdim=True))))
+        return x * scale.sigmoid()
+
+
+class InvertedResidual(nn.Module):
+    """MBConv: 1 x 1 expansion (none where it is 1), depthwise convolution, squeeze and excite, 1 x 1 projection.
+
+    Batch norm behind each convolution, SiLU behind the first two; a shortcut where stride is 1 and widths agree.
+
+    Args:
+        channels: of the input; a quarter of them lie within squeeze and excite.
+        out: of the output.
+        expansion: of the width between them.
+        side: of the depthwise convolution.
+        stride: of it.
+    """
+
+    def __init__(self, channels: int, out: int, expansion: int, side: int, stride: int):
+        super().__init__()
+        width = channels * expansion
+        forms = [("conv_pw", channels, width, 1, 1)] if expansion > 1 else []
+        forms += [("conv_dw", width, width, side, stride)]
+        forms += [("conv_pwl" if expansion > 1 else "conv_pw", width, out, 1, 1)]
+        self.convolutions = [form[0] for form in forms]
+        for i, (name, before, after, k, step) in enumerate(forms, start=1):
+            groups = width if name == "conv_dw" else 1
+            self.add_module(name, nn.Conv2d(before, after, k, step, k // 2, groups=groups, bias=False))
+            self.add_module(f"bn{i}", nn.BatchNorm2d(after))
+        self.se = SqueezeExcite(width, channels // 4)
+        self.shortcut = stride == 1 and channels == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, out, H / stride, W / stride)."""
+        y = x
+        for i, name in enumerate(self.convolutions, start=1):
+            y = getattr(self, f"bn{i}")(getattr(self, name)(y))
+            if i < len(self.convolutions):
+                y = F.silu(y)
+            if name == "conv_dw":
+                y = self.se(y)
+        return x + y if self.shortcut else y
+
+
+class EfficientNetB4(nn.Module):
+    """Features at the ends of stages 1, 2, 3 and 5, behind their last batch norm; no classifier.
+
+    All seven stages are there, so that published files load; those behind the last tap do not run. Random weights keep
+    the variance, which SiLU divides by 2.8 and a fresh squeeze and excite by 4; halved in blocks with a shortcut.
+    """
+
+    channels, strides = (24, 32, 56, 160), (2, 4, 8, 16)
+    taps = (0, 1, 2, 4)
+    published = (
+        "efficientnet_b4_ra2_320-7eb33cd5.pth of timm 0.5.4, or torchvision's efficientnet_b4_rwightman-23ab8bcd.pth"
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.conv_stem, self.bn1 = nn.Conv2d(3, 48, 3, 2, 1, bias=False), nn.BatchNorm2d(48)
+        self.blocks, before = nn.Sequential(), 48
+        for expansion, side, stride, out, count in STAGES:
+            stage = nn.Sequential()
+            for i in range(count):
+                stage.append(InvertedResidual(before, out, expansion, side, stride if i == 0 else 1))
+                before = out
+            self.blocks.append(stage)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, module.weight[0].numel() ** -0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for block in (block for stage in self.blocks for block in stage):
+            last = len(block.convolutions)
+            for i, name in enumerate(block.convolutions, start=1):
+                gain = {"conv_dw": 2.0}.get(name, 1.0) if i < last else 4 * 2.0
+                getattr(block, f"bn{i}").weight.data.fill_(gain**0.5 * (0.5 if block.shortcut and i == last else 1))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """RGB (B, 3, H, W) in [0, 1] -> four maps (B, channels[i], H / strides[i], W / strides[i])."""
+        x = F.silu(self.bn1(self.conv_stem(normalise(images))))
+        layers = []
+        for i, stage in enumerate(self.blocks[: self.taps[-1] + 1]):
+            x = stage(x)
+            layers += [x] if i in self.taps else []
+        return layers
+
+    def load_published(self, state: Mapping) -> list[str]:
+        """Weights with timm's or torchvision's names; head and classifier are ignored. See `resnet.load_published`."""
+        for key in ("state_dict", "model"):
+            state = state[key] if isinstance(state, Mapping) and isinstance(state.get(key), Mapping) else state
+        if isinstance(state, Mapping):
+            state = {timm_name(key.removeprefix("module.")): value for key, value in state.items()}
+        return load_published(self, state, "efficientnet_b4", ("conv_head.", "bn2.", "classifier."))
+
+
+def timm_name(name: str) -> str:
+    """torchvision's name of a tensor of EfficientNet as timm has it; other names stay.
+
+    features.0.{0,1}                 conv_stem, bn1
+    features.(S + 1).I.block.J.{0,1} blocks.S.I.{convolution J, bn}, J = expansion, depthwise, (SE), projection
+    features.8.{0,1}                 conv_head, bn2
+    """
+    if match := re.fullmatch(r"features\.([08])\.([01])\.(.*)", name):
+        place, part, rest = match.groups()
+        return {"00": "conv_stem", "01": "bn1", "80": "conv_head", "81": "bn2"}[place + part] + f".{rest}"
+    match = re.fullmatch(r"features\.(\d)\.(\d+)\.block\.(\d)\.(0|1|fc1|fc2)\.(.*)", name)
+    if not match:
+        return name
+    stage, block, place, part, rest = match.groups()
+    first = stage == "1"  # whose blocks do not expand
+    kind = ("conv_dw", "se", "conv_pw")[int(place)] if first else ("conv_pw", "conv_dw", "se", "conv_pwl")[int(place)]
+    if kind == "se":
+        own = "se.conv_reduce" if part == "fc1" else "se.conv_expand"
+    else:
+        numbers = {"conv_dw": 1, "conv_pw": 2} if first else {"conv_pw": 1, "conv_dw": 2, "conv_pwl": 3}
+        own = kind if part == "0" else f"bn{numbers[kind]}"
+    return f"blocks.{int(stage) - 1}.{block}.{own}.{rest}"

@@ -1,0 +1,158 @@
+"""ResNet and Wide ResNet as feature extractors.
+
+K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; S. Zagoruyko, N. Komodakis, "Wide Residual
+Networks", BMVC 2016. The stride is in the 3 x 3 convolution of a bottleneck, as in torchvision and timm, whose names of
+tensors these are. Also what all frozen extractors of this package share: loading published weights.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from adref.options import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images, in [0, 1]
+FORMS = {  # blocks of each stage, whether they are bottlenecks, factor of their inner width
+    "resnet18": ((2, 2, 2, 2), False, 1),
+    "resnet34": ((3, 4, 6, 3), False, 1),
+    "resnet50": ((3, 4, 6, 3), True, 1),
+    "wide_resnet50_2": ((3, 4, 6, 3), True, 2),
+}
+PUBLISHED = {  # timm 0.5.4's default files, and torchvision's first
+    "resnet18": ("resnet18-5c106cde", "resnet18-f37072fd"),
+    "resnet34": ("resnet34-43635321", "resnet34-b627a593"),
+    "resnet50": ("resnet50_a1_0-14fe96d1", "resnet50-0676ba61"),
+    "wide_resnet50_2": ("wide_resnet50_racm-8234f177", "wide_resnet50_2-95faca4d"),
+}
+
+
+def normalise(images: Tensor) -> Tensor:
+    """RGB (B, 3, H, W) in [0, 1], less ImageNet's mean, divided by its standard deviation."""
+    mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return (images - mean) / std
+
+
+class ResidualUnitBN(nn.Module):
+    """The residual block of ResNet: ReLU(x' + f(x)), x' = x or its strided 1 x 1 convolution and batch norm.
+
+    f is two 3 x 3 convolutions, or (bottleneck) 1 x 1, 3 x 3 with the stride, 1 x 1; batch norm behind each.
+
+    Args:
+        channels: of the input.
+        width: of the inner convolutions.
+        out: of the output.
+        stride: 1 or 2.
+        bottleneck: which of the two.
+    """
+
+    def __init__(self, channels: int, width: int, out: int, stride: int, bottleneck: bool):
+        super().__init__()
+        forms = ((channels, width, 3, stride), (width, out, 3, 1))
+        if bottleneck:
+            forms = ((channels, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1))
+        self.count = len(forms)
+        for i, (before, after, side, step) in enumerate(forms, start=1):
+            self.add_module(f"conv{i}", nn.Conv2d(before, after, side, step, side // 2, bias=False))
+            self.add_module(f"bn{i}", nn.BatchNorm2d(after))
+        self.downsample = None
+        if stride > 1 or channels != out:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, out, H / stride, W / stride)."""
+        y = x
+        for i in range(1, self.count + 1):
+            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+            y = y.relu() if i < self.count else y
+        return (y + (x if self.downsample is None else self.downsample(x))).relu()
+
+
+class ResNet(nn.Module):
+    """Features at the ends of the four stages, behind their ReLU; no classifier.
+
+    Random weights are Kaiming's (fan out), with the last batch norm of each block at 1/2: in evaluation mode, where
+    fresh statistics normalise nothing, the sum of many blocks would otherwise grow from layer to layer.
+
+    Args:
+        name: of a form; its stages have 64, 128, 256, 512 channels, four times as many with bottlenecks.
+    """
+
+    strides = (4, 8, 16, 32)
+
+    def __init__(self, name: Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2"]):
+        super().__init__()
+        depths, bottleneck, factor = FORMS[name]
+        self.name, expansion = name, 4 if bottleneck else 1
+        self.published = "{}.pth of timm 0.5.4, or torchvision's {}.pth".format(*PUBLISHED[name])
+        self.channels = tuple(64 * 2**i * expansion for i in range(4))
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1, self.maxpool = nn.BatchNorm2d(64), nn.MaxPool2d(3, 2, 1)
+        before = 64
+        for i, (depth, out) in enumerate(zip(depths, self.channels)):
+            blocks = []
+            for j in range(depth):
+                stride = 2 if i > 0 and j == 0 else 1
+                blocks.append(ResidualUnitBN(before, 64 * 2**i * factor, out, stride, bottleneck))
+                before = out
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, ResidualUnitBN):
+                nn.init.constant_(getattr(module, f"bn{module.count}").weight, 0.5)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """RGB (B, 3, H, W) in [0, 1] -> four maps (B, channels[i], H / strides[i], W / strides[i])."""
+        x = self.maxpool(self.bn1(self.conv1(normalise(images))).relu())
+        layers = []
+        for i in range(1, 5):
+            x = getattr(self, f"layer{i}")(x)
+            layers.append(x)
+        return layers
+
+    def load_published(self, state: Mapping) -> list[str]:
+        """Weights with torchvision's or timm's names; the classifier is ignored. See `load_published`."""
+        return load_published(self, state, self.name, ("fc.",))
+
+
+def load_published(network: nn.Module, state: Mapping, name: str, ignored: tuple[str, ...] = ()) -> list[str]:
+    """Copies published weights into a feature extractor, all of them or none.
+
+    Args:
+        network: the extractor.
+        state: a state dict, perhaps below "state_dict" or "model" and with names that begin with "module."; any float
+            type.
+        name: what the extractor is called in messages.
+        ignored: beginnings of names that it has no use for.
+
+    Returns:
+        a note, if names were ignored.
+
+    Raises:
+        UserError: no such dict, names that are missing or unknown, another shape, values that are not finite.
+    """
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"the weights of {name} are no dictionary of tensors")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    own = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    left = [key for key in state if key.startswith(ignored)] if ignored else []
+    given = {k: v for k, v in state.items() if k not in left and not k.endswith("num_batches_tracked")}
+    missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
+    if missing or unknown:
+        raise UserError(
+            f"the weights do not fit {name}: {len(missing)} names are missing {missing[:3]}, {len(unknown)} are "
+            f"unknown {unknown[:3]}"
+        )
+    for key, value in own.items():
+        if given[key].shape != value.shape:
+            shapes = f"{tuple(given[key].shape)}, expected {tuple(value.shape)}"
+            raise UserError(f"the weights do not fit {name}: {key} has the shape {shapes}")
+        if not torch.isfinite(given[key].float()).all():
+            raise UserError(f"the weights of {name} are not finite: {key}")
+    network.load_state_dict({key: given[key].float() for key in own}, strict=False)
+    return [f"{', '.join(left[:3])} ({len(left)} in all) are of no use to the features"] if left else []
