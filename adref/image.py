@@ -27,8 +27,7 @@ def grey(image: np.ndarray, rule: Literal["luma", "mean", "opencv"] = "luma") ->
     three channels, rounded to the nearest.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or rule not in ("luma", "mean", "opencv"):
-        got = f"{image.dtype} {image.shape}, {rule!r}"
-        raise ValueError(f"expected uint8 (H, W, 3), luma or mean; got {got} (the third rule is opencv)")
+        raise ValueError(f"expected uint8 (H, W, 3), luma, mean or opencv; got {image.dtype} {image.shape}, {rule!r}")
     r, g, b = np.moveaxis(image, 2, 0).astype(np.uint32)
     if rule == "luma":
         return ((19595 * r + 38470 * g + 7471 * b + 0x8000) >> 16).astype(np.uint8)

@@ -126,6 +126,12 @@ def _value(name: str, numbers: dict, reasons: dict) -> str:
     return f"<b>n/a</b> <small>{escape(reasons.get(name, 'no reason was given'))}</small>"
 
 
+def _label(name: str) -> str:
+    """A metric's name for the eye; another reading of one is called after it: "aupro_0.3_realnet"."""
+    known = next((key for key in LABELS if name.startswith(f"{key}_")), None)
+    return LABELS.get(name) or (f"{LABELS[known]}, {name[len(known) + 1 :]}" if known else name)
+
+
 def _table(rows) -> str:
     """A table that scrolls in its own box; `rows` are markup, each the cells of one row."""
     body = "</tr><tr>".join(rows)
@@ -140,7 +146,7 @@ def _cards(metrics: dict) -> str:
         interval = metrics.get(f"{name}_interval")
         note = "<small>95 % interval {:.3f} to {:.3f}</small>".format(*interval) if interval else ""
         shown = _value(name, metrics, metrics.get("reasons", {}))
-        cards += f"<div><dt>{escape(LABELS.get(name, name))}</dt><dd>{shown}{note}</dd></div>"
+        cards += f"<div><dt>{escape(_label(name))}</dt><dd>{shown}{note}</dd></div>"
     return f'<dl class="cards">{cards}</dl>'
 
 

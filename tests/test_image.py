@@ -36,7 +36,7 @@ def test_mean_of_the_channels_is_rounded_to_the_nearest():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"luma or mean; got .* 'lumma'"):
+    with pytest.raises(ValueError, match=r"luma, mean or opencv; got .* 'lumma'"):
         grey(np.zeros((4, 5, 3), np.uint8), "lumma")
     with pytest.raises(ValueError, match="expected closing, opening or none, got 'close'"):
         morphology(np.zeros((4, 5), bool), "close")
@@ -49,7 +49,7 @@ def test_unknown_names_are_refused():
 )
 @pytest.mark.parametrize("rule", ["luma", "mean"])
 def test_grey_refuses_other_arrays(image, rule):
-    with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\), luma or mean; got"):
+    with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\), luma, mean or opencv; got"):
         grey(image, rule)
 
 

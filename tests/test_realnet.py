@@ -682,7 +682,8 @@ def test_report_shows_what_the_method_saw(run):
                   "the 304 that it drops", "residual of layer 4", "kept by maximum", "kept by mean",
                   '<section id="Categories">', '<section id="Method">'):  # fmt: skip
         assert words in page, words
-    assert "layer 1: " in page.partition("kept by mean")[2][:300]
+    assert "kept by mean (of both, % from each layer: " in page
+    assert "Image AUROC, max" in page and "AUPRO 0.3, realnet" in page
 
 
 def test_the_checkpoint_holds_all_that_is_needed(run):

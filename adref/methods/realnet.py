@@ -222,10 +222,14 @@ DEVIATIONS = (
     Deviation("D17", "Options.score_window", "contradiction", "the maximum of the map", "the maximum of a 16 x 16 mean",
               "the code's; the maximum is reported beside it"),
     Deviation("D18", "nsa_anomaly", "silent", "NSA, no details",
-              "its authors' sizes and conditions; unknown categories have their widest bounds and no condition",
-              "its own label, not the Perlin mask; see synthesis/nsa.py"),
+              "its authors' sizes and conditions; other categories: the widest bounds, no condition",
+              "as in their code the bounds of half a side bound the whole resized side, and 1 + Binomial(n - "
+              "1, 1/2) patches are drawn; other than there, patches are whole, at least 7 pixels wide, and the "
+              "equation is solved on their rectangle. The label is NSA's own, not the Perlin mask; an anomaly "
+              "that it leaves out is none"),
     Deviation("D19", "cut_paste_anomaly", "silent", "CutPaste, no details",
-              "its rectangles, labelled whole; scars apart", "see synthesis/cut_paste.py"),
+              "its rectangles, labelled whole unless no pixel changed; scars are a source of their own",
+              "its label is not told; colours change as in its code, in a fixed order"),
     Deviation("D20", "RealNet.__init__", "substitution", "square inputs", "rectangles, too",
               "the code takes the size within its decoder from the width alone"),
     Deviation("D21", "corrupt", "silent", "an empty mask", "the sample stays normal",
@@ -409,6 +413,8 @@ class RealNet(Method):
                 getattr(self, f"example_{name}")[i] = to_bytes(getattr(found, name)).to(device)
         if o.selection != "afs":
             return
+        looked = o.afs_batches * o.batch_size * (1 if o.afs_pass == "shared" else len(self.blocks))
+        warnings.warn(f"AFS looks at {looked} corrupted images before the first step", Notice, stacklevel=2)
         self.eval()
         passes = [range(len(self.blocks))] if o.afs_pass == "shared" else [[b] for b in range(len(self.blocks))]
         for number, blocks in enumerate(passes):
@@ -534,11 +540,12 @@ class RealNet(Method):
             first += width
         if self.rrs:
             shares = self.shares(outcome)
-            own = ", ".join(f"{name.removeprefix('layer_')}: {100 * share[0]:.0f} %" for name, share in shares.items())
+            own = ", ".join(f"{100 * share[0]:.0f}" for share in shares.values())
             for name, part in (("maximum", slice(0, self.rrs.by_max)), ("mean", slice(self.rrs.by_max, None))):
                 if outcome.chosen[0, part].numel():
                     shown[f"kept by {name}"] = picture_of(outcome.chosen[0, part])
-            shown = {(f"{k}; layer {own}" if k == list(shown)[-1] else k): v for k, v in shown.items()}
+            last = list(shown)[-1]
+            shown[f"{last} (of both, % from each layer: {own})"] = shown.pop(last)
         return shown
 
     @torch.no_grad()
