@@ -60,7 +60,7 @@ class Discriminator(nn.Module):
 
     Args:
         channels: N.
-        size: (H, W) of the logits; half of it lies between.
+        size: (H, W) of the logits; twice the sides of the residuals lie between.
         side: of the convolutions, 3 or 1.
         align_corners: of the enlargements.
     """
@@ -81,7 +81,7 @@ class Discriminator(nn.Module):
 
     def forward(self, residuals: Tensor) -> Tensor:
         x = self.reduce(self.units(residuals))
-        x = self.out(enlarge(x, tuple(side // 2 for side in self.size), self.align_corners))
+        x = self.out(enlarge(x, tuple(2 * side for side in x.shape[2:]), self.align_corners))
         return enlarge(x, self.size, self.align_corners)
 
 

@@ -491,7 +491,7 @@ class RealNet(Method):
         pairs = zip(outcome.rebuilt, target)
         terms = {"reconstruction": o.reconstruction_weight * sum(F.mse_loss(own, phi.float()) for own, phi in pairs)}
         if o.segmentation_loss == "focal":
-            segmentation = focal(outcome.logits.softmax(dim=1), batch.mask, smooth=0)
+            segmentation = focal(outcome.logits.softmax(dim=1), batch.mask)
         else:
             segmentation = F.cross_entropy(outcome.logits, batch.mask[:, 0].long())
         terms["segmentation"] = o.segmentation_weight * segmentation

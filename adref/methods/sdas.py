@@ -262,7 +262,7 @@ def respace(schedule: Schedule, kept: Sequence[int]) -> Schedule:
 
 
 def at(table: Tensor, index: Tensor) -> Tensor:
-    """Values of a table (n,) at indices (B,), as (B, 1, 1, 1) float32."""
+    """Values of a table (n,) at indices (B,), as (B, 1, 1, 1) float32. Roots and quotients come before, in float64."""
     return table.to(index.device)[index].float()[:, None, None, None]
 
 
@@ -326,9 +326,10 @@ class SDAS(Trainable):
 
         "total" is simple + weight vlb, weight = lambda T or lambda.
         """
-        o, table = self.options, self.schedule
-        noisy = at(table.abar, batch.step).sqrt() * batch.image
-        noisy = noisy + (1 - at(table.abar, batch.step)).sqrt() * batch.noise  # equation 1
+        o, abar = self.options, self.schedule.abar
+        noisy = (
+            at(abar.sqrt(), batch.step) * batch.image + at((1 - abar).sqrt(), batch.step) * batch.noise
+        )  # equation 1
         if stage == "classify":
             total = F.cross_entropy(self.classifier(noisy, batch.step).float(), batch.label)
             return {"cross_entropy": total, "total": total}
@@ -352,7 +353,8 @@ class SDAS(Trainable):
         """
         table = self.schedule
         log_variance = self.log_variance(v, at(table.beta.log(), step), at(table.log_variance, step))
-        guess = (noisy - (1 - at(table.abar, step)).sqrt() * eps) / at(table.abar, step).sqrt()  # equation 3
+        inverse = 1 / table.abar
+        guess = at(inverse.sqrt(), step) * noisy - at((inverse - 1).sqrt(), step) * eps  # equation 3
         c1, c2 = at(table.c1, step), at(table.c2, step)
         mean, true_mean = c1 * guess + c2 * noisy, c1 * image + c2 * noisy
         true_log = at(table.log_variance, step)
