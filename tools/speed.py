@@ -27,12 +27,16 @@ from scipy import ndimage
 from adref.image import cielab, grey, morphology, msgms, nearest, otsu, perceptual_hash
 from adref.layers.coordinate_attention import CoordinateAttention
 from adref.layers.memory import Memory
+from adref.layers.residual_selection import ResidualSelection
 from adref.layers.swin import SwinBlock, explicit_attention
 from adref.layers.vit import Block
 from adref.losses import ms_ssim, ms_ssim_l1
 from adref.method import Sources, gaussian_smooth, mean_filter
 from adref.methods import METHODS, sernet, srdad
 from adref.samples import random_stream
+from adref.synthesis.cut_paste import cut_paste, draw_rectangle, draw_scar
+from adref.synthesis.foreground import RULES, foreground
+from adref.synthesis.nsa import NSA_RULES, draw_nsa, nsa
 from adref.synthesis.poisson import poisson_blend
 
 Rows = dict[str, Callable[[int], object]]  # label -> what to time, called with the number of the round
@@ -201,6 +205,45 @@ def similarity() -> Rows:
     }
 
 
+def residual_selection() -> Rows:
+    """RRS of 1536 channels, whose channel statistics are normalised, beside batch norm of all their pixels."""
+    residuals, norm = torch.rand(2, 1536, 64, 64), torch.nn.BatchNorm2d(1536, affine=False, momentum=0.9)
+    rrs = ResidualSelection(1536, 256, 256)
+
+    @torch.no_grad()
+    def plain(mode, _):
+        scores = norm.train(mode)(residuals)
+        lists = [s.argsort(1, descending=True)[:, :256] for s in (scores.amax((2, 3)), scores.mean((2, 3)))]
+        chosen = torch.cat(lists, 1)[:, :, None, None].expand(-1, -1, 64, 64)
+        return residuals.gather(1, chosen)
+
+    return {
+        "batch norm, training": partial(plain, True),
+        "adref, training": lambda _: rrs.train()(residuals),
+        "batch norm, evaluation": partial(plain, False),
+        "adref, evaluation": lambda _: rrs.eval()(residuals),
+    }
+
+
+def anomalies() -> Rows:
+    """RealNet's sources at 256 x 256, draw and all."""
+    image = torch.from_numpy(pixels := picture()).permute(2, 0, 1).float() / 255
+    other = image.flip(2).contiguous()
+
+    def nsa_of(name: str):
+        rule = NSA_RULES[name]
+        a, b = image.numpy(), other.numpy()
+        return lambda i: nsa(a, b, draw_nsa(np.random.default_rng(i), a, b, rule), rule.mixed)
+
+    return {
+        "CutPaste": lambda i: cut_paste(image, draw_rectangle(np.random.default_rng(i), (256, 256))),
+        "scar": lambda i: cut_paste(image, draw_scar(np.random.default_rng(i), (256, 256))),
+        "NSA, source gradients": nsa_of("cable"),
+        "NSA, mixed gradients": nsa_of("tile"),
+        "foreground": lambda _: foreground(pixels, RULES["pill"]),
+    }
+
+
 def step(preset: str = "tiny") -> Rows:
     """A training step of each stage at the preset `tiny`, four images of 128 x 128."""
     images = torch.rand(4, 3, 128, 128).contiguous(memory_format=torch.channels_last)
@@ -241,6 +284,8 @@ GROUPS = {
     **{f"perceptual hash, {side} px": partial(phash, side) for side in (256, 1024)},
     "search of 3,416 hashes": search,
     "colour and structure": similarity,
+    "residual selection": residual_selection,
+    "anomalies of RealNet": anomalies,
     "training step, tiny": step,
 }  # fmt: skip
 

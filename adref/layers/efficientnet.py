@@ -77,8 +77,9 @@ class InvertedResidual(nn.Module):
 class EfficientNetB4(nn.Module):
     """Features at the ends of stages 1, 2, 3 and 5, behind their last batch norm; no classifier.
 
-    All seven stages are there, so that published files load; those behind the last tap do not run. Random weights keep
-    the variance, which SiLU divides by 2.8 and a fresh squeeze and excite by 4; halved in blocks with a shortcut.
+    All seven stages are there, so that published files load; those behind the last tap do not run. Random weights make
+    up for SiLU, which divides the variance by 2 to 2.8, and a fresh squeeze and excite (4), and halve blocks with a
+    shortcut: features stay finite and of some size, without statistics to normalise them.
     """
 
     channels, strides = (24, 32, 56, 160), (2, 4, 8, 16)
@@ -121,7 +122,7 @@ class EfficientNetB4(nn.Module):
         """Weights with timm's or torchvision's names; head and classifier are ignored. See `resnet.load_published`."""
         for key in ("state_dict", "model"):
             state = state[key] if isinstance(state, Mapping) and isinstance(state.get(key), Mapping) else state
-        if isinstance(state, Mapping):
+        if isinstance(state, Mapping) and all(isinstance(key, str) for key in state):
             state = {timm_name(key.removeprefix("module.")): value for key, value in state.items()}
         return load_published(self, state, "efficientnet_b4", ("conv_head.", "bn2.", "classifier."))
 

@@ -136,7 +136,8 @@ def load_published(network: nn.Module, state: Mapping, name: str, ignored: tuple
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    tensors = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not tensors:
         raise UserError(f"the weights of {name} are no dictionary of tensors")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     own = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
