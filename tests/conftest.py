@@ -1,6 +1,7 @@
 """What several test files share: a small data set, and the flags that make a run take a second."""
 
 import csv
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from adref import options as option_tools
 
 torch.set_num_threads(1)  # these networks are so small that more threads cost time
 
@@ -48,6 +51,27 @@ def write_category(root: Path, train: int = 6, good: int = 3, defects: int = 3) 
 def rows_of(path: Path) -> list[dict]:
     """A CSV file with a header as dictionaries."""
     return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def check_readings(options_class, tried: list[dict], elsewhere: tuple = ()) -> None:
+    """Nobody adds a reading that no test builds: each value of a choice, both of a switch, none and a number.
+
+    `tried` are changes of options, `elsewhere` values that another test builds.
+    """
+    types = option_tools.hints(options_class)
+    pairs = [pair for changes in tried for pair in changes.items()]
+    for field in dataclasses.fields(options_class):
+        name, kind = field.name, types[field.name]
+        inner = [t for t in getattr(kind, "__args__", ()) if option_tools.choices(t)]
+        known = set(option_tools.choices(inner[0] if inner else kind) or ()) - set(elsewhere)
+        values = {value for option, value in pairs if option == name}
+        assert values, f"{name} is never changed"
+        built = values | {field.default}
+        built |= {item for value in built if isinstance(value, tuple) for item in value}
+        assert known <= built, f"{name}: {known - built} is never built"
+        assert kind is not bool or (not field.default) in values, name
+        if type(None) in getattr(kind, "__args__", ()):
+            assert None in values | {field.default} and any(v is not None for v in values | {field.default}), name
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden, picture, rows_of, write_category
+from conftest import check_readings, golden, picture, rows_of, write_category
 from PIL import Image
 from torch import nn
 
@@ -592,15 +592,7 @@ def test_other_options_build_and_change_no_step(name):
 
 
 def test_every_option_that_names_readings_has_each_of_them_in_the_table():
-    types = option_tools.hints(Options)
-    tried = [*itertools.chain(*(changes.items() for changes in READINGS)), *SILENT.items()]
-    for field in dataclasses.fields(Options):
-        kind, values = types[field.name], {value for name, value in tried if name == field.name}
-        assert values, f"{field.name} is never changed"
-        known = set(option_tools.choices(kind) or ()) - set(SLOW)
-        assert known <= values | {field.default, LEAST.get(field.name)}, field.name
-        if kind is bool:
-            assert (not field.default) in values
+    check_readings(Options, [*READINGS, SILENT, LEAST], SLOW)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import golden, picture, rows_of, write_category
+from conftest import check_readings, golden, picture, rows_of, write_category
 from PIL import Image
 from test_train import same_weights, without_times
 
@@ -656,14 +656,7 @@ def test_other_options_build_and_change_no_step(name):
 
 
 def test_every_option_that_names_readings_has_each_of_them_in_the_table():
-    """Nobody adds a reading that no test builds: each value of a choice, both of a switch, none and a number."""
-    types = option_tools.hints(Options)
-    tried = [pair for changes in READINGS for pair in changes.items()] + list(SILENT.items())
-    for field in dataclasses.fields(Options):
-        known = option_tools.choices(types[field.name]) or ()
-        values = {value for name, value in tried if name == field.name}
-        assert values - {field.default}, f"{field.name} is never changed"
-        assert set(known) <= values | {field.default}, f"{field.name}: {set(known) - values} is never built"
+    check_readings(Options, [*READINGS, SILENT])
 
 
 @pytest.mark.parametrize("name", [*PRESETS, *ABLATIONS])

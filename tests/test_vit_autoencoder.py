@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden
+from conftest import check_readings, golden
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
@@ -808,20 +808,7 @@ def test_other_options_build_and_change_no_step(changes):
 
 
 def test_every_option_that_names_readings_has_each_of_them_in_the_table():
-    """Nobody adds a reading that no test builds: each value of a choice, both of a switch, none and a number."""
-    types = option_tools.hints(Options)
-    tried = [pair for changes in [*READINGS, *SILENT] for pair in changes.items()]
-    for field in dataclasses.fields(Options):
-        name, kind = field.name, types[field.name]
-        inner = [t for t in getattr(kind, "__args__", ()) if option_tools.choices(t)]
-        known = option_tools.choices(inner[0] if inner else kind) or ()
-        values = {value for option, value in tried if option == name}
-        assert values, f"{name} is never changed"
-        assert set(known) <= values | {field.default}, f"{name}: {set(known) - values} is never built"
-        if kind is bool:
-            assert (not field.default) in values
-        if type(None) in getattr(kind, "__args__", ()):
-            assert None in values | {field.default} and any(value is not None for value in values), name
+    check_readings(Options, [*READINGS, *SILENT])
 
 
 def test_where_else_options_are_tested():
