@@ -535,7 +535,7 @@ def test_clipping_once_or_after_every_part():
 
 READINGS = [
     {"size": (16, 32)}, {"categories": ()}, {"strength_per": "batch"}, {"conditional": False}, {"width": 64},
-    {"multipliers": (1, 2)}, {"multipliers": (1,), "attention_factors": (1,)}, {"blocks": 2},
+    {"groups": 8}, {"multipliers": (1, 2)}, {"multipliers": (1,), "attention_factors": (1,)}, {"blocks": 2},
     {"attention_factors": ()}, {"attention_factors": (1, 2)}, {"head_width": 16}, {"dropout": 0.5}, {"steps": 500},
     {"betas": (1e-3, 0.02)}, {"variance": "direct"}, {"vlb_weight": 1.0}, {"vlb_weight_mode": "per_step"},
     {"vlb_unit": "nats"}, {"learning_rate": 1e-2}, {"clip": 1e-3}, {"ema_decay": 0.01}, {"ema_warmup": False},
@@ -617,8 +617,8 @@ def test_presets_and_ablations_build(preset, name):
     ("changes", "words"),
     [
         ({"size": (100, 256)}, "--size takes multiples of 32, with 6 levels; got \\(100, 256\\)"),
-        ({"width": 48}, "--width takes multiples of 32; got 48"),
-        ({"classifier_width": 48}, "--classifier-width takes multiples of 32; got 48"),
+        ({"width": 48}, "--width takes even multiples of 32 .--groups.; got 48"),
+        ({"classifier_width": 48}, "--classifier-width takes even multiples of 32 .--groups.; got 48"),
         ({"attention_factors": (64,)}, "--attention-factors takes some of 1, 2, 4, 8, 16, 32; got 64"),
         ({"head_width": 96}, "--head-width 96 does not divide the 512 channels"),
         ({"betas": (0.5, 0.1)}, "--betas"),

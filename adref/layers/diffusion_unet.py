@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GROUPS = 32  # of every group norm: widths must be multiples of it
-
 
 def step_embedding(steps: Tensor, width: int) -> Tensor:
     """Sinusoids of diffusion steps: (B,) -> (B, w) float32, [cos(t f_j), sin(t f_j)] with f_j = 10000^(-2 j / w)."""
@@ -44,6 +42,7 @@ class ResidualBlock(nn.Module):
         embedding: width of the embedding.
         resample: "down" averages 2 x 2 pixels, "up" doubles them, before the first convolution and in the shortcut.
         dropout: share of the values that training drops.
+        groups: of the group norms.
     """
 
     def __init__(
@@ -53,15 +52,16 @@ class ResidualBlock(nn.Module):
         embedding: int,
         resample: Literal["none", "down", "up"] = "none",
         dropout: float = 0.0,
+        groups: int = 32,
     ):
         super().__init__()
         self.resample = resample
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
+            nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * width))
         last = zeroed(nn.Conv2d(width, width, 3, padding=1))
-        self.out_layers = nn.Sequential(nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Dropout(dropout), last)
+        self.out_layers = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), nn.Dropout(dropout), last)
         self.skip_connection = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class SelfAttention(nn.Module):
         groups: of the group norm.
     """
 
-    def __init__(self, channels: int, head_width: int = 64, groups: int = GROUPS):
+    def __init__(self, channels: int, head_width: int = 64, groups: int = 32):
         super().__init__()
         self.heads = channels // head_width
         self.norm = nn.GroupNorm(groups, channels)
@@ -122,7 +122,7 @@ class DiffusionUNet(nn.Module):
     resamples. Attention follows the blocks at the factors of `attention`.
 
     Args:
-        width: w, channels at full resolution, a multiple of 32; the embedding has 4 w.
+        width: w, channels at full resolution, a multiple of `groups`; the embedding has 4 w.
         multipliers: channels of each level, as multiples of w; level i runs at 1 / 2^i of the sides.
         blocks: residual blocks of a level.
         attention: the factors by which the sides are divided where there is attention. (In the reference code a
@@ -130,6 +130,8 @@ class DiffusionUNet(nn.Module):
         head_width: channels of each head, of which the widths with attention are multiples.
         classes: rows of the table of labels; 0: no labels.
         dropout: in residual blocks.
+        groups: of every group norm. Where `width` is no larger, each channel is a group of its own at full resolution:
+            its mean over the picture is lost, and with it the mean of the noise.
     """
 
     def __init__(
@@ -141,26 +143,27 @@ class DiffusionUNet(nn.Module):
         head_width: int = 64,
         classes: int = 0,
         dropout: float = 0.0,
+        groups: int = 32,
     ):
         super().__init__()
         self.width, self.stride = width, 2 ** (len(multipliers) - 1)
         e = 4 * width
         self.time_embed = nn.Sequential(nn.Linear(width, e), nn.SiLU(), nn.Linear(e, e))
         self.label_emb = nn.Embedding(classes, e) if classes else None
-        self.input_blocks, skips = encoder(width, multipliers, blocks, attention, head_width, dropout)
+        self.input_blocks, skips = encoder(width, multipliers, blocks, attention, head_width, dropout, groups)
         channels = skips[-1]
-        self.middle_block = middle(channels, e, head_width, dropout)
+        self.middle_block = middle(channels, e, head_width, dropout, groups)
         self.output_blocks = nn.ModuleList()
         for level in reversed(range(len(multipliers))):
             own, factor = width * multipliers[level], 2**level
             for i in range(blocks + 1):
-                layers = [ResidualBlock(channels + skips.pop(), own, e, dropout=dropout)]
-                layers += [SelfAttention(own, head_width)] if factor in attention else []
-                layers += [ResidualBlock(own, own, e, "up", dropout)] if level and i == blocks else []
+                layers = [ResidualBlock(channels + skips.pop(), own, e, "none", dropout, groups)]
+                layers += [SelfAttention(own, head_width, groups)] if factor in attention else []
+                layers += [ResidualBlock(own, own, e, "up", dropout, groups)] if level and i == blocks else []
                 self.output_blocks.append(Step(*layers))
                 channels = own
         self.out = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, 6, 3, padding=1))
+            nn.GroupNorm(groups, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, 6, 3, padding=1))
         )
 
     def forward(self, x: Tensor, steps: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -190,27 +193,33 @@ class DiffusionUNet(nn.Module):
 
 
 def encoder(
-    width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_width: int, dropout: float
+    width: int,
+    multipliers: Sequence[int],
+    blocks: int,
+    attention: Sequence[int],
+    head_width: int,
+    dropout: float,
+    groups: int,
 ) -> tuple[nn.ModuleList, list[int]]:
     """The way down, from three channels, and the channels of each of its steps; arguments as of `DiffusionUNet`."""
     steps, widths = nn.ModuleList([Step(nn.Conv2d(3, width, 3, padding=1))]), [width]
     for level, multiplier in enumerate(multipliers):
         own = width * multiplier
         for _ in range(blocks):
-            layers = [ResidualBlock(widths[-1], own, 4 * width, dropout=dropout)]
-            layers += [SelfAttention(own, head_width)] if 2**level in attention else []
+            layers = [ResidualBlock(widths[-1], own, 4 * width, "none", dropout, groups)]
+            layers += [SelfAttention(own, head_width, groups)] if 2**level in attention else []
             steps.append(Step(*layers))
             widths.append(own)
         if level < len(multipliers) - 1:
-            steps.append(Step(ResidualBlock(own, own, 4 * width, "down", dropout)))
+            steps.append(Step(ResidualBlock(own, own, 4 * width, "down", dropout, groups)))
             widths.append(own)
     return steps, widths
 
 
-def middle(channels: int, embedding: int, head_width: int, dropout: float) -> Step:
+def middle(channels: int, embedding: int, head_width: int, dropout: float, groups: int) -> Step:
     """Residual block, attention, residual block at the coarsest level."""
-    first, last = (ResidualBlock(channels, channels, embedding, dropout=dropout) for _ in range(2))
-    return Step(first, SelfAttention(channels, head_width), last)
+    first, last = (ResidualBlock(channels, channels, embedding, "none", dropout, groups) for _ in range(2))
+    return Step(first, SelfAttention(channels, head_width, groups), last)
 
 
 class AttentionPool(nn.Module):
@@ -248,7 +257,7 @@ class NoisyClassifier(nn.Module):
         classes: how many.
         size: (H, W) of the images.
         width: channels at full resolution.
-        multipliers: like `blocks`, `attention` and `head_width`, of `DiffusionUNet`.
+        multipliers: like the others, of `DiffusionUNet`.
     """
 
     def __init__(
@@ -260,14 +269,15 @@ class NoisyClassifier(nn.Module):
         blocks: int = 2,
         attention: Sequence[int] = (8, 16, 32),
         head_width: int = 64,
+        groups: int = 32,
     ):
         super().__init__()
         self.width, stride = width, 2 ** (len(multipliers) - 1)
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
-        self.input_blocks, widths = encoder(width, multipliers, blocks, attention, head_width, 0.0)
-        self.middle_block = middle(widths[-1], 4 * width, head_width, 0.0)
+        self.input_blocks, widths = encoder(width, multipliers, blocks, attention, head_width, 0.0, groups)
+        self.middle_block = middle(widths[-1], 4 * width, head_width, 0.0, groups)
         pool = AttentionPool(widths[-1], size[0] // stride * (size[1] // stride), classes, head_width)
-        self.out = nn.Sequential(nn.GroupNorm(GROUPS, widths[-1]), nn.SiLU(), pool)
+        self.out = nn.Sequential(nn.GroupNorm(groups, widths[-1]), nn.SiLU(), pool)
 
     def forward(self, x: Tensor, steps: Tensor) -> Tensor:
         """(B, 3, H, W) in about [-1, 1], (B,) original steps -> logits (B, classes)."""

@@ -46,7 +46,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adref.layers.diffusion_unet import GROUPS, DiffusionUNet, NoisyClassifier
+from adref.layers.diffusion_unet import DiffusionUNet, NoisyClassifier
 from adref.method import Deviation, Sources, Trainable
 from adref.options import Notice, UserError, flag, option
 
@@ -59,7 +59,8 @@ class Options:
     resize: Literal["antialias", "bilinear"] = option("antialias", "filter that brings a picture to --size", "code")
     categories: tuple[str, ...] = option((), "names of the categories, by the alphabet", "--category", is_flag=False)
     conditional: bool = option(True, "a label for each of several categories; false: one model without labels", "D4")
-    width: int = option(256, "channels of the U-Net at full resolution, a multiple of 32", "code", (32, math.inf))
+    width: int = option(256, "channels of the U-Net at full resolution, a multiple of --groups", "code", (2, math.inf))
+    groups: int = option(32, "of every group norm", "code; D15", (1, 4096))
     multipliers: tuple[int, ...] = option(
         (1, 1, 2, 2, 4, 4), "channels of each level, as multiples; each level halves the sides", "code", (1, math.inf)
     )
@@ -68,7 +69,7 @@ class Options:
     head_width: int = option(64, "channels of a head of the attention", "code", (1, math.inf))
     dropout: float = option(0.0, "in residual blocks", "code", (0, 0.99))
     steps: int = option(1000, "T, steps of the diffusion", "code", (2, 1_000_000))
-    betas: tuple[float, float] = option((1e-4, 0.02), "first and last beta of 1000 steps", "code; D15", (1e-9, 0.999))
+    betas: tuple[float, float] = option((1e-4, 0.02), "first and last beta of 1000 steps", "code", (1e-9, 0.999))
     variance: Literal["half_shift", "direct"] = option(
         "half_shift", "f of equation 4: (v + 1) / 2, or v itself as the text has it", "code; D5"
     )
@@ -87,7 +88,7 @@ class Options:
     clip: float = option(1.0, "largest norm of the gradient; 0: any", "code", (0, math.inf))
     ema_decay: float = option(0.9999, "decay of the average of the weights, which draws", "code", (0, 1))
     ema_warmup: bool = option(True, "a smaller decay in the beginning, (1 + n) / (10 + n)", "D9")
-    classifier_width: int = option(128, "width of the classifier that guides", "code", (32, math.inf))
+    classifier_width: int = option(128, "width of the classifier that guides", "code", (2, math.inf))
     classifier_epochs: int = option(240, "passes of its training; none where the scale is 0", "D1", (0, math.inf))
     guidance_scale: float = option(0.0, "weight of the classifier's gradient; 0: no classifier", "D8", (0, math.inf))
     # What `python -m adref.synthesize RUN` may set anew:
@@ -125,7 +126,7 @@ PRESETS = {
         "multipliers": (1, 2, 2, 4),
         "attention_factors": (4, 8),
         "head_width": 32,
-        "betas": (1e-4, 0.012),
+        "groups": 8,
         "epochs": 50,
         "batch_size": 8,
         "accumulation": 1,
@@ -196,9 +197,9 @@ DEVIATIONS = (
     Deviation("D14", "SDAS.load_weights", "mistake", "starts from ImageNet weights",
               "every tensor that does not fit is named",
               "the code skips what does not fit without a word: its table of labels stays random"),
-    Deviation("D15", "Options.betas", "substitution", "as in guided diffusion", "1e-4 to 0.02; tiny: to 0.012",
-              "at the first step back, an error of eps counts 97 times in x_0, 16 times in tiny: there a short "
-              "training gets the shapes right and the hues wrong"),
+    Deviation("D15", "Options.groups", "substitution", "32 groups, as in guided diffusion", "32; tiny: 8",
+              "32 channels in 32 groups are normalised one by one: the network cannot tell the mean of the "
+              "noise, which at the first step back counts 97 times in x_0, and every picture gets a hue of its " "own"),
 )  # fmt: skip
 
 
@@ -309,7 +310,7 @@ class SDAS(Trainable):
         check(o := self.options)
         self.classes = len(o.categories) if o.conditional and len(o.categories) > 1 else 0  # D4
         form = {"multipliers": o.multipliers, "blocks": o.blocks, "head_width": o.head_width}
-        form["attention"] = o.attention_factors  # D2
+        form |= {"attention": o.attention_factors, "groups": o.groups}  # D2, D15
         self.network = DiffusionUNet(o.width, classes=self.classes, dropout=o.dropout, **form)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
@@ -531,8 +532,8 @@ def check(o: Options) -> None:
             raise UserError(f"--attention-factors takes some of {', '.join(map(str, factors))}; got {factor}")
     widths = {factors[f] for f in o.attention_factors} | {o.width * o.multipliers[-1]}
     for name, width in (("width", o.width), ("classifier_width", o.classifier_width)):
-        if width % GROUPS:
-            raise UserError(f"{flag(name)} takes multiples of {GROUPS}; got {width}")
+        if width % o.groups or width % 2:
+            raise UserError(f"{flag(name)} takes even multiples of {o.groups} (--groups); got {width}")
     if wrong := [width for width in sorted(widths) if width % o.head_width]:
         raise UserError(f"--head-width {o.head_width} does not divide the {wrong[0]} channels of a level that attends")
     if o.betas[0] > o.betas[1] or 1000 / o.steps * o.betas[1] >= 1:
