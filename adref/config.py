@@ -28,6 +28,9 @@ DEVIATIONS = (
     Deviation("T3", "evaluate --resolution", "ambiguous", "pixel metrics at the network's size, masks resized",
               "maps are brought to each picture's own size",
               "no rule for resizing masks is needed then; 'method' is the other way"),
+    Deviation("T4", "evaluate", "ambiguous", "results of a model of many categories",
+              "of all images together, and the mean over categories beside it",
+              "papers print the mean; one threshold for all needs the scores to be comparable, which the former shows"),
 )  # fmt: skip
 
 
@@ -183,6 +186,8 @@ def resumed_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
     for kind, key, known in (("run", "flags", Flags), ("option", "options", find_method(config["method"]).Options)):
         before = option_tools.replace(known(), config[key])
         given = option_tools.flags_given(arguments, kind)
+        if kind == "run" and set(given.get("category", "").split(",")) == set(before.category):
+            del given["category"]  # the same ones, in another order
         now = option_tools.replace(before, given)
         for name in given:
             was, is_now = getattr(before, name), getattr(now, name)

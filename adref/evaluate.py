@@ -211,6 +211,9 @@ def all_metrics(records, scores: list, maps: list, masks: list, seed: int, conve
             name: {"n": len(chosen), **some_metrics(chosen, scores, labels, maps, masks, {})}
             for name, chosen in own.items()
         }
+        rows = list(result["by_category"].values())
+        mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        result["by_category"]["mean of categories"] = {**mean, "n": len(records)}  # T4
     return result
 
 
@@ -326,7 +329,10 @@ def facts(config: dict, metrics: dict, method: Method) -> dict[str, str]:
         "Test images": ", ".join(f"{count} {name}" for name, count in metrics["images"].items()) or "none",
         **{word: f"{flags[flag] or ''} {config[digest]}".strip()
            for word, flag, digest in (("Textures", "textures", "textures_digest"),
-                                      ("Defect sizes", "defect_sizes", "sizes_digest")) if config[digest]},
+                                      ("Defect sizes", "defect_sizes", "sizes_digest"),
+                                      ("Anomalous pictures", "anomaly_images", "anomalies_digest")) if config[digest]},
+        **({"Backbone weights": flags["backbone_weights"]} if flags.get("backbone_weights") else {}),
+        **{f"SHA-256 of {Path(name).name}": digest for name, digest in config["weights_sha256"].items()},
         "Seed, precision": f"{flags['seed']}, {flags['precision']}",
         "Device": f"{config['device']} for training, {metrics['device']} for evaluation",
         "Size of the network's input": " x ".join(map(str, method.options.size)) + " (height x width)",
@@ -347,9 +353,11 @@ def summary(metrics: dict) -> str:
     names += ["image_ap", "image_best_f1", "pixel_auroc", "pixel_ap"]
     names += [name for name in metrics if name.startswith("aupro_")]
     reasons = metrics["reasons"]
+    mean = metrics.get("by_category", {}).get("mean of categories", {})
     return "\n".join(
-        f"{name:14s} " + (f"n/a: {reasons[name]}" if name in reasons else f"{metrics[name]:.4f}") for name in names
-    )
+        f"{name:14s} " + (f"n/a: {reasons[name]}" if name in reasons else f"{metrics[name]:.4f}")
+        + (f"   mean of the categories {mean[name]:.4f}" if name in mean else "") for name in names
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

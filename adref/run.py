@@ -209,6 +209,7 @@ def load_tensors(path: str | Path, refusal: str):
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for a damaged file, some without words
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = "it is no file of tensors alone" if "weights_only" in reason or "Weights only" in reason else reason
         raise UserError(f"{refusal}: {reason}") from None
 
 

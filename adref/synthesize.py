@@ -71,6 +71,8 @@ def run_command(argv: list[str]) -> int:
     """What `main` does when nothing goes wrong."""
     if argv and argv[0] not in METHODS and Path(argv[0]).is_dir():
         return generate(Path(argv[0]), argv[1:])
+    if argv and os.sep in argv[0]:
+        raise UserError(f"{argv[0]} is no run directory, and no method")
     name = argv[0] if argv and not argv[0].startswith("-") else None
     method = find_method(name) if name else None
     parser = option_tools.Parser(
@@ -237,8 +239,13 @@ def generate(run: Path, argv: list[str]) -> int:
     parser.add_argument("--category", metavar="NAME", nargs="+", help="some of the categories [all]")
     parser.add_argument("--seed", default="0", help="seed of all randomness [0]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    option_tools.add_flags(parser, model.Options, "option", "options of the sampler", model.sampling)
-    arguments = parser.parse_args(argv)
+    title = "options of the sampler (as the run has them, unless given; defaults of the method in brackets)"
+    option_tools.add_flags(parser, model.Options, "option", title, model.sampling)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        option_tools.refuse_unknown(
+            unknown[0].split("=")[0], ["out", "n", "category", "seed", "device", *model.sampling]
+        )
     count, seed = (option_tools.parse(name, int, getattr(arguments, name)) for name in ("n", "seed"))
     if count < 1 or not 0 <= seed < 2**63:
         raise UserError(f"--n takes 1 or more, --seed 0 to 2^63 - 1; got {count}, {seed}")
@@ -251,7 +258,7 @@ def generate(run: Path, argv: list[str]) -> int:
     model.to(find_device(arguments.device))
     # A single category, or a model that tells none apart, has label 0.
     known = list(options.categories) if model.classes or len(options.categories) == 1 else ["all"]
-    chosen = known if arguments.category is None else sorted(set(arguments.category))
+    chosen = known if arguments.category is None else sorted(set(",".join(arguments.category).split(",")))
     if unknown := sorted(set(chosen) - set(known)):
         raise UserError(f"--category: {run} draws {', '.join(known)}; got {unknown[0]}")
     settings = {
@@ -291,18 +298,22 @@ def begin(out: Path, settings: dict) -> None:
         UserError: it was begun with others, or is something else.
     """
     path = out / "settings.json"
-    if path.exists():
-        try:
-            before = json.loads(path.read_text())
-        except ValueError:
-            before = {}
-        now = json.loads(json.dumps(settings))
-        if wrong := next((key for key in now if before.get(key) != now[key]), None):
-            raise UserError(f"--out {out} was begun with {wrong} {before.get(wrong)}, now {now[wrong]}; another name")
+    if not path.exists():
+        refuse_existing(out, "give another name")
+        partial = out.with_name(f".{out.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed here
+        partial.mkdir(parents=True)
+        write_json(partial / "settings.json", settings)
+        os.replace(partial, out)
         return
-    refuse_existing(out, "give another name")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged; give another --out") from None
+    now = json.loads(json.dumps(settings))
+    if wrong := next((key for key in now if key != "run" and before.get(key) != now[key]), None):
+        what = f"{option_tools.flag(wrong)} {before.get(wrong)}, now {now[wrong]}"
+        raise UserError(f"--out {out} was begun with {what}; give another name")
 
 
 def save(path: Path, picture: np.ndarray, strength: float) -> None:

@@ -107,16 +107,19 @@ def run_command(argv: list[str]) -> int:
 
 
 def split(category: Category, flags: Flags) -> tuple[list, list]:
-    """Training records and held-out ones, both normal; the split is drawn from the seed.
+    """Training records and held-out ones, both normal; the split of each category is drawn from the seed.
 
     Raises:
         UserError: nothing is left to train on.
     """
-    count = len(category.train)
-    kept = 0 if flags.holdout == 0 or count < 2 else min(count - 1, max(1, round(flags.holdout * count)))
-    if count == 0:
+    if not category.train:
         raise UserError(f"category {category.name} in {category.root} has no normal training image")
-    chosen = set(random_stream(flags.seed, "holdout").permutation(count)[:kept].tolist())
+    names, chosen = sorted({record.category for record in category.train}), set()
+    for name in names:
+        own = [i for i, record in enumerate(category.train) if record.category == name]
+        kept = 0 if flags.holdout == 0 or len(own) < 2 else min(len(own) - 1, max(1, round(flags.holdout * len(own))))
+        rng = random_stream(flags.seed, "holdout" if len(names) == 1 else f"holdout {name}")
+        chosen |= {own[i] for i in rng.permutation(len(own))[:kept]}
     training = [record for i, record in enumerate(category.train) if i not in chosen]
     return training, [category.train[i] for i in sorted(chosen)]
 
@@ -134,7 +137,11 @@ def initial_method(config: dict, flags: Flags, published: bool) -> Trainable:
     if backbone and not method.backbone_source:
         raise UserError(f"--backbone-weights: {config['method']} has no frozen feature extractor")
     if backbone not in (None, "random") and published:
-        method.load_backbone(load_tensors(backbone, f"--backbone-weights {backbone} cannot be read"))
+        state = load_tensors(backbone, f"--backbone-weights {backbone} cannot be read")
+        try:
+            method.load_backbone(state)
+        except UserError as error:
+            raise UserError(f"--backbone-weights {backbone}: {error}") from None
     if flags.weights and published:
         method.load_weights([load_tensors(path, f"--weights {path} cannot be read") for path in flags.weights])
         for name, tensor in method.state_dict().items():
@@ -185,14 +192,22 @@ def open_sources(method: Trainable, training: list[Record], flags: Flags) -> tup
 
 
 def list_anomalies(folder: Path, categories: list[str]) -> dict[str, list[Path]]:
-    """The anomalous pictures for each category: those in its own folder, or all where no category has one."""
+    """The anomalous pictures for each category: those in its own folder, or all where no category has one.
+
+    Raises:
+        UserError: no pictures, folders of some categories alone, or a folder that was drawn for others.
+    """
     own = [name for name in categories if (folder / name).is_dir()]
-    if own and own != categories:
+    drawn = (folder / "settings.json").exists() and not (folder / "all").is_dir()  # by synthesize, with categories
+    if own != categories and (own or drawn):
         missing = next(name for name in categories if name not in own)
-        raise UserError(f"--anomaly-images {folder} has folders of {', '.join(own)}, but none of {missing}")
-    found = {name: list_images(folder / name if own else folder) for name in categories}
-    if len(categories) > 1 and not own:
-        print(f"--anomaly-images {folder} has no folder of a category: all draw from all of its pictures")
+        raise UserError(f"--anomaly-images {folder} has folders of other categories, but none of {missing}")
+    try:
+        found = {name: list_images(folder / name if own else folder) for name in categories}
+    except UserError as error:
+        raise UserError(f"--anomaly-images: {error}") from None
+    for name, files in found.items():
+        print(f"{name}: anomalies from {len(files)} pictures in {folder / name if own else folder}")
     return found
 
 

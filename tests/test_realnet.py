@@ -184,7 +184,7 @@ def test_shares_and_opacities(monkeypatch):  # G10
         before = len(seen)
         corrupt(image, np.random.default_rng(i), options, sources._replace(index=0, journal=journal))
         assert len(journal) == len(seen) - before
-        kinds += [None if not journal else journal[0]["source"]]
+        kinds += [None if not journal else (0 if journal[0]["from_sdas"] else 1)]
     assert kinds.count(None) / 1e4 == pytest.approx(0.5, abs=0.02)
     assert [kinds.count(kind) / 1e4 for kind in (0, 1)] == pytest.approx([0.25, 0.25], abs=0.02)
     kinds = [kind for kind in kinds if kind is not None]
@@ -420,6 +420,16 @@ def test_ranking_is_that_of_batch_norm():
             )
 
 
+def test_normalised_residuals_have_batch_norms_gradient():
+    x = [golden.hashed("x", 3, 12, 4, 5).requires_grad_() for _ in range(2)]
+    weights = golden.hashed("w", 3, 12, 4, 5)
+    chosen, indices = ResidualSelection(12, 12, 0, normalised=True)(x[0])
+    (chosen * weights).sum().backward()
+    y = nn.BatchNorm2d(12, affine=False)(x[1])
+    (y.gather(1, indices[:, :, None, None].expand(-1, -1, 4, 5)) * weights).sum().backward()
+    assert torch.allclose(x[0].grad, x[1].grad, atol=1e-5) and x[0].grad.abs().max() > 0.1
+
+
 def test_momentum_of_the_running_statistics():  # G13
     x = torch.linspace(0, 31, 32)
     x = ((x - x.mean()) / x.std() * math.sqrt(88) + 15.5).view(2, 1, 4, 4)
@@ -615,6 +625,7 @@ def test_presets_and_ablations_build(preset, name):
         ({"widths": (512, 512, 512, 256)}, "--widths: layer 1 of wide_resnet50_2 has 256 channels; got 512"),
         ({"widths": (256, 512, 512, 200)}, "--widths: a U-Net has a multiple of 64 and of 64 channels"),
         ({"size": (192, 256)}, "--size takes multiples of 128 for wide_resnet50_2, architecture A; got 192,256"),
+        ({"size": (100, 100)}, "--size takes multiples of 128 for wide_resnet50_2, architecture A; got 100,100"),
         ({"anomaly_sources": ()}, "--anomaly-sources takes different ones of sdas, textures, nsa, cut_paste, scar"),
         ({"anomaly_sources": ("nsa", "nsa")}, "--anomaly-sources takes different ones"),
         ({"anomaly_sources": ("dtd",)}, "--anomaly-sources takes one of"),
@@ -656,7 +667,10 @@ def run(root, textures, tmp_path_factory):
 
 def test_many_categories_in_one_model(run):
     metrics = json.loads((run / "evaluation/metrics.json").read_text())
-    assert set(metrics["by_category"]) == {"other", "part"} and set(metrics["by_defect"]) == {"other/spot", "part/spot"}
+    assert set(metrics["by_category"]) == {"other", "part", "mean of categories"} and set(metrics["by_defect"]) == {
+        "other/spot",
+        "part/spot",
+    }
     assert {"image_auroc_max", "aupro_0.3_realnet", "aupro_0.3", "image_auroc"} <= set(metrics)
     assert metrics["by_category"]["part"]["n"] == 4 and metrics["by_defect"]["part/spot"]["n"] == 2
     scores = {row["path"]: float(row["score"]) for row in rows_of(run / "evaluation/scores.csv")}
@@ -666,6 +680,8 @@ def test_many_categories_in_one_model(run):
     auroc = np.mean([(b > g) + 0.5 * (b == g) for b in bad for g in good])
     assert metrics["by_category"]["part"]["image_auroc"] == pytest.approx(auroc)
     assert metrics["by_defect"]["part/spot"]["image_auroc"] == pytest.approx(auroc)
+    mean = np.mean([metrics["by_category"][name]["aupro_0.3"] for name in ("other", "part")])
+    assert metrics["by_category"]["mean of categories"]["aupro_0.3"] == pytest.approx(mean)
 
 
 def test_report_shows_what_the_method_saw(run):
@@ -674,7 +690,7 @@ def test_report_shows_what_the_method_saw(run):
                   "the 304 that it drops", "residual of layer 4", "kept by maximum", "kept by mean",
                   '<section id="Categories">', '<section id="Method">'):  # fmt: skip
         assert words in page, words
-    assert "kept by mean (of both, % from each layer: " in page
+    assert "kept by mean (all kept, % from each layer: " in page and '<th scope="row">Backbone weights</th>' in page
     assert "Image AUROC, max" in page and "AUPRO 0.3, realnet" in page
 
 
@@ -717,7 +733,9 @@ def test_synthesize_shows_every_source(root, textures, tmp_path):
     words = [str(w) for i, w in enumerate(arguments) if w not in skip and arguments[i - 1] not in skip]
     assert synthesize(words) == 0
     rows = rows_of(tmp_path / "out/statistics.csv")
-    assert len(rows) == 8 and len({row["source"] for row in rows}) >= 3
+    kinds = ("sdas", "textures", "nsa", "cut_paste", "scar")
+    assert all(sum(float(row[f"from_{kind}"]) for kind in kinds) == 1 for row in rows) and len(rows) == 8
+    assert sum(any(float(row[f"from_{kind}"]) for row in rows) for kind in kinds) >= 3
 
 
 @pytest.mark.parametrize(
@@ -732,11 +750,22 @@ def test_synthesize_shows_every_source(root, textures, tmp_path):
         (["--anomaly-sources", "sdas", "--anomaly-images", "nowhere"], "nowhere: cannot be listed as a folder"),
         (["--weights", "x.pt"], "x.pt cannot be read"),
         (["--category", "part", "none"], "expected the name of a category, got 'none'"),
+        (["--backbone-weights", "BAD"], "bad.pt: the weights do not fit mobilenet_v2"),
+        (
+            ["--anomaly-sources", "sdas", "--anomaly-images", "DRAWN"],
+            "has folders of other categories, but none of part",
+        ),
     ],
     ids=str,
 )
 def test_commands_refuse(root, textures, changes, words, tmp_path, capsys):
     flags = dict(zip(FLAGS[::2], FLAGS[1::2])) | {"--category": "part"}
+    torch.save({"a": torch.zeros(1)}, tmp_path / "bad.pt")
+    (tmp_path / "drawn/other").mkdir(parents=True)
+    Image.fromarray(picture(0)).save(tmp_path / "drawn/other/0.png")
+    (tmp_path / "drawn/settings.json").write_text("{}")
+    places = {"BAD": tmp_path / "bad.pt", "DRAWN": tmp_path / "drawn"}
+    changes = [places.get(word, word) for word in changes]
     given = {word: [] for word in changes if str(word).startswith("--")}
     for word in changes:
         name = word if word in given else name  # noqa: F821  the flag before

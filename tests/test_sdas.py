@@ -214,10 +214,10 @@ def test_each_picture_has_its_own_strength_and_stream():
     assert not torch.allclose(both[1:], method.sample([0], [np.random.default_rng(1)], [0.0]), atol=1e-2)
 
 
-def test_plain_last_steps_and_ddim_variances():
+def test_last_steps_fixed_small_and_ddim_variances():
     """The last noise but one of an untrained model has sigma 0.0416; with btilde 0.00998 (section 1.3)."""
     spreads = {}
-    for name, changes in {"learned": {}, "plain": {"plain_last_steps": 2}}.items():
+    for name, changes in {"learned": {}, "plain": {"last_steps_fixed_small": 2}}.items():
         still = Still()
         drawn(still, 0.0, **changes)
         table = respace(schedule_of(linear_betas()), spaced_steps(1000, 20))
@@ -247,14 +247,7 @@ def test_inversion_returns():
     noise = method.invert(images, [0, 0])
     assert float(noise.std()) == pytest.approx(1, rel=0.1)
 
-    class Fixed:
-        def __init__(self, x):
-            self.x = [x.numpy()]
-
-        def standard_normal(self, shape, kind):
-            return self.x.pop() if self.x else np.zeros(shape, kind)
-
-    back = method.sample([0, 0], [Fixed(x) for x in noise], [0.0, 0.0])
+    back = method.sample([0, 0], streams(2), [0.0, 0.0], start=noise)
     assert float((back - images).abs().mean()) < 0.1 * float(images.abs().mean())
 
 
@@ -278,7 +271,7 @@ def test_guidance_pulls_towards_the_class():
             method.options = dataclasses.replace(plain, guidance_scale=1.0)
         assert means[0] < means[1] - 1e-3, sampler
         x = torch.zeros(2, 3, 4, 4)
-        slope = method.pull(x, torch.zeros(2), torch.tensor([1, 0]))
+        slope = method.classifier_gradient(x, torch.zeros(2), torch.tensor([1, 0]))
         assert slope[0, 0, 0, 0] == pytest.approx(30 / 48) and slope[1, 0, 0, 0] == pytest.approx(-30 / 48)
 
 
@@ -542,7 +535,7 @@ READINGS = [
     {"strength": (0.5,)}, {"strength": (0.1, 0.5)}, {"sampling_steps": 10},
     {"spacing": "trailing"}, {"spacing": "even"}, {"sampler": "ddim"},
     {"ddim_variance": "beta", "sampler": "ddim"}, {"ddim_variance": "beta_tilde", "sampler": "ddim"},
-    {"ddim_eta": 0.5, "sampler": "ddim"}, {"plain_last_steps": 2}, {"guidance_scale": 5.0},
+    {"ddim_eta": 0.5, "sampler": "ddim"}, {"last_steps_fixed_small": 2}, {"guidance_scale": 5.0},
     {"classifier_width": 64, "guidance_scale": 5.0}, {"guidance_scale": 5.0, "sampler": "ddim"},
 ]  # fmt: skip
 # What two steps and two pictures do not show, and the tests that do.
@@ -621,6 +614,10 @@ def test_presets_and_ablations_build(preset, name):
         ({"classifier_width": 48}, "--classifier-width takes even multiples of 32 .--groups.; got 48"),
         ({"attention_factors": (64,)}, "--attention-factors takes some of 1, 2, 4, 8, 16, 32; got 64"),
         ({"head_width": 96}, "--head-width 96 does not divide the 512 channels"),
+        (
+            {**LEAST, "size": (32, 32), "guidance_scale": 1.0, "width": 64, "head_width": 64},
+            "--head-width 64 does not divide the 32 channels where --classifier-width attends",
+        ),
         ({"betas": (0.5, 0.1)}, "--betas"),
         ({"steps": 10}, "--betas"),
         ({"strength": (0.2, 0.1)}, "--strength takes one number, or two in ascending order"),
@@ -663,6 +660,9 @@ def test_public_names_load_and_what_does_not_fit_is_named(tmp_path):
         load_public(small(width=64).network, state)
     with pytest.raises(UserError, match="--weights takes 1 file"):
         small().load_weights([state, state])
+    for wrong in ([state], torch.zeros(1), {1: torch.zeros(1)}, {"state_dict": [1]}, {"a": 1}):
+        with pytest.raises(UserError, match="no dictionary of tensors"):
+            small().load_weights([wrong])
     guided = small(guidance_scale=1.0)
     own = {name: golden.hashed(name, *t.shape) for name, t in guided.classifier.state_dict().items()}
     guided.load_weights([state, own])
@@ -717,7 +717,8 @@ def test_a_stopped_run_ends_with_the_same_weights_and_average(run, root, tmp_pat
 
     monkeypatch.setattr(SDAS, "after_step", stop)
     assert train(arguments) == 130 and len(calls) == 5
-    assert train(["--resume", "--out", str(tmp_path / "r")]) == 0 and len(calls) == 9
+    again = ["--resume", "--out", str(tmp_path / "r"), "--category", "part", "other"]  # another order
+    assert train(again) == 0 and len(calls) == 9
     a, b = (load_checkpoint(path)["model"] for path in (run, tmp_path / "r"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -743,7 +744,10 @@ def test_drawing_goes_on_and_never_overwrites(run, tmp_path, capsys):
         assert path.read_bytes() == data
         assert path.stat().st_mtime_ns == time or (path.name == "000001.png" and path.parent.name == "other")
     assert call(run, "--n", 3, "--strength", 0.3, "--out", out) == 2
-    assert "was begun with strength [0.1, 0.2], now [0.3]" in capsys.readouterr().err
+    assert "was begun with --strength [0.1, 0.2], now [0.3]; give another name" in capsys.readouterr().err
+    (out / "settings.json").write_text("[]")
+    assert call(run, "--n", 3, "--out", out) == 2
+    assert "settings.json is damaged; give another --out" in capsys.readouterr().err
 
 
 def test_labels_tell_categories_apart(run, tmp_path):
@@ -774,7 +778,7 @@ def test_strengths_are_drawn_for_each_picture_or_batch():
         (["--guidance-scale", 1], "was trained without it and has no classifier"),
         (["--strength", "a"], "--strength takes a number"),
         (["--sampling-steps", 30000], "--sampling-steps: expected 1 to 1000 steps"),
-        (["--width", 3], "unrecognized arguments: --width 3"),
+        (["--strenght", 0.3], "unknown option --strenght; known: --strength"),
     ],
 )
 def test_drawing_refuses(run, arguments, words, tmp_path, capsys):

@@ -291,7 +291,7 @@ def test_inversion_is_theirs(source):
 
 def test_gradient_of_guidance_is_theirs():
     images = 4 * hashed("image", 2, 3, *SIZE) - 2
-    hold("pull", method_of(guidance_scale=1.0).pull(images, torch.tensor([7, 950]), LABELS))
+    hold("pull", method_of(guidance_scale=1.0).classifier_gradient(images, torch.tensor([7, 950]), LABELS))
 
 
 @torch.no_grad()

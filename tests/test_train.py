@@ -16,9 +16,10 @@ import torch
 from conftest import SMALL, write_category
 
 from adref.config import Flags
+from adref.data import Category, Record
 from adref.methods.draem import DRAEM
 from adref.run import load, load_checkpoint, read_log, score_image
-from adref.train import calibrate, main
+from adref.train import calibrate, main, split
 
 
 def arguments(data, textures, out, *more) -> list[str]:
@@ -250,3 +251,16 @@ def test_bf16_stays_near_fp32(small_run, textures, tmp_path):
     assert main(arguments(small_run.parent / "data", textures, tmp_path / "run", "--precision", "bf16")) == 0
     for low, high in zip(without_times(tmp_path / "run"), without_times(small_run)):
         assert low["loss/total"] == pytest.approx(high["loss/total"], rel=0.03)
+
+
+def test_each_category_keeps_its_share_for_the_threshold():
+    records = [
+        Record(Path(f"{name}/{i}"), 0, "good", None, name)
+        for name, n in (("a", 20), ("b", 1), ("c", 5))
+        for i in range(n)
+    ]
+    category = Category("a,b,c", "MVTec AD", Path("."), tuple(records), (), (), ())
+    for seed in range(5):
+        training, held_out = split(category, Flags(seed=seed))
+        assert [sum(r.category == name for r in held_out) for name in "abc"] == [2, 0, 1]
+        assert sorted([*training, *held_out]) == sorted(records)

@@ -308,7 +308,7 @@ def samplers(g, r) -> None:
     method = sdas.SDAS(sdas.Options(**{**LEAST, "guidance_scale": 1.0}))
     copy_weights(classifier, method.classifier)
     x, t = 4 * hashed("image", 2, 3, *SIZE) - 2, torch.tensor([7, 950])
-    compare("pull", towards(1.0)(x, t, LABELS), method.pull(x, t, LABELS))
+    compare("pull", towards(1.0)(x, t, LABELS), method.classifier_gradient(x, t, LABELS))
 
 
 def small_parts(g) -> None:

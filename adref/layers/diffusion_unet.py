@@ -146,7 +146,7 @@ class DiffusionUNet(nn.Module):
         groups: int = 32,
     ):
         super().__init__()
-        self.width, self.stride = width, 2 ** (len(multipliers) - 1)
+        self.width = width
         e = 4 * width
         self.time_embed = nn.Sequential(nn.Linear(width, e), nn.SiLU(), nn.Linear(e, e))
         self.label_emb = nn.Embedding(classes, e) if classes else None

@@ -5,14 +5,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def afs_losses(difference: Tensor, mask: Tensor, over: str = "batch", align: str = "mask") -> Tensor:
+def afs_losses(
+    difference: Tensor, mask: Tensor, over: str = "batch", align: str = "mask", align_corners: bool = True
+) -> Tensor:
     """Equation 4 of a batch, for each channel.
 
     Args:
         difference: squared differences of features (B, C, h, w).
         mask: (B, 1, H, W) in {0, 1}.
         over: "batch" or "image", of which minimum and maximum are taken: n = (d - min) / (max - min + 1e-4).
-        align: "mask" takes every (H / h)-th pixel of the mask, "feature" enlarges the features (aligned corners).
+        align: "mask" takes every (H / h)-th pixel of the mask, "feature" enlarges the features.
+        align_corners: of that.
 
     Returns:
         (C,). A channel that never differs has the mask's share of the pixels.
@@ -24,7 +27,7 @@ def afs_losses(difference: Tensor, mask: Tensor, over: str = "batch", align: str
         low, high = part.amin(axes, keepdim=True), part.amax(axes, keepdim=True)
         part = (part - low) / (high - low + 1e-4)
         if align == "feature":  # in parts: a layer of 2048 channels at 256 x 256 would be 8 GB
-            part = F.interpolate(part, mask.shape[2:], mode="bilinear", align_corners=True)
+            part = F.interpolate(part, mask.shape[2:], mode="bilinear", align_corners=align_corners)
         losses.append((part - mask).square().mean((0, 2, 3)))
     return torch.cat(losses)
 

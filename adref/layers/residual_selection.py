@@ -22,7 +22,15 @@ class ResidualSelection(nn.Module):
         ranked: in descending order; else by index.
     """
 
-    def __init__(self, channels: int, by_max: int, by_mean: int, momentum=0.9, normalised=False, ranked=True):
+    def __init__(
+        self,
+        channels: int,
+        by_max: int,
+        by_mean: int,
+        momentum: float = 0.9,
+        normalised: bool = False,
+        ranked: bool = True,
+    ):
         super().__init__()
         self.by_max, self.by_mean, self.momentum = by_max, by_mean, momentum
         self.normalised, self.ranked = normalised, ranked
@@ -30,29 +38,30 @@ class ResidualSelection(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     @torch.no_grad()
-    def rank(self, residuals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices (B, by_max + by_mean) of the channels of (B, C, H, W), and the mean and scale (C,) of the norm."""
+    def rank(self, residuals: Tensor) -> Tensor:
+        """Indices (B, by_max + by_mean) of the channels of (B, C, H, W); in training, new statistics."""
         mean, variance = self.running_mean, self.running_var
         if self.training:
             mean = residuals.mean((0, 2, 3))
             variance = (residuals - mean[:, None, None]).square().mean((0, 2, 3))  # three times as fast as torch's var
-            count = residuals[:, 0].numel()
+            pixels = residuals[:, 0].numel()
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.running_var.lerp_(variance * pixels / (pixels - 1), self.momentum)
         scale = (variance + 1e-5).rsqrt()
         lists = []
         for count, values in ((self.by_max, residuals.amax((2, 3))), (self.by_mean, residuals.mean((2, 3)))):
             order = ((values - mean) * scale).sort(dim=1, descending=True, stable=True).indices[:, :count]
             lists.append(order if self.ranked else order.sort(dim=1).values)
-        return torch.cat(lists, dim=1), mean, scale
+        return torch.cat(lists, dim=1)
 
     def forward(self, residuals: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> selected (B, by_max + by_mean, H, W), and their indices."""
-        indices, mean, scale = self.rank(residuals)
-        chosen = residuals.gather(1, indices[:, :, None, None].expand(-1, -1, *residuals.shape[2:]))
-        if self.normalised:
-            chosen = (chosen - mean[indices][..., None, None]) * scale[indices][..., None, None]
-        return chosen, indices
+        indices = self.rank(residuals)
+        if self.normalised and self.training:  # with a gradient through the statistics
+            residuals = F.batch_norm(residuals, None, None, training=True)
+        elif self.normalised:
+            residuals = F.batch_norm(residuals, self.running_mean, self.running_var)
+        return residuals.gather(1, indices[:, :, None, None].expand(-1, -1, *residuals.shape[2:])), indices
 
 
 class Discriminator(nn.Module):
@@ -60,7 +69,7 @@ class Discriminator(nn.Module):
 
     Args:
         channels: N.
-        size: (H, W) of the logits; twice the sides of the residuals lie between.
+        size: (H, W) of the logits. The last two convolutions run at twice the sides of the residuals.
         side: of the convolutions, 3 or 1.
         align_corners: of the enlargements.
     """
@@ -80,6 +89,7 @@ class Discriminator(nn.Module):
         self.out = nn.Sequential(convolution(8, 4), nn.ReLU(), convolution(4, 2))
 
     def forward(self, residuals: Tensor) -> Tensor:
+        """(B, channels, h, w) -> (B, 2, *size)."""
         x = self.reduce(self.units(residuals))
         x = self.out(enlarge(x, tuple(2 * side for side in x.shape[2:]), self.align_corners))
         return enlarge(x, self.size, self.align_corners)

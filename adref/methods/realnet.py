@@ -72,14 +72,18 @@ class Options:
     backbone: Literal[
         "wide_resnet50_2", "resnet50", "resnet34", "resnet18", "efficientnet_b4", "mobilenet_v2"
     ] = option("wide_resnet50_2", "the frozen network", "section on implementation; D1")  # fmt: skip
-    widths: tuple[int, ...] = option((256, 512, 512, 256), "m_k, channels kept of each layer", "table 10", (1, 4096))
-    architecture: Literal["A", "B", "C"] = option("A", "one network a layer, one for all, or one for two", "figure 6")
+    widths: tuple[int, ...] = option(
+        (256, 512, 512, 256), "m_k, channels kept of each layer", "article: widths; D9", (1, 4096)
+    )
+    architecture: Literal["A", "B", "C"] = option(
+        "A", "one network a layer, one for all, or one for two", "article: efficiency"
+    )
     network: Literal["unet", "simple"] = option("unet", "G_k; simple is in the code alone", "code; D2")
     depth: int = option(12, "residual units of the simple network", "code (issue); D2", (0, 1000))
     groups: int = option(32, "of the U-Nets' group norms", "code", (1, 1024))
     head_width: int = option(64, "channels of a head of their attention", "code", (1, 4096))
     selection: Literal["afs", "random", "projection"] = option(
-        "afs", "channels by AFS, at random (RDR), or mixed by a random projection (RLPR)", "table 9; D3"
+        "afs", "channels by AFS, at random (RDR), or mixed by a random projection (RLPR)", "article: ablations; D3"
     )
     afs_batches: int = option(64, "batches that AFS looks at", "section on implementation", (1, 100_000))
     afs_pass: Literal["shared", "per_block"] = option("shared", "the same batches for all blocks, or own ones", "D4")
@@ -102,7 +106,7 @@ class Options:
     batch_size: int = option(16, "images a step", "code", (1, 10**6))
     learning_rate: float = option(1e-4, "Adam's step size, constant", "code; D12", (0, 1e9))
     anomaly_sources: tuple[SOURCE, ...] = option(
-        ("sdas",), f"where anomalies come from, in equal shares ({'|'.join(get_args(SOURCE))})", "table 1"
+        ("sdas",), f"where anomalies come from, in equal shares ({'|'.join(get_args(SOURCE))})", "article: sources"
     )
     anomaly_probability: float = option(0.5, "share of samples that are corrupted", "section on synthesis", (0, 1))
     sdas_opacity: tuple[float, float] = option((0.5, 1.0), "delta of SDAS pictures, uniform", "code; D14", (0, 1))
@@ -234,6 +238,8 @@ DEVIATIONS = (
               "the code takes the size within its decoder from the width alone"),
     Deviation("D21", "corrupt", "silent", "an empty mask", "the sample stays normal",
               "as in the code: 4 % of all masks, and more where the foreground is small"),
+    Deviation("D22", "RealNet.loss", "ambiguous", "a norm of the difference, its scale unclear",
+              "the mean over each block, summed over blocks", "the code's"),
 )  # fmt: skip
 
 
@@ -256,7 +262,7 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
         return Batch(image, image, torch.zeros(1, *image.shape[1:]))
     kind = options.anomaly_sources[int(rng.integers(len(options.anomaly_sources)))]
     if sources.journal is not None:
-        sources.journal.append({"source": options.anomaly_sources.index(kind)})
+        sources.journal.append({f"from_{source}": int(source == kind) for source in options.anomaly_sources})
     make = {"nsa": nsa_anomaly, "cut_paste": cut_paste_anomaly, "scar": cut_paste_anomaly}.get(kind, masked_anomaly)
     corrupted, mask = make(image, rng, options, sources, kind)
     return Batch(image, corrupted, mask[None])
@@ -435,7 +441,7 @@ class RealNet(Method):
             size = pairs[layers[0]][0].shape[2:]
             for k in layers:
                 a, b = (enlarge(layer, size, o.align_corners) for layer in pairs[k])
-                losses = afs_losses((a - b).square(), mask, o.afs_range, o.afs_align)
+                losses = afs_losses((a - b).square(), mask, o.afs_range, o.afs_align, o.align_corners)
                 getattr(self, f"afs_losses_{k}").add_(losses / o.afs_batches)
 
     def load_backbone(self, state: dict) -> None:
@@ -482,7 +488,7 @@ class RealNet(Method):
         return Outcome(rebuilt, residuals, chosen, indices, self.discriminator(chosen).float())
 
     def loss(self, batch: Batch, stage: str = "train") -> dict[str, Tensor]:
-        """Equations 5 and 6: "reconstruction" (a mean for each block, summed), "segmentation", and their sum.
+        """Equations 5 and 6: "reconstruction" (a mean for each block, summed; D22), "segmentation", and their sum.
 
         Statistics "kept/layer_k": the share of what RRS passes on that comes from each layer.
         """
@@ -539,13 +545,11 @@ class RealNet(Method):
             shown[f"residual of layer {name}"] = picture_of(outcome.residuals[0, first : first + width])
             first += width
         if self.rrs:
-            shares = self.shares(outcome)
-            own = ", ".join(f"{100 * share[0]:.0f}" for share in shares.values())
-            for name, part in (("maximum", slice(0, self.rrs.by_max)), ("mean", slice(self.rrs.by_max, None))):
-                if outcome.chosen[0, part].numel():
-                    shown[f"kept by {name}"] = picture_of(outcome.chosen[0, part])
-            last = list(shown)[-1]
-            shown[f"{last} (of both, % from each layer: {own})"] = shown.pop(last)
+            own = ", ".join(f"{100 * share[0]:.0f}" for share in self.shares(outcome).values())
+            parts = {"maximum": outcome.chosen[0, : self.rrs.by_max], "mean": outcome.chosen[0, self.rrs.by_max :]}
+            for name, part in parts.items():
+                if len(part):
+                    shown[f"kept by {name} (all kept, % from each layer: {own})"] = picture_of(part)
         return shown
 
     @torch.no_grad()
@@ -601,13 +605,14 @@ def check(o: Options, backbone: nn.Module) -> None:
     for k, (width, channels) in enumerate(zip(o.widths, backbone.channels)):
         if width > channels:
             raise UserError(f"--widths: layer {k + 1} of {o.backbone} has {channels} channels; got {width}")
+    # A network halves the sides of its block twice.
+    strides = {FeatureUNet.stride * backbone.strides[block[0]] for block in BLOCKS[o.architecture]}
+    coarsest = max(*strides, *backbone.strides)
+    if any(side % coarsest for side in o.size):
+        what = f"{o.backbone}, architecture {o.architecture}"
+        raise UserError(f"--size takes multiples of {coarsest} for {what}; got {o.size[0]},{o.size[1]}")
     for block in BLOCKS[o.architecture]:
-        stride, width = 4 * backbone.strides[block[0]], sum(o.widths[k] for k in block)
-        coarsest = max(stride, *(backbone.strides[k] for k in block))
-        for side in o.size:
-            if side % coarsest:
-                what = f"{o.backbone}, architecture {o.architecture}"
-                raise UserError(f"--size takes multiples of {coarsest} for {what}; got {o.size[0]},{o.size[1]}")
+        width = sum(o.widths[k] for k in block)
         if o.network == "unet" and (width % (2 * o.groups) or width % o.head_width):
             raise UserError(f"--widths: a U-Net has a multiple of {2 * o.groups} and of {o.head_width} channels "
                             f"(--groups, --head-width); got {width}")  # fmt: skip

@@ -89,7 +89,7 @@ class Options:
     ema_decay: float = option(0.9999, "decay of the average of the weights, which draws", "code", (0, 1))
     ema_warmup: bool = option(True, "a smaller decay in the beginning, (1 + n) / (10 + n)", "D9")
     classifier_width: int = option(128, "width of the classifier that guides", "code", (2, math.inf))
-    classifier_epochs: int = option(240, "passes of its training; none where the scale is 0", "D1", (0, math.inf))
+    classifier_epochs: int = option(240, "passes of its training; none where the scale is 0", "D1; D16", (0, math.inf))
     guidance_scale: float = option(0.0, "weight of the classifier's gradient; 0: no classifier", "D8", (0, math.inf))
     # What `python -m adref.synthesize RUN` may set anew:
     strength: tuple[float, ...] = option((0.1, 0.2), "s, or two ends of its range", "section on SDAS", (0, math.inf))
@@ -101,13 +101,13 @@ class Options:
     sampler: Literal["ancestral", "ddim"] = option("ancestral", "equation 7 or 8", "section on SDAS")
     ddim_variance: Literal["learned", "beta", "beta_tilde"] = option("learned", "V of equation 8", "code; D11")
     ddim_eta: float = option(0.0, "randomness of DDIM itself", "code", (0, 1))
-    plain_last_steps: int = option(0, "last steps that take btilde for Sigma", "D12", (0, 1_000_000))
+    last_steps_fixed_small: int = option(0, "last steps that take btilde for Sigma", "D12", (0, 1_000_000))
     draw_batch: int = option(16, "pictures drawn at a time", "code", (1, math.inf))
     file_format: Literal["png", "jpeg75"] = option("png", "files of the pictures", "D13")
 
 
 SAMPLING = ("strength", "strength_per", "sampling_steps", "spacing", "sampler", "ddim_variance", "ddim_eta",
-            "plain_last_steps", "guidance_scale", "draw_batch", "file_format")  # fmt: skip
+            "last_steps_fixed_small", "guidance_scale", "draw_batch", "file_format")  # fmt: skip
 
 PRESETS = {
     "paper": {},
@@ -172,7 +172,7 @@ DEVIATIONS = (
               "the clip"),
     Deviation("D4", "Options.conditional", "silent", "one model or one a category is not said",
               "one model for all categories of --category, with labels", "the code's; a single category has no label"),
-    Deviation("D5", "Options.variance", "contradiction", "Sigma = exp(v log beta + (1 - v) log btilde)",
+    Deviation("D5", "Options.variance", "ambiguous", "Sigma = exp(v log beta + (1 - v) log btilde)",
               "f = (v + 1) / 2, not clamped", "code and guided diffusion, whose weights it starts from"),
     Deviation("D6", "Options.vlb_weight_mode", "ambiguous", "L = L_simple + 0.001 L_vlb",
               "0.001 T = 1 times the term of the drawn step, in bits",
@@ -190,7 +190,7 @@ DEVIATIONS = (
               "the code's 'ddim20', for both samplers: it never starts from t = 999"),
     Deviation("D11", "Options.ddim_variance", "ambiguous", "three variances for DDIM", "the learned one",
               "which three is reconstructed; the code has this one alone, and strengths of 0.01 to 0.03"),
-    Deviation("D12", "Options.plain_last_steps", "substitution", "nothing", "0",
+    Deviation("D12", "Options.last_steps_fixed_small", "substitution", "nothing", "0",
               "an addition, off: little training leaves too much variance in the last steps, which shows as grain"),
     Deviation("D13", "Options.file_format", "contradiction", "no format", "PNG",
               "the code writes JPEG of quality 75, whose blocks an anomaly detector could learn"),
@@ -200,6 +200,10 @@ DEVIATIONS = (
     Deviation("D15", "Options.groups", "substitution", "32 groups, as in guided diffusion", "32; tiny: 8",
               "32 channels in 32 groups are normalised one by one: the network cannot tell the mean of the "
               "noise, which at the first step back counts 97 times in x_0, and every picture gets a hue of its " "own"),
+    Deviation("D16", "Options.classifier_epochs", "substitution", "no word of a classifier",
+              "it trains on the batches, at the rate and with the clipping of the diffusion model",
+              "the code has batches of 20 on each of two GPUs, the rest alike, and starts from "
+              "256x256_classifier.pt"),
 )  # fmt: skip
 
 
@@ -283,12 +287,15 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
         options: the method's options.
         sources: `index` and `categories` are needed where there are labels.
     """
-    label = 0
-    if options.conditional and len(options.categories) > 1:
-        label = options.categories.index(sources.categories[sources.index])
+    label = options.categories.index(sources.categories[sources.index]) if classes_of(options) else 0
     step = int(rng.integers(options.steps))
     noise = torch.from_numpy(rng.standard_normal(image.shape, np.float32))
     return Batch(2 * image - 1, noise, torch.tensor(step), torch.tensor(label))
+
+
+def classes_of(o: Options) -> int:
+    """How many labels there are; 0: none, as a single category needs none."""
+    return len(o.categories) if o.conditional and len(o.categories) > 1 else 0
 
 
 # -- the model --------------------------------------------------------------------------------------------------------
@@ -308,7 +315,7 @@ class SDAS(Trainable):
     def __init__(self, options: Options = Options()):  # noqa: B008  frozen
         super().__init__(options)
         check(o := self.options)
-        self.classes = len(o.categories) if o.conditional and len(o.categories) > 1 else 0  # D4
+        self.classes = classes_of(o)  # D4
         form = {"multipliers": o.multipliers, "blocks": o.blocks, "head_width": o.head_width}
         form |= {"attention": o.attention_factors, "groups": o.groups}  # D2, D15
         self.network = DiffusionUNet(o.width, classes=self.classes, dropout=o.dropout, **form)
@@ -382,7 +389,8 @@ class SDAS(Trainable):
     def after_backward(self, stage: str, last: bool) -> None:
         """Clips the norm of the gradient (D3).
 
-        The gradient of n parts is their mean, 1 / n of the code's sum: clipped at 1 / n, it has the code's direction.
+        The gradient of n equal parts is their mean, 1 / n of the code's sum: clipped at 1 / n, it has the code's
+        direction. The last, smaller batch of an epoch has parts that weigh by their size.
         """
         o = self.options
         by_code = o.accumulation_rule == "code"
@@ -398,7 +406,8 @@ class SDAS(Trainable):
         self.updates += 1
         n, decay = int(self.updates), self.options.ema_decay
         decay = min(decay, (1 + n) / (10 + n)) if self.options.ema_warmup else decay
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+        for average, own in zip(self.average.parameters(), self.network.parameters()):
+            average.lerp_(own, 1 - decay)
 
     def load_weights(self, states: list[dict]) -> None:
         """Public weights of guided diffusion, `256x256_diffusion.pt` or the authors' files; then of its classifier.
@@ -410,7 +419,7 @@ class SDAS(Trainable):
         """
         networks = [n for n in (self.network, self.classifier) if n is not None]
         if not 1 <= len(states) <= len(networks):
-            raise UserError(f"--weights takes {' or '.join(map(str, range(1, len(networks) + 1)))} file for sdas")
+            raise UserError(f"--weights takes {len(networks)} file(s) at most for sdas; got {len(states)}")
         for network, state in zip(networks, states):
             load_public(network, state)
         self.average.load_state_dict(self.network.state_dict())
@@ -418,7 +427,13 @@ class SDAS(Trainable):
     # -- sampling
 
     @torch.no_grad()
-    def sample(self, labels: Sequence[int], rngs: Sequence[np.random.Generator], strengths: Sequence[float]) -> Tensor:
+    def sample(
+        self,
+        labels: Sequence[int],
+        rngs: Sequence[np.random.Generator],
+        strengths: Sequence[float],
+        start: Tensor | None = None,
+    ) -> Tensor:
         """Pictures from noise, drawn by the averaged weights with the perturbed reverse process (equations 3, 7, 8).
 
         Every step but the last adds noise. DDIM computes eps anew from the clamped x_0, and adds one noise twice where
@@ -428,6 +443,7 @@ class SDAS(Trainable):
             labels: place of the category of each picture; they tell nothing to a model without labels.
             rngs: the stream of each.
             strengths: s of each.
+            start: the noise to begin with, (B, 3, H, W), as from `invert`; None: drawn.
 
         Returns:
             (B, 3, H, W) in about [-1, 1], not clipped.
@@ -441,24 +457,24 @@ class SDAS(Trainable):
             drawn = [rng.standard_normal((3, *o.size), np.float32) for rng in rngs]
             return torch.from_numpy(np.stack(drawn)).to(device)
 
-        x = noise()
+        x = noise() if start is None else start
         for j in reversed(range(len(table.steps))):
             beta, abar, before, _, log_least, c1, c2 = (float(row[j]) for row in table[1:])
             step = table.steps[j].to(device).expand(len(x))
             eps, v = self.average(x, step, label if self.classes else None).float().chunk(2, dim=1)
             log_variance = self.log_variance(v, math.log(beta), log_least)
-            if j < o.plain_last_steps:  # D12
+            if j < o.last_steps_fixed_small:  # D12
                 log_variance = torch.full_like(v, log_least)
             guess = ((x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)).clamp(-1, 1)
             if o.sampler == "ancestral":
                 mean = c1 * guess + c2 * x
                 if o.guidance_scale:
-                    mean = mean + o.guidance_scale * log_variance.exp() * self.pull(x, step, label)
+                    mean = mean + o.guidance_scale * log_variance.exp() * self.classifier_gradient(x, step, label)
                 spread = ((1 + s) * log_variance.exp()).sqrt()  # equation 7
             else:
                 eps = (x - math.sqrt(abar) * guess) / math.sqrt(1 - abar)
                 if o.guidance_scale:
-                    eps = eps - math.sqrt(1 - abar) * o.guidance_scale * self.pull(x, step, label)
+                    eps = eps - math.sqrt(1 - abar) * o.guidance_scale * self.classifier_gradient(x, step, label)
                     guess = (x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
                 own = o.ddim_eta * math.sqrt((1 - before) / (1 - abar) * (1 - abar / before))
                 mean = math.sqrt(before) * guess + math.sqrt(max(1 - before - own**2, 0)) * eps
@@ -472,8 +488,8 @@ class SDAS(Trainable):
     def invert(self, images: Tensor, labels: Sequence[int]) -> Tensor:
         """Noise from which DDIM without noise makes the images: (B, 3, H, W) in [-1, 1] -> the same shape.
 
-        Its return by `sample` with sampler "ddim", strength 0 and this noise looks like the images once the model is
-        trained; the authors stop their training by that.
+        What `sample` makes of it as `start`, with sampler "ddim" and strength 0, looks like the images once the model
+        is trained; the authors stop their training by that.
         """
         table, x = self.sampling_schedule(), images
         label = torch.tensor(list(labels), device=x.device)
@@ -487,7 +503,7 @@ class SDAS(Trainable):
             x = math.sqrt(target) * guess + math.sqrt(1 - target) * eps
         return x
 
-    def pull(self, x: Tensor, step: Tensor, label: Tensor) -> Tensor:
+    def classifier_gradient(self, x: Tensor, step: Tensor, label: Tensor) -> Tensor:
         """The gradient of the classifier's log-probability of the label: (B, 3, H, W)."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
@@ -530,12 +546,15 @@ def check(o: Options) -> None:
     for factor in o.attention_factors:
         if factor not in factors:
             raise UserError(f"--attention-factors takes some of {', '.join(map(str, factors))}; got {factor}")
-    widths = {factors[f] for f in o.attention_factors} | {o.width * o.multipliers[-1]}
+    attends = {2**level for level in range(len(o.multipliers))} & {*o.attention_factors, stride}
     for name, width in (("width", o.width), ("classifier_width", o.classifier_width)):
         if width % o.groups or width % 2:
             raise UserError(f"{flag(name)} takes even multiples of {o.groups} (--groups); got {width}")
-    if wrong := [width for width in sorted(widths) if width % o.head_width]:
-        raise UserError(f"--head-width {o.head_width} does not divide the {wrong[0]} channels of a level that attends")
+        channels = sorted(width * o.multipliers[factor.bit_length() - 1] for factor in attends)
+        if wrong := [c for c in channels if c % o.head_width and (name == "width" or o.guidance_scale > 0)]:
+            raise UserError(
+                f"--head-width {o.head_width} does not divide the {wrong[0]} channels where {flag(name)} attends"
+            )
     if o.betas[0] > o.betas[1] or 1000 / o.steps * o.betas[1] >= 1:
         raise UserError(f"--betas takes two ascending numbers, below 1 when scaled by 1000 / steps; got {o.betas}")
     if not 1 <= len(o.strength) <= 2 or list(o.strength) != sorted(o.strength):
@@ -544,7 +563,7 @@ def check(o: Options) -> None:
         spaced_steps(o.steps, o.sampling_steps, o.spacing)
     except ValueError as error:
         raise UserError(f"--sampling-steps: {error}") from None
-    if o.guidance_scale > 0 and not (o.conditional and len(o.categories) > 1):
+    if o.guidance_scale > 0 and not classes_of(o):
         raise UserError("--guidance-scale needs several categories and --conditional true: there is nothing to tell")
     if o.accumulation > o.batch_size:
         raise UserError(f"--accumulation takes up to --batch-size, {o.batch_size}; got {o.accumulation}")
@@ -556,11 +575,12 @@ def load_public(network: torch.nn.Module, state: dict) -> None:
     Raises:
         UserError: missing or unknown keys; shapes that differ are a notice (D14), unless all do.
     """
-    state = state.get("state_dict", state)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise UserError("--weights: a file is no dictionary of tensors")
+    state, table = {key.removeprefix("module."): value for key, value in state.items()}, "label_emb.weight"
     own = network.state_dict()
-    missing = sorted(set(own) - set(state) - {"label_emb.weight"})
-    unknown = sorted(set(state) - set(own) - {"label_emb.weight"})
+    missing, unknown = sorted(set(own) - set(state) - {table}), sorted(set(state) - set(own) - {table})
     if missing or unknown:
         raise UserError(
             f"--weights: keys do not fit guided diffusion's: {len(missing)} missing {missing[:3]}, {len(unknown)} "
@@ -568,10 +588,9 @@ def load_public(network: torch.nn.Module, state: dict) -> None:
         )
     wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
     left = [f"{key} {tuple(state[key].shape)}, here {tuple(own[key].shape)}" for key in wrong]
-    table = "label_emb.weight"
     if (table in state) != (table in own):
         left.append(f"{table} is " + ("in the file alone" if table in state else "not in the file"))
-    if set(wrong) - {"label_emb.weight"}:
+    if set(wrong) - {table}:
         raise UserError(f"--weights: {len(wrong)} tensors have another shape, the first: {left[0]}")
     if left:
         warnings.warn(f"--weights: not loaded, left at random: {'; '.join(left)}", Notice, stacklevel=2)
