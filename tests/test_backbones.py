@@ -13,7 +13,7 @@ from conftest import golden
 from adref.data import read_image
 from adref.layers.efficientnet import STAGES, EfficientNetB4, InvertedResidual, SqueezeExcite, timm_name
 from adref.layers.mobilenet import LinearBottleneck, MobileNetV2, SameConvolution, same_convolution
-from adref.layers.resnet import ResidualUnitBN, ResNet, load_published, normalise
+from adref.layers.resnet import ResNet, ResNetBlock, load_published, normalise
 from adref.options import UserError
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
@@ -206,7 +206,7 @@ def test_fresh_weights_give_features_of_a_fair_size(name):
 
 def test_fresh_batch_norms_of_resnets_halve_the_last_of_each_block(small):
     for block in small.modules():
-        if isinstance(block, ResidualUnitBN):
+        if isinstance(block, ResNetBlock):
             assert (block.bn1.weight == 1).all() and (block.bn2.weight == 0.5).all()
             assert block.downsample is None or (block.downsample[1].weight == 1).all()
 
@@ -240,7 +240,7 @@ def test_batch_norms(name):
     if name != "efficientnet_b4":  # one behind each convolution, none of which has a bias
         assert len(norms) == len(convolutions) and all(c.bias is None for c in convolutions)
     # Variance 0: the factor is eps^-1/2.
-    block = ResidualUnitBN(1, 1, 1, 1, False).eval()
+    block = ResNetBlock(1, 1, 1, 1, False).eval()
     block.bn1.running_var.zero_(), block.bn2.running_var.fill_(1 - 1e-5)
     with torch.no_grad():
         block.bn2.weight.fill_(1.0)
@@ -274,7 +274,7 @@ def test_stem_and_pooling_by_hand():
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_stride_stands_in_a_3_x_3_convolution(bottleneck):
     torch.manual_seed(0)
-    block = ResidualUnitBN(4, 4, 8, 2, bottleneck).double().eval()
+    block = ResNetBlock(4, 4, 8, 2, bottleneck).double().eval()
     sides = [(m.kernel_size[0], m.stride[0]) for name, m in block.named_children() if name.startswith("conv")]
     assert sides == ([(1, 1), (3, 2), (1, 1)] if bottleneck else [(3, 2), (3, 1)])
     assert (block.downsample[0].kernel_size, block.downsample[0].stride) == ((1, 1), (2, 2))
@@ -290,7 +290,7 @@ def test_residual_units_by_hand():
         return F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=1e-5)
 
     with torch.inference_mode():
-        for block in (ResidualUnitBN(4, 3, 8, 2, True), ResidualUnitBN(4, 3, 4, 1, True)):
+        for block in (ResNetBlock(4, 3, 8, 2, True), ResNetBlock(4, 3, 4, 1, True)):
             golden.fill(block).double()
             stride = 2 if block.downsample is not None else 1
             y = norm(F.conv2d(x, block.conv1.weight), block.bn1).clamp(min=0)

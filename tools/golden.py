@@ -38,7 +38,7 @@ from adref.layers.mobilenet import LinearBottleneck, MobileNetV2, SameConvolutio
 from adref.layers.res_se_unet import ResSE, ResSEUNet
 from adref.layers.residual_attention import ResidualAttention, SelectiveDense
 from adref.layers.residual_selection import Discriminator, ResidualSelection
-from adref.layers.resnet import ResidualUnitBN, ResNet
+from adref.layers.resnet import ResNet, ResNetBlock
 from adref.layers.selective_kernel import SelectiveKernelFusion
 from adref.layers.swin import MLP, PatchExpanding, PatchMerging, SwinBlock, WindowAttention
 from adref.layers.swin_unet import GatedSkip, Stage, SwinUNet
@@ -376,7 +376,7 @@ def backbones() -> list[float]:
         outputs += network.eval()(hashed("images", 1, 3, 64, 96))
     maps = hashed("maps", 2, 16, 8, 12)
     pieces = (SqueezeExcite(16, 4), InvertedResidual(16, 16, 6, 5, 1), LinearBottleneck(16, 24, 2),
-              SameConvolution(16, 24, 3, 2), ResidualUnitBN(16, 8, 32, 2, True))  # fmt: skip
+              SameConvolution(16, 24, 3, 2), ResNetBlock(16, 8, 32, 2, True))  # fmt: skip
     return digest(*outputs, *(fill(piece).eval()(maps) for piece in pieces))
 
 

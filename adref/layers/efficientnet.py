@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adref.layers.resnet import load_published, normalise
+from adref.layers.backbone import load_published, normalise
 
 STAGES = (  # expansion, side of the depthwise convolution, stride, channels, blocks
     (1, 3, 1, 24, 2), (6, 3, 2, 32, 4), (6, 5, 2, 56, 4), (6, 3, 2, 112, 6), (6, 5, 1, 160, 6), (6, 5, 2, 272, 8),
@@ -119,7 +119,7 @@ class EfficientNetB4(nn.Module):
         return layers
 
     def load_published(self, state: Mapping) -> list[str]:
-        """Weights with timm's or torchvision's names; head and classifier are ignored. See `resnet.load_published`."""
+        """Weights with timm's or torchvision's names, without head and classifier; see `backbone.load_published`."""
         for key in ("state_dict", "model"):
             state = state[key] if isinstance(state, Mapping) and isinstance(state.get(key), Mapping) else state
         if isinstance(state, Mapping) and all(isinstance(key, str) for key in state):

@@ -37,6 +37,7 @@ class FeatureResidual(nn.Module):
         self.convolution = nn.Conv2d(channels, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, width, H', W')."""
         return self.shortcut(x) + self.convolution(self.resample(F.silu(self.norm(x))))
 
 
@@ -84,6 +85,7 @@ class FeatureUNet(nn.Module):
         self.out = nn.Sequential(nn.GroupNorm(groups, w), nn.SiLU(), zeroed(nn.Conv2d(w, channels, 3, padding=1)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the same shape; H and W multiples of 4."""
         skips = []
         for step in self.down:
             x = step(x)
@@ -113,6 +115,7 @@ class ResidualUnit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the same shape."""
         return x + self.layers(x)
 
 
@@ -145,6 +148,7 @@ class SimpleNetwork(nn.Module):
         self.out = nn.ConvTranspose2d(4 * c, c, 4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the same shape; H and W multiples of 4."""
         b1 = self.first(x)  # (B, 2 C, H/2, W/2)
         b2 = self.second(b1)  # (B, 4 C, H/4, W/4)
         x = self.up(torch.cat((self.units(b2), b2), dim=1))  # (B, 2 C, H/2, W/2)

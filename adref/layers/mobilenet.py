@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adref.layers.resnet import load_published
+from adref.layers.backbone import load_published
 
 WIDTHS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)  # of blocks 1 to 17
 HALVED = (2, 4, 7, 14)  # blocks of stride 2
@@ -40,6 +40,7 @@ class SameConvolution(nn.Module):
         nn.init.zeros_(filters.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, width, ceil(H / stride), ceil(W / stride))."""
         return same_convolution(x, self.get_submodule("0"), self.activate)
 
 
@@ -108,5 +109,5 @@ class MobileNetV2(nn.Module):
         return layers
 
     def load_published(self, state: Mapping) -> list[str]:
-        """Weights with torchvision's names and folded batch norms; see `resnet.load_published`."""
+        """Weights with torchvision's names and folded batch norms; see `backbone.load_published`."""
         return load_published(self, state, "mobilenet_v2", ("features.18.", "classifier."))

@@ -2,18 +2,16 @@
 
 K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; S. Zagoruyko, N. Komodakis, "Wide Residual
 Networks", BMVC 2016. The stride is in the 3 x 3 convolution of a bottleneck, as in torchvision and timm, whose names of
-tensors these are. Also what all frozen extractors of this package share: loading published weights.
+tensors these are.
 """
 
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from adref.options import UserError
+from adref.layers.backbone import load_published, normalise
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images, in [0, 1]
 FORMS = {  # blocks of each stage, whether they are bottlenecks, factor of their inner width
     "resnet18": ((2, 2, 2, 2), False, 1),
     "resnet34": ((3, 4, 6, 3), False, 1),
@@ -28,13 +26,7 @@ PUBLISHED = {  # timm 0.5.4's default files, and torchvision's first
 }
 
 
-def normalise(images: Tensor) -> Tensor:
-    """RGB (B, 3, H, W) in [0, 1], less ImageNet's mean, divided by its standard deviation."""
-    mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    return (images - mean) / std
-
-
-class ResidualUnitBN(nn.Module):
+class ResNetBlock(nn.Module):
     """The residual block of ResNet: ReLU(x' + f(x)), x' = x or its strided 1 x 1 convolution and batch norm.
 
     f is two 3 x 3 convolutions, or (bottleneck) 1 x 1, 3 x 3 with the stride, 1 x 1; batch norm behind each.
@@ -94,13 +86,13 @@ class ResNet(nn.Module):
             blocks = []
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(ResidualUnitBN(before, 64 * 2**i * factor, out, stride, bottleneck))
+                blocks.append(ResNetBlock(before, 64 * 2**i * factor, out, stride, bottleneck))
                 before = out
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, ResidualUnitBN):
+            elif isinstance(module, ResNetBlock):
                 nn.init.constant_(getattr(module, f"bn{module.count}").weight, 0.5)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -113,47 +105,5 @@ class ResNet(nn.Module):
         return layers
 
     def load_published(self, state: Mapping) -> list[str]:
-        """Weights with torchvision's or timm's names; the classifier is ignored. See `load_published`."""
+        """Weights with torchvision's or timm's names; the classifier is ignored. See `backbone.load_published`."""
         return load_published(self, state, self.name, ("fc.",))
-
-
-def load_published(network: nn.Module, state: Mapping, name: str, ignored: tuple[str, ...] = ()) -> list[str]:
-    """Copies published weights into a feature extractor, all of them or none.
-
-    Args:
-        network: the extractor.
-        state: a state dict, perhaps below "state_dict" or "model" and with names that begin with "module."; any float
-            type.
-        name: what the extractor is called in messages.
-        ignored: beginnings of names that it has no use for.
-
-    Returns:
-        a note, if names were ignored.
-
-    Raises:
-        UserError: no such dict, names that are missing or unknown, another shape, values that are not finite.
-    """
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    tensors = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    if not tensors:
-        raise UserError(f"the weights of {name} are no dictionary of tensors")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
-    left = [key for key in state if key.startswith(ignored)] if ignored else []
-    given = {k: v for k, v in state.items() if k not in left and not k.endswith("num_batches_tracked")}
-    missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
-    if missing or unknown:
-        raise UserError(
-            f"the weights do not fit {name}: {len(missing)} names are missing {missing[:3]}, {len(unknown)} are "
-            f"unknown {unknown[:3]}"
-        )
-    for key, value in own.items():
-        if given[key].shape != value.shape:
-            shapes = f"{tuple(given[key].shape)}, expected {tuple(value.shape)}"
-            raise UserError(f"the weights do not fit {name}: {key} has the shape {shapes}")
-        if not torch.isfinite(given[key].float()).all():
-            raise UserError(f"the weights of {name} are not finite: {key}")
-    network.load_state_dict({key: given[key].float() for key in own}, strict=False)
-    return [f"{', '.join(left[:3])} ({len(left)} in all) are of no use to the features"] if left else []

@@ -1,0 +1,58 @@
+"""What all frozen feature extractors share: ImageNet's normalisation, and loading published weights."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from adref.options import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images, in [0, 1]
+
+
+def normalise(images: Tensor) -> Tensor:
+    """RGB (B, 3, H, W) in [0, 1], less ImageNet's mean, divided by its standard deviation."""
+    mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return (images - mean) / std
+
+
+def load_published(network: nn.Module, state: Mapping, name: str, ignored: tuple[str, ...] = ()) -> list[str]:
+    """Copies published weights into a feature extractor, all of them or none.
+
+    Args:
+        network: the extractor.
+        state: a state dict, perhaps below "state_dict" or "model" and with names that begin with "module."; any float
+            type.
+        name: what the extractor is called in messages.
+        ignored: beginnings of names that it has no use for.
+
+    Returns:
+        a note, if names were ignored.
+
+    Raises:
+        UserError: no such dict, names that are missing or unknown, another shape, values that are not finite.
+    """
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    tensors = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not tensors:
+        raise UserError(f"the weights of {name} are no dictionary of tensors")
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    own = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    left = [key for key in state if key.startswith(ignored)] if ignored else []
+    given = {k: v for k, v in state.items() if k not in left and not k.endswith("num_batches_tracked")}
+    missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
+    if missing or unknown:
+        raise UserError(
+            f"the weights do not fit {name}: {len(missing)} names are missing {missing[:3]}, {len(unknown)} are "
+            f"unknown {unknown[:3]}"
+        )
+    for key, value in own.items():
+        if given[key].shape != value.shape:
+            shapes = f"{tuple(given[key].shape)}, expected {tuple(value.shape)}"
+            raise UserError(f"the weights do not fit {name}: {key} has the shape {shapes}")
+        if not torch.isfinite(given[key].float()).all():
+            raise UserError(f"the weights of {name} are not finite: {key}")
+    network.load_state_dict({key: given[key].float() for key in own}, strict=False)
+    return [f"{', '.join(left[:3])} ({len(left)} in all) are of no use to the features"] if left else []
