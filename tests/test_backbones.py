@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from conftest import golden
 
 from adref.data import read_image
+from adref.layers.backbone import load_published, normalise
 from adref.layers.efficientnet import STAGES, EfficientNetB4, InvertedResidual, SqueezeExcite, timm_name
 from adref.layers.mobilenet import LinearBottleneck, MobileNetV2, SameConvolution, same_convolution
-from adref.layers.resnet import ResNet, ResNetBlock, load_published, normalise
+from adref.layers.resnet import ResNet, ResNetBlock
 from adref.options import UserError
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2")
