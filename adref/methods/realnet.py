@@ -539,17 +539,17 @@ class RealNet(Method):
         """The residuals of one image (1, 3, H, W): their mean over each block, and over what RRS passes on."""
         check_images(image, size=self.options.size)
         outcome, shown, first = self(image), {}, 0
+        shares = {name: float(share[0]) for name, share in self.shares(outcome).items()}
         for block in self.blocks:
             width = sum(self.options.widths[k] for k in block)
-            name = "+".join(str(k + 1) for k in block)
-            shown[f"residual of layer {name}"] = picture_of(outcome.residuals[0, first : first + width])
+            name = f"residual of layer {'+'.join(str(k + 1) for k in block)}"
+            if shares:
+                name += f", {100 * sum(shares[f'layer_{k + 1}'] for k in block):.0f} % of the kept"
+            shown[name] = picture_of(outcome.residuals[0, first : first + width])
             first += width
         if self.rrs:
-            own = ", ".join(f"{100 * share[0]:.0f}" for share in self.shares(outcome).values())
             parts = {"maximum": outcome.chosen[0, : self.rrs.by_max], "mean": outcome.chosen[0, self.rrs.by_max :]}
-            for name, part in parts.items():
-                if len(part):
-                    shown[f"kept by {name} (all kept, % from each layer: {own})"] = picture_of(part)
+            shown |= {f"kept by {name}": picture_of(part) for name, part in parts.items() if len(part)}
         return shown
 
     @torch.no_grad()
