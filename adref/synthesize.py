@@ -307,12 +307,15 @@ def begin(out: Path, settings: dict) -> None:
         os.replace(partial, out)
         return
     try:
-        before = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
+        before = json.loads(path.read_text())
+        if not isinstance(before, dict) or set(before) != set(settings):
+            raise ValueError
+    except ValueError:
         raise UserError(f"{path} is damaged; give another --out") from None
     now = json.loads(json.dumps(settings))
-    if wrong := next((key for key in now if key != "run" and before.get(key) != now[key]), None):
-        what = f"{option_tools.flag(wrong)} {before.get(wrong)}, now {now[wrong]}"
+    if wrong := next((key for key in now if key != "run" and before[key] != now[key]), None):
+        what = f"{option_tools.flag(wrong)} {before[wrong]}, now {now[wrong]}"
+        what = "another checkpoint" if wrong == "checkpoint_sha256" else what
         raise UserError(f"--out {out} was begun with {what}; give another name")
 
 
