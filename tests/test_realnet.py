@@ -23,6 +23,7 @@ from adref.layers.feature_selection import afs_losses, select
 from adref.layers.feature_unet import FeatureUNet, SimpleNetwork
 from adref.layers.residual_selection import Discriminator, ResidualSelection, enlarge
 from adref.method import Sources
+from adref.methods.draem import draw_mask
 from adref.methods.realnet import (
     ABLATIONS,
     PRESETS,
@@ -38,6 +39,7 @@ from adref.options import Notice, UserError
 from adref.run import load_checkpoint
 from adref.samples import random_stream
 from adref.synthesis.foreground import RULES, Rule
+from adref.synthesis.perlin import PerlinNumbers, perlin
 from adref.synthesize import main as synthesize
 from adref.train import main as train
 
@@ -156,6 +158,24 @@ def test_untrained_networks_rebuild_nothing():  # G7
 
 
 # -- anomalies --------------------------------------------------------------------------------------------------------
+
+
+def test_noise_of_given_angles():  # G8
+    noise = perlin(PerlinNumbers(np.zeros((5, 9))), (256, 256))
+    assert np.allclose(noise, noise[:, :1], atol=1e-6)
+    found = [noise[10, 10], noise[16, 5], noise[63, 31], noise.min(), noise.max()]
+    assert found == pytest.approx([0.1788767, 0.2071602, -0.0220444, -0.2073915, 0.2073915], abs=1e-6)
+    turned = perlin(PerlinNumbers(np.full((5, 9), np.pi / 2)), (256, 256))
+    assert np.allclose(turned, turned[:1], atol=1e-6) and abs(turned[0, 0]) < 1e-7
+
+
+def test_areas_of_masks():  # G8
+    """Over 8,000 masks 4.86 % and 5.4 %; the specification has 5.0 and 4.3 % of 1,500 masks of the code."""
+    options, areas = Options(), []
+    for i in range(2000):
+        areas.append(draw_mask(random_stream(0, "areas", i), (256, 256), options).mean())
+    assert np.mean(areas) == pytest.approx(0.050, abs=0.003)
+    assert np.mean(np.array(areas) == 0) == pytest.approx(0.043, abs=0.015)
 
 
 def test_blending():  # G10
