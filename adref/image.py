@@ -127,6 +127,12 @@ def _neighbours(axis: int) -> tuple[tuple, tuple]:
     return (*every, slice(None, -1)), (*every, slice(1, None))
 
 
+def frame_share(mask: np.ndarray, width: int = 5) -> float:
+    """The share of a bool (H, W) that is set within the frame, `width` pixels wide."""
+    inner = mask[width:-width, width:-width]
+    return float((mask.sum() - inner.sum()) / (mask.size - inner.size))
+
+
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """Background that does not reach the frame becomes object; bool (H, W)."""
     return ndimage.binary_fill_holes(mask)

@@ -123,6 +123,14 @@ def replace(options, changes: dict):
     return dataclasses.replace(options, **values)
 
 
+def require_ascending(options, *pairs: str) -> None:
+    """Raises UserError for a pair of numbers, named by its field, whose first is the larger."""
+    for name in pairs:
+        low, high = getattr(options, name)
+        if low > high:
+            raise UserError(f"{flag(name)} takes two numbers in ascending order; got {low},{high}")
+
+
 def build(options_class, presets: dict, ablations: dict, preset: str, ablation: str | None, flags: dict):
     """Options from defaults < preset < ablation < flags.
 

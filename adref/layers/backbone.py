@@ -1,6 +1,6 @@
 """What all frozen feature extractors share: ImageNet's normalisation, and loading published weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,36 @@ def normalise(images: Tensor) -> Tensor:
     return (images - mean) / std
 
 
-def load_published(network: nn.Module, state: Mapping, name: str, ignored: tuple[str, ...] = ()) -> list[str]:
+def published_state(state: Mapping, refusal: str) -> dict[str, Tensor]:
+    """The tensors of a published file by name: from below "state_dict" or "model", without a leading "module.".
+
+    Raises:
+        UserError: there is no dictionary of tensors; `refusal` says so.
+    """
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    tensors = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not tensors:
+        raise UserError(refusal)
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def load_published(
+    network: nn.Module,
+    state: Mapping,
+    name: str,
+    ignored: tuple[str, ...] = (),
+    rename: Callable[[str], str] | None = None,
+) -> list[str]:
     """Copies published weights into a feature extractor, all of them or none.
 
     Args:
         network: the extractor.
-        state: a state dict, perhaps below "state_dict" or "model" and with names that begin with "module."; any float
-            type.
+        state: see `published_state`; any float type.
         name: what the extractor is called in messages.
         ignored: beginnings of names that it has no use for.
+        rename: turns the file's names into the extractor's.
 
     Returns:
         a note, if names were ignored.
@@ -32,13 +53,8 @@ def load_published(network: nn.Module, state: Mapping, name: str, ignored: tuple
     Raises:
         UserError: no such dict, names that are missing or unknown, another shape, values that are not finite.
     """
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    tensors = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    if not tensors:
-        raise UserError(f"the weights of {name} are no dictionary of tensors")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = published_state(state, f"the weights of {name} are no dictionary of tensors")
+    state = {rename(key): value for key, value in state.items()} if rename else state
     own = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     left = [key for key in state if key.startswith(ignored)] if ignored else []
     given = {k: v for k, v in state.items() if k not in left and not k.endswith("num_batches_tracked")}

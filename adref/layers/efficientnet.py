@@ -120,11 +120,7 @@ class EfficientNetB4(nn.Module):
 
     def load_published(self, state: Mapping) -> list[str]:
         """Weights with timm's or torchvision's names, without head and classifier; see `backbone.load_published`."""
-        for key in ("state_dict", "model"):
-            state = state[key] if isinstance(state, Mapping) and isinstance(state.get(key), Mapping) else state
-        if isinstance(state, Mapping) and all(isinstance(key, str) for key in state):
-            state = {timm_name(key.removeprefix("module.")): value for key, value in state.items()}
-        return load_published(self, state, "efficientnet_b4", ("conv_head.", "bn2.", "classifier."))
+        return load_published(self, state, "efficientnet_b4", ("conv_head.", "bn2.", "classifier."), timm_name)
 
 
 def timm_name(name: str) -> str:

@@ -5,6 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def min_max(difference: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """F of equation 4: n = (d - min) / (max - min + 1e-4), minimum and maximum over some axes of (..., h, w)."""
+    low, high = difference.amin(axes, keepdim=True), difference.amax(axes, keepdim=True)
+    return (difference - low) / (high - low + 1e-4)
+
+
 def afs_losses(
     difference: Tensor, mask: Tensor, over: str = "batch", align: str = "mask", align_corners: bool = True
 ) -> Tensor:
@@ -13,7 +19,7 @@ def afs_losses(
     Args:
         difference: squared differences of features (B, C, h, w).
         mask: (B, 1, H, W) in {0, 1}.
-        over: "batch" or "image", of which minimum and maximum are taken: n = (d - min) / (max - min + 1e-4).
+        over: "batch" or "image", of which `min_max` takes minimum and maximum.
         align: "mask" takes every (H / h)-th pixel of the mask, "feature" enlarges the features.
         align_corners: of that.
 
@@ -24,8 +30,7 @@ def afs_losses(
     if align == "mask":
         mask = F.interpolate(mask, difference.shape[2:], mode="nearest")
     for part in difference.split(64 if align == "feature" else difference.shape[1], dim=1):
-        low, high = part.amin(axes, keepdim=True), part.amax(axes, keepdim=True)
-        part = (part - low) / (high - low + 1e-4)
+        part = min_max(part, axes)
         if align == "feature":  # in parts: a layer of 2048 channels at 256 x 256 would be 8 GB
             part = F.interpolate(part, mask.shape[2:], mode="bilinear", align_corners=align_corners)
         losses.append((part - mask).square().mean((0, 2, 3)))

@@ -34,7 +34,7 @@ class SameConvolution(nn.Module):
         super().__init__()
         filters = nn.Conv2d(channels, width, side, stride, groups=groups)
         self.add_module("0", filters)  # torchvision's place of it
-        self.side, self.stride, self.activate = side, stride, activate
+        self.activate = activate
         gain = 2 if activate else 1
         nn.init.normal_(filters.weight, 0.0, (gain / (channels // groups * side**2)) ** 0.5)
         nn.init.zeros_(filters.bias)

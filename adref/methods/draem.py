@@ -33,7 +33,7 @@ from torch import Tensor
 from adref.layers.unet import Autoencoder, UNet
 from adref.losses import focal, ssim
 from adref.method import Deviation, Method, Sources, check_images, filtered_maximum
-from adref.options import UserError, flag, option
+from adref.options import UserError, option, require_ascending
 from adref.synthesis.perlin import draw_perlin, perlin, rotate, threshold
 from adref.synthesis.textures import OPERATIONS, PAPER_OPERATIONS, apply_operations, draw_operations
 
@@ -232,10 +232,7 @@ class DRAEM(Method):
         super().__init__(options)
         if options.size[0] % UNet.stride or options.size[1] % UNet.stride:
             raise UserError(f"--size takes multiples of {UNet.stride}; got {options.size[0]},{options.size[1]}")
-        for name in ("perlin_exponents", "mask_threshold", "texture_weight"):
-            low, high = getattr(options, name)
-            if low > high:
-                raise UserError(f"{flag(name)} takes two numbers in ascending order; got {low},{high}")
+        require_ascending(options, "perlin_exponents", "mask_threshold", "texture_weight")
         kinds = OPERATIONS if options.texture_operations == "code" else PAPER_OPERATIONS
         if options.texture_operation_count > len(kinds):
             raise UserError(f"--texture-operation-count takes 0 to {len(kinds)}, the number of kinds; got "

@@ -46,7 +46,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adref.layers.efficientnet import EfficientNetB4
-from adref.layers.feature_selection import afs_losses, select
+from adref.layers.feature_selection import afs_losses, min_max, select
 from adref.layers.feature_unet import FeatureUNet, SimpleNetwork
 from adref.layers.mobilenet import MobileNetV2
 from adref.layers.residual_selection import Discriminator, ResidualSelection, enlarge
@@ -54,7 +54,7 @@ from adref.layers.resnet import ResNet
 from adref.losses import focal
 from adref.method import Deviation, Method, Sources, check_images
 from adref.methods.draem import draw_mask, draw_texture
-from adref.options import Notice, UserError, flag, option
+from adref.options import Notice, UserError, option, require_ascending
 from adref.synthesis.cut_paste import cut_paste, draw_rectangle, draw_scar
 from adref.synthesis.foreground import Rule, choose_rule, foreground
 from adref.synthesis.nsa import NSA_RULES, NSARule, draw_nsa, nsa
@@ -564,9 +564,7 @@ class RealNet(Method):
         if self.options.selection == "afs":
             a, b = (getattr(self, f"example_{name}")[:1] / 255 for name in ("corrupted", "clean"))
             for k, (x, y) in enumerate(zip(self.backbone(a), self.backbone(b))):
-                difference = (x - y)[0].square()
-                low, high = difference.amin((1, 2), keepdim=True), difference.amax((1, 2), keepdim=True)
-                normalised = (difference - low) / (high - low + 1e-4)
+                normalised = min_max((x - y)[0].square(), (1, 2))
                 kept = torch.zeros(len(normalised), dtype=torch.bool, device=normalised.device)
                 kept[getattr(self, f"selected_{k}")] = True
                 name = f"layer {k + 1}, {self.options.anomaly_sources[0]} 1"
@@ -618,10 +616,7 @@ def check(o: Options, backbone: nn.Module) -> None:
                             f"(--groups, --head-width); got {width}")  # fmt: skip
     if not o.anomaly_sources or len(set(o.anomaly_sources)) < len(o.anomaly_sources):
         raise UserError(f"--anomaly-sources takes different ones of {', '.join(get_args(SOURCE))}; got none, or twice")
-    for name in ("perlin_exponents", "mask_threshold", "sdas_opacity", "texture_opacity"):
-        low, high = getattr(o, name)
-        if low > high:
-            raise UserError(f"{flag(name)} takes two numbers in ascending order; got {low},{high}")
+    require_ascending(o, "perlin_exponents", "mask_threshold", "sdas_opacity", "texture_opacity")
     if o.texture_operations == "paper" and o.texture_operation_count > 7:
         raise UserError(f"--texture-operation-count takes 0 to 7, the number of kinds; got {o.texture_operation_count}")
     if o.score_window > min(o.size):

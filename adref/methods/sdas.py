@@ -46,6 +46,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adref.layers.backbone import published_state
 from adref.layers.diffusion_unet import DiffusionUNet, NoisyClassifier
 from adref.method import Deviation, Sources, Trainable
 from adref.options import Notice, UserError, flag, option
@@ -195,7 +196,7 @@ DEVIATIONS = (
     Deviation("D13", "Options.file_format", "contradiction", "no format", "PNG",
               "the code writes JPEG of quality 75, whose blocks an anomaly detector could learn"),
     Deviation("D14", "SDAS.load_weights", "mistake", "starts from ImageNet weights",
-              "every tensor that does not fit is named",
+              "all must fit but the table of labels, which is then named",
               "the code skips what does not fit without a word: its table of labels stays random"),
     Deviation("D15", "Options.groups", "substitution", "32 groups, as in guided diffusion", "32; tiny: 8",
               "32 channels in 32 groups are normalised one by one: the network cannot tell the mean of the "
@@ -339,9 +340,8 @@ class SDAS(Trainable):
         "total" is simple + weight vlb, weight = lambda T or lambda.
         """
         o, abar = self.options, self.schedule.abar
-        noisy = (
-            at(abar.sqrt(), batch.step) * batch.image + at((1 - abar).sqrt(), batch.step) * batch.noise
-        )  # equation 1
+        kept, added = at(abar.sqrt(), batch.step), at((1 - abar).sqrt(), batch.step)
+        noisy = kept * batch.image + added * batch.noise  # equation 1
         if stage == "classify":
             total = F.cross_entropy(self.classifier(noisy, batch.step).float(), batch.label)
             return {"cross_entropy": total, "total": total}
@@ -412,7 +412,7 @@ class SDAS(Trainable):
     def load_weights(self, states: list[dict]) -> None:
         """Public weights of guided diffusion, `256x256_diffusion.pt` or the authors' files; then of its classifier.
 
-        Tensors of another shape (the table of labels, as a rule) are left as they are and named in a notice (D14).
+        A table of labels that does not fit is left as it is and named in a notice (D14).
 
         Raises:
             UserError: another number of files, or keys that do not fit.
@@ -465,14 +465,14 @@ class SDAS(Trainable):
             log_variance = self.log_variance(v, math.log(beta), log_least)
             if j < o.last_steps_fixed_small:  # D12
                 log_variance = torch.full_like(v, log_least)
-            guess = ((x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)).clamp(-1, 1)
+            guess, implied = clamped(x, eps, abar)
             if o.sampler == "ancestral":
                 mean = c1 * guess + c2 * x
                 if o.guidance_scale:
                     mean = mean + o.guidance_scale * log_variance.exp() * self.classifier_gradient(x, step, label)
                 spread = ((1 + s) * log_variance.exp()).sqrt()  # equation 7
             else:
-                eps = (x - math.sqrt(abar) * guess) / math.sqrt(1 - abar)
+                eps = implied
                 if o.guidance_scale:
                     eps = eps - math.sqrt(1 - abar) * o.guidance_scale * self.classifier_gradient(x, step, label)
                     guess = (x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
@@ -498,8 +498,7 @@ class SDAS(Trainable):
             abar, target = float(table.abar[j]), float(after[j])
             step = table.steps[j].to(x.device).expand(len(x))
             eps = self.average(x, step, label if self.classes else None).float()[:, :3]
-            guess = ((x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)).clamp(-1, 1)
-            eps = (x - math.sqrt(abar) * guess) / math.sqrt(1 - abar)
+            guess, eps = clamped(x, eps, abar)
             x = math.sqrt(target) * guess + math.sqrt(1 - target) * eps
         return x
 
@@ -514,6 +513,12 @@ class SDAS(Trainable):
         """The tables of the steps back (D10)."""
         o = self.options
         return respace(self.schedule, spaced_steps(o.steps, o.sampling_steps, o.spacing))
+
+
+def clamped(x: Tensor, eps: Tensor, abar: float) -> tuple[Tensor, Tensor]:
+    """x_0 of equation 3, clamped to [-1, 1], and the noise that it implies: (B, 3, H, W) all."""
+    guess = ((x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)).clamp(-1, 1)
+    return guess, (x - math.sqrt(abar) * guess) / math.sqrt(1 - abar)
 
 
 def log_likelihood(image: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -570,15 +575,12 @@ def check(o: Options) -> None:
 
 
 def load_public(network: torch.nn.Module, state: dict) -> None:
-    """Copies a public state dict (keys as they are, or under "state_dict" and behind "module.") into a network.
+    """Copies a public state dict (see `published_state`); a table of labels that does not fit is left, with a notice.
 
     Raises:
-        UserError: missing or unknown keys; shapes that differ are a notice (D14), unless all do.
+        UserError: missing or unknown keys, or another shape of any tensor but that table (D14).
     """
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise UserError("--weights: a file is no dictionary of tensors")
-    state, table = {key.removeprefix("module."): value for key, value in state.items()}, "label_emb.weight"
+    state, table = published_state(state, "--weights: a file is no dictionary of tensors"), "label_emb.weight"
     own = network.state_dict()
     missing, unknown = sorted(set(own) - set(state) - {table}), sorted(set(state) - set(own) - {table})
     if missing or unknown:

@@ -52,7 +52,7 @@ from adref.layers.unet import PlainUNet
 from adref.losses import ssim
 from adref.method import Deviation, Looks, Method, Rngs, Sources, check_images, gaussian_smooth, mean_filter
 from adref.methods.draem import turn
-from adref.options import Notice, UserError, flag, option
+from adref.options import Notice, UserError, flag, option, require_ascending
 from adref.synthesis.pseudo_anomaly import (
     blend_source,
     draw_large_mask,
@@ -654,10 +654,7 @@ def check(o: Options) -> None:
         "dpa_attached",
         "dpa_sides",
     )
-    for name in ranges:
-        low, high = getattr(o, name)
-        if low > high:
-            raise UserError(f"{flag(name)} takes two numbers in ascending order; got {low},{high}")
+    require_ascending(o, *ranges)
     for name in ("segment_mix", "reconstruct_mix"):
         if sum(getattr(o, name)) <= 0:
             raise UserError(f"{flag(name)} takes three shares, one of them above 0; got {getattr(o, name)}")

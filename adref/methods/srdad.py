@@ -59,7 +59,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from adref.image import fill_holes, grey, morphology, otsu
+from adref.image import fill_holes, frame_share, grey, morphology, otsu
 from adref.layers.channel_cross_attention import CrossFusion
 from adref.layers.res_se_unet import ResSEUNet
 from adref.layers.swin_unet import SwinUNet, next_valid_side
@@ -68,7 +68,7 @@ from adref.losses import focal, ssim
 from adref.method import Deviation, Method, Sources, check_images, filtered_maximum
 from adref.methods import draem
 from adref.methods.draem import Batch
-from adref.options import UserError, flag, option
+from adref.options import UserError, option, require_ascending
 from adref.synthesis import natural
 from adref.synthesis.poisson import poisson_blend
 
@@ -579,9 +579,7 @@ def survey(images: Sequence[Tensor], category: str, options: Options) -> str:
     shares = []
     for image in images:
         values = grey(image.permute(1, 2, 0).numpy(), options.mask_grey)
-        bright = values > otsu(values).threshold
-        inner = bright[5:-5, 5:-5]
-        shares.append((bright.sum() - inner.sum()) / (bright.size - inner.size))
+        shares.append(frame_share(values > otsu(values).threshold))
     return "dark" if np.mean(shares) > 0.5 else "bright"
 
 
@@ -725,10 +723,8 @@ def check(o: Options) -> None:
                         f"got {','.join(map(str, o.attention_patches))}")  # fmt: skip
     if attention and o.size == (patches[0], patches[0]):
         raise UserError("--attention-patches leaves one token, and batch norm needs more; take smaller ones")
-    for name in ("mask_share", "patch_range", "patch_side_limits", "gamma_height", "gamma_width", "rotation", "scale"):
-        low, high = getattr(o, name)
-        if low > high:
-            raise UserError(f"{flag(name)} takes two numbers in ascending order; got {low},{high}")
+    pairs = ("mask_share", "patch_range", "patch_side_limits", "gamma_height", "gamma_width", "rotation", "scale")
+    require_ascending(o, *pairs)
     if o.focal_alpha and (len(o.focal_alpha) > 2 or (len(o.focal_alpha) == 1 and o.focal_alpha[0] > 1)):
         raise UserError(f"--focal-alpha takes one number from 0 to 1, or two of 0 or more; got {o.focal_alpha}")
     if o.patch_longest < o.patch_side_limits[0]:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from adref.image import grey, otsu, triangle
+from adref.image import frame_share, grey, otsu, triangle
 from adref.options import Notice
 
 
@@ -97,8 +97,6 @@ def choose_rule(
         shares = []
         for image in images:
             values = grey(image, "opencv")
-            bright = values > otsu(values).threshold
-            inner = bright[5:-5, 5:-5]
-            shares.append((bright.sum() - inner.sum()) / (bright.size - inner.size))
+            shares.append(frame_share(values > otsu(values).threshold))
         kind = "dark" if np.mean(shares) > 0.5 else "bright"
     return Rule("otsu", "grey", kind, 6, 6)
