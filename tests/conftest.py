@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,9 @@ from adref import options as option_tools
 
 torch.set_num_threads(1)  # these networks are so small that more threads cost time
 
-SPEC = importlib.util.spec_from_file_location("golden_tool", Path(__file__).parent.parent / "tools" / "golden.py")
-golden = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(golden)
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+import audit  # noqa: E402
+import golden  # noqa: E402, F401  other test files take it from here
 
 SMALL = ["--size", "64,64", "--reconstruction-width", "4", "--discriminator-width", "4", "--batch-size", "2",
          "--epochs", "2", "--workers", "0", "--device", "cpu", "--score-window", "5"]  # fmt: skip
@@ -72,6 +72,29 @@ def check_readings(options_class, tried: list[dict], elsewhere: tuple = ()) -> N
         assert kind is not bool or (not field.default) in values, name
         if type(None) in getattr(kind, "__args__", ()):
             assert None in values | {field.default} and any(v is not None for v in values | {field.default}), name
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A test that is marked to hold an equation must call a function that the header of the method names for it."""
+    claims = [(mark.args[0], label) for mark in pyfuncitem.iter_markers("holds") for label in mark.args[1:]]
+    if not claims:
+        return (yield)
+    called = set()
+    sys.setprofile(lambda frame, event, _: called.add(frame.f_code) if event == "call" else None)
+    try:
+        result = yield
+    finally:
+        sys.setprofile(None)
+    for method, label in claims:
+        header = audit.source_files()[method].read_text().split('"""')[1]
+        places = next((entry.places for entry in audit.entries(header) if entry.label == label), None)
+        assert places, f"marked to hold {method} {label}, which its header does not have"
+        functions = [audit.function_of(place, method) for place in places]
+        # a table of values is no function that could be called
+        true = None in functions or called & {function.__code__ for function in functions}
+        assert true, f"marked to hold {method} {label}, but calls none of {', '.join(places)}"
+    return result
 
 
 @pytest.fixture

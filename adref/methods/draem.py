@@ -19,6 +19,10 @@ Equations (the article was not at hand: its formulas as the code has them, numbe
     (3) L = L_rec + L_seg(M, M_o), L_seg the focal loss         DRAEM.loss, losses.focal
     (4) I_a = (1 - M) I + M ((1 - beta) I + beta A)             blend
     (5) eta = max(M_o * f), f a mean filter                     DRAEM.image_score
+
+Not built
+    The article's ablations and comparisons, which was not at hand.
+    imgaug and OpenCV, of which the code takes its operations: they are written out in synthesis/textures.py (D10).
 """
 
 import math

@@ -34,6 +34,14 @@ Equations (the article's numbers were not at hand, but for 9; the others are in 
     (7) cs = (2 cov_uv + C2) / (var_u + var_v + C2)                    losses.ms_ssim_l1
     (8) MS-SSIM = l_M prod_j cs_j                                      losses.ms_ssim_l1
     (9) alpha (1 - MS-SSIM) + (1 - alpha) G_M |u - v|                  NoiseToNorm.loss, losses.ms_ssim_l1
+
+Algorithms and tables
+    (Table of noise shares) lambda 0, 0.2, 0.3, 0.4                    ABLATIONS
+    (Table 5) without residual attention                               ABLATIONS
+
+Not built
+    What its missing figure shows of the attention block, beyond four readings of the text (D7).
+    The methods that its tables of MPDD and VisA compare with.
 """
 
 import math
@@ -146,7 +154,7 @@ PRESETS = {
 }  # fmt: skip
 
 ABLATIONS = {
-    # D24: what 'no-attention' is; D23: on which images of VisA
+    # the table of noise shares, and table 5. D24: what 'no-attention' is; D23: on which images of VisA
     **{f"lambda-{share}": {"noise_share": float(share)} for share in ("0", "0.2", "0.3", "0.4")},
     "no-attention": {"block": "conv1x1"},
 }

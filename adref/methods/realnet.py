@@ -32,6 +32,15 @@ Equations
     (4) L_AFS(i) = mean (F((phi_{k,i}(A) - phi_{k,i}(I))^2) - M)^2, F min-max normalises    feature_selection.afs_losses
     (5) L_rec = sum_k |G_k(phi_k(A)) - phi_k(I)|^2                                          RealNet.loss
     (6) L = L_rec + L_seg                                                                   RealNet.loss
+
+Algorithms and tables
+    (Table of selections) AFS, RDR, RLPR, with RRS and without                              ABLATIONS
+    (Table of anomaly sources) SDAS, DTD, NSA, CutPaste                                     ABLATIONS
+    (Table of architectures) A, B, C, and half the widths                                   ABLATIONS
+
+Not built
+    The choice of the best checkpoint on the test set, and the flipping of an AUROC below 0.5.
+    The recipe of the table of many categories, which no text gives: preset multi-class guesses (D2).
 """
 
 import dataclasses
@@ -147,6 +156,7 @@ PRESETS = {
 }  # fmt: skip
 
 ABLATIONS = {
+    # the table of selections
     "rdr": {"selection": "random"},
     "rlpr": {"selection": "projection"},
     "rdr-no-rrs": {"selection": "random", "residuals": "all"},
@@ -154,12 +164,15 @@ ABLATIONS = {
     "no-rrs": {"residuals": "all"},
     "rrs-max": {"residuals": "max"},
     "rrs-mean": {"residuals": "mean"},
+    # the table of anomaly sources; SDAS is the default
     "dtd": {"anomaly_sources": ("textures",)},
     "nsa": {"anomaly_sources": ("nsa",)},
     "cut-paste": {"anomaly_sources": ("cut_paste",)},
+    # the table of architectures
     "b": {"architecture": "B"},
     "c": {"architecture": "C"},
     "half": {"widths": (128, 256, 256, 128)},
+    # where paper and code part
     "paper": {
         "afs_align": "feature", "rrs_forward": "normalised", "texture_opacity": (0.5, 1.0), "discriminator": "mlp",
         "score_window": 1,

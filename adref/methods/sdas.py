@@ -32,6 +32,13 @@ Equations (reconstructed, numbered here)
     (6) L = |noise - eps|^2 + lambda sum_t L_t                               SDAS.loss
     (7) x_{t-1} = mu + sqrt((1 + s) Sigma) noise                             SDAS.sample
     (8) x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1}) eps + sqrt(s V) noise   SDAS.sample
+
+Algorithms and tables
+    (Algorithm 1) the perturbed way back, step by step                       SDAS.sample
+    (Algorithm S1) the same on DDIM's deterministic steps                    SDAS.sample
+
+Not built
+    Table S6, Frechet and perceptual distances of the pictures: its values are not in the text at hand.
 """
 
 import copy
@@ -435,6 +442,8 @@ class SDAS(Trainable):
         start: Tensor | None = None,
     ) -> Tensor:
         """Pictures from noise, drawn by the averaged weights with the perturbed reverse process (equations 3, 7, 8).
+
+        Algorithm 1; with `sampler` "ddim" Algorithm S1.
 
         Every step but the last adds noise. DDIM computes eps anew from the clamped x_0, and adds one noise twice where
         `ddim_eta` is above 0, as the code does.

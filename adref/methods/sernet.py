@@ -35,6 +35,13 @@ Equations (reconstructed, numbered here)
     (5) S_c = box((a_X - a_Y)^2 + (b_X - b_Y)^2)             SeRNet.colour_term, image.cielab
     (6) S_g = box(1 - MSGMS(X, Y))                           SeRNet.structure_term, image.msgms
     (7) A = S_g + c S_c, score max A                         SeRNet.compare
+
+Algorithms and tables
+    (Algorithm 1) threshold, drop small regions, paste       repair_mask, repair
+    (Algorithm 2) the nearest of all hashes                  SeRNet.find_similar, image.nearest
+
+Not built
+    The article's experiments, whose section is lost: ABLATIONS has variants of what its text speaks of.
 """
 
 import math

@@ -35,6 +35,13 @@ Equations (their numbers as far as they are known; (a) to (e) are not numbered i
     (13) L_recon = L2 + lambda_ssim L_SSIM                    ViTAutoencoder.loss
     (14) L_ent = -mean sum_i w_hat_i ln w_hat_i               ViTAutoencoder.loss, memory.entropy
     (15) L = lambda_recon L_recon + lambda_ent L_ent          ViTAutoencoder.loss
+
+Algorithms and tables
+    (Table of the ablation) base, +M, +CA, +M+CA              ABLATIONS
+
+Not built
+    The ImageNet-21k weights of AnoViT's encoder: --weights takes a file that has them.
+    The methods that its tables of MVTec AD and BTAD compare with.
 """
 
 import math
@@ -149,7 +156,7 @@ PRESETS = {
     },
 }  # fmt: skip
 
-ABLATIONS = {
+ABLATIONS = {  # the table of the ablation, and the places of coordinate attention that the text speaks of
     "base": {"memory": False, "coordinate_attention": "none"},
     "+m": {"coordinate_attention": "none"},
     "+ca": {"memory": False},
