@@ -3,19 +3,19 @@
 python tools/golden.py            compares every case with tests/golden/*.json; exit code 1 on a difference
 python tools/golden.py --write    replaces them and prints the largest change of each
 
-Inputs and weights come from `hashed`, a 32-bit integer hash of (array name, index), so that a port in any language
-rebuilds them with no file and no random number generator.
+Inputs and weights come from an integer hash (hash_recipe.py).
 """
 
 import argparse
 import dataclasses
 import json
 import sys
-import zlib
 from pathlib import Path
 
+import hash_recipe
 import numpy as np
 import torch
+from hash_recipe import hashed
 
 from adref.image import cielab, grey, morphology, msgms, otsu, perceptual_hash, triangle
 from adref.layers.aspp import ASPP
@@ -74,35 +74,9 @@ TOLERANCE = 2e-5  # relative; float32 sums in another order on another machine s
 LOOSE = {"srdad": 2e-4}  # cases that pass gradients through dozens of attention and normalisation layers
 
 
-def hashed(name: str, *shape: int) -> torch.Tensor:
-    """float32 values in [0, 1), 24 bits each, from 32-bit integer arithmetic alone.
-
-    With h = crc32(name), the element at flat index i is, modulo 2^32 in every step,
-        x = h + 0x9E3779B9 * (i + 1);  x = (x ^ (x >> 16)) * 0x85EBCA6B;  x = (x ^ (x >> 13)) * 0xC2B2AE35;
-        x = x ^ (x >> 16);  value = (x >> 8) / 2^24
-    (the finaliser of MurmurHash3; A. Appleby, public domain).
-    """
-    x = (np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) * 0x9E3779B9 + zlib.crc32(name.encode())) & 0xFFFFFFFF
-    x = ((x ^ (x >> np.uint64(16))) * 0x85EBCA6B) & 0xFFFFFFFF
-    x = ((x ^ (x >> np.uint64(13))) * 0xC2B2AE35) & 0xFFFFFFFF
-    x = x ^ (x >> np.uint64(16))
-    return torch.from_numpy((x >> np.uint64(8)).astype(np.float64) / 2**24).float().reshape(shape)
-
-
 def fill(module: torch.nn.Module) -> torch.nn.Module:
-    """Gives every floating tensor of a module hashed values: weights scaled by fan-in, variances positive."""
-    for name, tensor in module.state_dict().items():
-        if not tensor.is_floating_point():
-            continue
-        values = hashed(name, *tensor.shape)
-        if tensor.ndim > 1:
-            values = (values - 0.5) * (12 / tensor[0].numel()) ** 0.5  # variance 1 / fan-in
-        elif name.endswith(("running_var", "weight")):
-            values = 0.5 + values
-        else:
-            values = (values - 0.5) * 0.2
-        tensor.copy_(values)
-    return module.eval()
+    """Hashed weights, in float32."""
+    return hash_recipe.fill(module, torch.float32)
 
 
 def digest(*tensors: torch.Tensor) -> list[float]:

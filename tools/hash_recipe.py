@@ -1,4 +1,4 @@
-"""The hash of tools/golden.py, written out again for the scripts that run other programs: no adref takes part."""
+"""Inputs and weights from an integer hash, so that a program in any language has the same; no adref takes part."""
 
 import importlib.util
 import sys
@@ -11,7 +11,13 @@ from torch import nn
 
 
 def hashed(name: str, *shape: int) -> torch.Tensor:
-    """float32 in [0, 1): see tools/golden.py."""
+    """float32 values in [0, 1), 24 bits each, from 32-bit integer arithmetic alone.
+
+    With h = crc32(name), the element at flat index i is, modulo 2^32 in every step,
+        x = h + 0x9E3779B9 * (i + 1);  x = (x ^ (x >> 16)) * 0x85EBCA6B;  x = (x ^ (x >> 13)) * 0xC2B2AE35;
+        x = x ^ (x >> 16);  value = (x >> 8) / 2^24
+    (the finaliser of MurmurHash3; A. Appleby, public domain).
+    """
     x = (np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) * 0x9E3779B9 + zlib.crc32(name.encode())) & 0xFFFFFFFF
     x = ((x ^ (x >> np.uint64(16))) * 0x85EBCA6B) & 0xFFFFFFFF
     x = ((x ^ (x >> np.uint64(13))) * 0xC2B2AE35) & 0xFFFFFFFF
@@ -20,17 +26,20 @@ def hashed(name: str, *shape: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def fill(module: nn.Module) -> nn.Module:
-    """Hashed values for every tensor of the state, as `fill` of tools/golden.py (in float32, then widened)."""
+def fill(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Gives every floating tensor of a module hashed values, in float32: weights scaled by fan-in, variances positive.
+
+    The module comes back in evaluation mode, and in another type where `dtype` says so.
+    """
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
             values = hashed(name, *tensor.shape)
             if tensor.ndim > 1:
-                values = (values - 0.5) * (12 / tensor[0].numel()) ** 0.5
+                values = (values - 0.5) * (12 / tensor[0].numel()) ** 0.5  # variance 1 / fan-in
             else:
                 values = 0.5 + values if name.endswith(("running_var", "weight")) else (values - 0.5) * 0.2
             tensor.copy_(values)
-    return module.double().eval()
+    return module.to(dtype).eval()
 
 
 def digits(*values: float) -> list[float]:

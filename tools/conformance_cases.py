@@ -1,0 +1,611 @@
+"""The cases of the porter's kit: what is called, on which arrays, with which options; see conformance.py."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from hash_recipe import fill, hashed
+from torch import Tensor, nn
+
+from adref import image, losses, metrics, run, samples
+from adref import method as method_module
+from adref import options as option_tools
+from adref.layers import (
+    aspp,
+    channel_cross_attention,
+    coordinate_attention,
+    diffusion_unet,
+    efficientnet,
+    feature_selection,
+    feature_unet,
+    memory,
+    mobilenet,
+    res_se_unet,
+    residual_attention,
+    residual_selection,
+    resnet,
+    selective_kernel,
+    swin,
+    swin_unet,
+    unet,
+    vit,
+)
+from adref.methods import METHODS, draem, noise_to_norm, realnet, sdas, sernet, srdad, vit_autoencoder
+from adref.synthesis import cut_paste, foreground, natural, nsa, perlin, poisson, pseudo_anomaly, textures
+
+PICKED = 8  # elements of a weight that are compared after a step of the optimiser
+REASONS = {
+    "exact": "integers and decisions, no ties among the inputs",
+    "float64": "sums in another order, in float64",
+    "float32": "sums in another order, in float32",
+    "variance": "float32 variances as differences of means, which nearly cancel",
+    "deep": "float32 through dozens of layers and normalisations",
+    "gradient": "float32, forward and back; norms of all gradients of a stage are held to the largest of them",
+}
+TOLERANCES = {"exact": 0.0, "float64": 1e-9, "float32": 1e-5, "variance": 5e-5, "deep": 1e-4, "gradient": 1e-3}
+
+
+class Array(NamedTuple):
+    """An input: what the hash gives for a name, changed as the kit's README says, or the values themselves."""
+
+    name: str
+    shape: tuple[int, ...]
+    scale: float = 1.0
+    shift: float = 0.0
+    above: float | None = None  # 1 where the hash is above it, 0 elsewhere
+    levels: int | None = None  # rounded down to so many levels: ties
+    dtype: str = "float32"
+    numpy: bool = False  # whether adref's function takes a numpy array
+    values: tuple | None = None
+
+    def value(self) -> Tensor | np.ndarray:
+        """The array."""
+        raw = hashed(self.name, *self.shape).double().numpy()
+        if self.values is not None:
+            raw = np.array(self.values)
+        elif self.above is not None:
+            raw = raw > self.above
+        elif self.levels:
+            raw = np.floor(raw * self.levels) / self.levels
+        else:
+            raw = 256 * raw if self.dtype == "uint8" else self.scale * raw + self.shift
+        array = raw.astype(self.dtype)
+        return array if self.numpy else torch.from_numpy(array)
+
+    def described(self) -> dict:
+        """For the manifest."""
+        if self.values is not None:
+            return {"values": self.values, "shape": self.shape, "dtype": self.dtype}
+        rule = {"above": self.above} if self.above is not None else {"levels": self.levels}
+        if self.above is None and not self.levels:
+            rule = {} if self.dtype == "uint8" else {"scale": self.scale, "shift": self.shift}
+        return {"hash": self.name, "shape": self.shape, "dtype": self.dtype, **rule}
+
+
+def h(name: str, *shape: int, **changes) -> Array:
+    """An input for torch."""
+    return Array(name, shape, **changes)
+
+
+def hn(name: str, *shape: int, **changes) -> Array:
+    """An input for numpy."""
+    return Array(name, shape, numpy=True, **changes)
+
+
+def given(dtype: str, *values, numpy: bool = False) -> Array:
+    """An input that stands in the manifest."""
+    return Array("", np.array(values).shape, dtype=dtype, values=values, numpy=numpy)
+
+
+def resolve(value):
+    """Arrays in place of their descriptions, inside of tuples, too."""
+    if isinstance(value, Array):
+        return value.value()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(resolve, value))
+    return type(value)(map(resolve, value)) if isinstance(value, tuple | list) else value
+
+
+def described(value) -> Any:
+    """Plain values for the manifest."""
+    if isinstance(value, Array):
+        return value.described()
+    if dataclasses.is_dataclass(value):
+        return option_tools.to_json(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {field: described(item) for field, item in zip(value._fields, value)}
+    if isinstance(value, tuple | list):
+        return list(map(described, value))
+    return {key: described(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def named(prefix: str, value) -> Iterator[tuple[str, np.ndarray]]:
+    """Whatever a function returns, as arrays: "prefix", or "prefix:FIELD" for each of several; None gives nothing."""
+    if isinstance(value, Tensor | np.ndarray | float | int | np.generic):
+        yield prefix, (value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)).copy()
+    elif value is not None:
+        fields = value if isinstance(value, dict) else getattr(value, "_fields", range(len(value)))
+        for field, item in zip(fields, value.values() if isinstance(value, dict) else value):
+            yield from named(f"{prefix}:{field}", item)
+
+
+def traced(module: nn.Module, call: Callable[[], Any]) -> Arrays:
+    """What every part of a module gives during a call, in that order, and then what the call returns."""
+    arrays: Arrays = {}
+    calls: dict[str, int] = {}
+
+    def keep(_, __, output, name: str) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        again = f"#{calls[name]}" if calls[name] > 1 else ""
+        arrays.update(named(f"trace/{name}{again}", output))
+
+    hooks = [part.register_forward_hook(partial(keep, name=name)) for name, part in module.named_modules() if name]
+    try:
+        result = call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {**arrays, **dict(named("out", result))}
+
+
+def state_of(module: nn.Module) -> dict[str, list[int] | np.ndarray]:
+    """Shapes of the weights that the recipe gives, and the other tensors themselves."""
+    state = module.state_dict().items()
+    return {key: list(t.shape) if t.is_floating_point() else t.numpy().copy() for key, t in state}
+
+
+class Case(NamedTuple):
+    """One thing that a port must reproduce."""
+
+    name: str
+    target: Any  # a function, or a class of modules or methods
+    inputs: dict[str, Any]  # in the order of the function's arguments
+    options: dict[str, Any]
+    tolerance: str = "float32"  # of TOLERANCES
+
+    @property
+    def where(self) -> str:
+        """The target's place in adref."""
+        return f"{self.target.__module__}.{self.target.__qualname__}"
+
+    @property
+    def about(self) -> str:
+        """The target's own words."""
+        return inspect.getdoc(self.target).split("\n\n")[0].replace("\n", " ")
+
+    @property
+    def source(self) -> str:
+        """Where it comes from: the first paragraph of its file."""
+        return inspect.getdoc(inspect.getmodule(self.target)).split("\n\n")[0].replace("\n", " ")
+
+    @property
+    def is_method(self) -> bool:
+        """Whether it is a whole method; its options are then changes of its preset tiny."""
+        return self.target in METHODS.values()
+
+    def method_options(self):
+        """The options of a whole method."""
+        m = self.target
+        return option_tools.build(m.Options, m.presets, m.ablations, "tiny", None, self.options)
+
+    def built(self):
+        """A whole method with hashed weights."""
+        return fill(self.target(self.method_options()), torch.float32)
+
+    def kind(self, name: str, array: np.ndarray) -> str:
+        """The tolerance of one of its arrays, of TOLERANCES."""
+        if array.dtype.kind in "bui":
+            return "exact"
+        if array.dtype == np.float32 and self.tolerance == "float64":  # computed in float64, handed over in float32
+            return "float32"
+        return "gradient" if name.startswith(("gradient/", "step/")) else self.tolerance
+
+    def run(self) -> tuple[Arrays, dict]:
+        """Its arrays, in the order in which they arise, and its weights: see `state_of`."""
+        inputs = {name: resolve(value) for name, value in self.inputs.items()}
+        if self.is_method:
+            return end_to_end(self.built, inputs)
+        with torch.no_grad():
+            options = {name: resolve(value) for name, value in self.options.items()}
+            if not inspect.isclass(self.target):
+                return dict(named("out", self.target(*inputs.values(), **options))), {}
+            module = fill(self.target(**options), torch.float32)
+            state = state_of(module)
+            return traced(module, lambda: module(*inputs.values())), state
+
+
+# -- whole methods ----------------------------------------------------------------------------------------------------
+
+
+class HashedStream:
+    """In place of a generator: normal numbers are uniform ones of the hash, with their mean and deviation."""
+
+    def __init__(self, name: str):
+        self.name, self.calls = name, 0
+
+    def standard_normal(self, shape: tuple[int, ...], kind) -> np.ndarray:
+        """sqrt(12) (h - 0.5), h of "NAME 1" in the first call, "NAME 2" in the second ..."""
+        self.calls += 1
+        return Array(f"{self.name} {self.calls}", tuple(shape), 12**0.5, -(3**0.5), numpy=True).value().astype(kind)
+
+
+def infer(method, x: dict[str, Tensor]) -> dict[str, Any]:
+    """What a method is for: image scores and maps; SDAS: pictures."""
+    if isinstance(method, sdas.SDAS):
+        streams = [HashedStream(name) for name in ("first", "second")]
+        return {"pictures": method.sample([0, 1], streams, [0.0, 0.2])}
+    if isinstance(method, sernet.SeRNet):
+        method.bank.fill(list(x["bank"]))
+    return dict(zip(("scores", "maps"), method.score(x["images"])))
+
+
+def beside(method, x: dict[str, Tensor]) -> dict[str, Any]:
+    """What else belongs to a method."""
+    if isinstance(method, sdas.SDAS):
+        return {"schedule": method.sampling_schedule()}
+    found = {"reconstruction": method.reconstruct(x["images"])}
+    if isinstance(method, realnet.RealNet):
+        blocks = range(len(method.options.widths))
+        method.add_afs_losses(x["images"], x["corrupted"], x["mask"], blocks)
+        found["afs_losses"] = [getattr(method, f"afs_losses_{k}") for k in blocks]
+    return found
+
+
+def batch_of(method, x: dict[str, Tensor]) -> NamedTuple:
+    """The training batch of a method."""
+    if isinstance(method, noise_to_norm.NoiseToNorm):
+        return noise_to_norm.Batch(x["images"], noise_to_norm.blend(x["images"], x["noise"], method.options))
+    kind = inspect.getmodule(type(method)).Batch
+    return kind(*(x["images" if field == "clean" else field] for field in kind._fields))
+
+
+def end_to_end(build: Callable, x: dict[str, Tensor]) -> tuple[Arrays, dict]:
+    """Inference with hashed weights, and one step of training of each stage, each from those weights again."""
+    method = build()
+    state = state_of(method)
+    with torch.no_grad(), mock.patch.object(noise_to_norm, "draw_noise", lambda *_: x["noise"]):
+        arrays = traced(method, lambda: infer(method, x))
+        arrays.update(named("out", beside(method, x)))
+    for stage in method.stages:
+        method = build().train()
+        terms = method.loss(batch_of(method, x), stage)
+        optimizer, _ = method.optimizer(stage)
+        terms["total"].backward()
+        arrays.update(named(f"loss/{stage}", terms))
+        gradients = {key: p.grad.flatten().clone() for key, p in method.named_parameters() if p.grad is not None}
+        arrays.update({f"gradient/{stage}/{key}": g.norm().numpy() for key, g in gradients.items()})
+        method.after_backward(stage, True)
+        optimizer.step()
+        # Adam's first step is the sign of the gradient, and a gradient that should be zero, as of a bias before a batch
+        # norm, is rounding
+        least = 1e-5 * max(g.norm() for g in gradients.values())
+        for key, weight in method.named_parameters():
+            if key in gradients and gradients[key].abs().max() > least:
+                index = gradients[key].abs().topk(min(PICKED, int((gradients[key].abs() > least).sum()))).indices
+                arrays[f"INDEX/step/{stage}/{key}"] = index.sort().values.int().numpy()
+                arrays[f"step/{stage}/{key}"] = weight.detach().numpy().copy()
+    return arrays, state
+
+
+def methods() -> Iterator[Case]:
+    """Every method at its preset tiny, two images."""
+    changes = {
+        # dropout would be random; the sampler's twenty steps are four here
+        srdad.SRDAD: {"attention_dropout": 0.0},
+        sdas.SDAS: {"categories": ("a", "b"), "sampling_steps": 4},
+    }
+    for name, target in METHODS.items():
+        case = Case(f"method.{name}", target, {}, changes.get(target, {}), "deep")
+        height, width = case.method_options().size
+        pictures = {name: h(name, 2, 3, height, width) for name in ("images", "corrupted", "similar", "noise")}
+        inputs = {**pictures, "mask": h("mask", 2, 1, height, width, above=0.9)}
+        if target is sernet.SeRNet:
+            inputs["bank"] = h("bank", 3, 3, height, width, dtype="uint8")
+        if target is noise_to_norm.NoiseToNorm:
+            inputs["noise"] = h("noise", 3, height, width)
+        if target is sdas.SDAS:
+            inputs = {"image": h("image", 2, 3, height, width, scale=2, shift=-1),
+                      "noise": h("noise", 2, 3, height, width, scale=12**0.5, shift=-(3**0.5)),
+                      "step": given("int64", 3, 700), "label": given("int64", 0, 1)}  # fmt: skip
+        used = {"sdas": inputs, "vit_autoencoder": ("images",), "noise_to_norm": ("images", "noise"),
+                "sernet": ("images", "corrupted", "mask", "similar", "bank")}  # fmt: skip
+        kept = used.get(name, ("images", "corrupted", "mask"))
+        yield case._replace(inputs={key: inputs[key] for key in kept})
+
+
+# -- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def piece(label: str, target, inputs: dict, tolerance: str = "float32", **options) -> Case:
+    """A case that is named after its module and target, and a word where there are several."""
+    module = target.__module__.rpartition(".")[2]
+    return Case(".".join(filter(None, (module, target.__qualname__, label))), target, inputs, options, tolerance)
+
+
+def of_losses() -> Iterator[Case]:
+    """Losses and the filters of maps."""
+    pair = {"a": h("a", 2, 3, 24, 20), "b": h("b", 2, 3, 24, 20)}
+    for window in ("gaussian", "uniform"):
+        for padding in ("zero", "valid", "reflect"):
+            yield piece(f"{window}-{padding}", losses.ssim_map, pair, "variance", window=window, padding=padding)
+            yield piece(f"{window}-{padding}", losses.ssim, pair, "variance", window=window, padding=padding)
+    yield piece("auto", losses.ssim, pair, value_range="auto")
+    yield piece("", losses.gaussian_window, {}, size=11, sigma=1.5)
+    large = {"a": h("a", 2, 3, 40, 48), "b": h("b", 2, 3, 40, 48)}
+    for padding in ("reflect", "zero"):
+        for channels in ("mean", "product", "port_groups"):
+            yield piece(
+                f"{padding}-{channels}", losses.ms_ssim_l1, large, "variance", padding=padding, channels=channels
+            )
+    yield piece("", losses.ms_ssim, {"a": h("large", 1, 3, 176, 180), "b": h("other", 1, 3, 176, 180)}, "variance")
+    probabilities = {
+        "probabilities": h("p", 2, 2, 24, 20, scale=0.98, shift=0.01),
+        "mask": h("m", 2, 1, 24, 20, above=0.8),
+    }
+    yield piece("", losses.focal, probabilities)
+    yield piece("alpha", losses.focal, probabilities, alpha=0.25, gamma=1.5, smooth=0.0)
+    maps = {"maps": h("maps", 2, 1, 24, 20)}
+    for sigma in (1.5, 15.0):
+        yield piece(f"{sigma}", method_module.gaussian_smooth, maps, sigma=sigma)
+    for border in ("zero", "reflect"):
+        yield piece(border, method_module.mean_filter, maps, side=7, border=border)
+    yield piece("", method_module.filtered_maximum, maps, side=5)
+    yield piece("", run.to_size, {"map": h("maps", 1, 1, 24, 20)}, size=(35, 50))
+
+
+def of_metrics() -> Iterator[Case]:
+    """Metrics; the scores have ties."""
+    own = {"scores": hn("scores", 60, levels=16, dtype="float64"), "labels": hn("labels", 60, above=0.6, dtype="bool")}
+    for metric in (metrics.auroc, metrics.average_precision, metrics.best_f1, metrics.roc_curve):
+        yield piece("", metric, own, "float64")
+    pixels = {"maps": hn("maps", 3, 20, 20, levels=64), "masks": hn("defects", 3, 20, 20, above=0.85, dtype="bool")}
+    yield piece("", metrics.pixel_metrics, pixels, "float64")
+    yield piece("", metrics.pro_curve, pixels, "float64")
+    for convention in metrics.CONVENTIONS:
+        yield piece(convention, metrics.aupro, pixels, "float64", convention=convention)
+
+
+def of_images() -> Iterator[Case]:
+    """Classical image operations, and the one way in which pictures are resized."""
+    picture, plane = hn("picture", 24, 20, 3, dtype="uint8"), hn("plane", 24, 20, dtype="uint8")
+    mask, other = hn("mask", 24, 20, above=0.6, dtype="bool"), hn("other", 9, 8, dtype="uint8")
+    for rule in ("luma", "mean", "opencv"):
+        yield piece(rule, image.grey, {"image": picture}, "float64", rule=rule)
+    yield piece("", image.otsu, {"image": plane}, "float64")
+    yield piece("", image.triangle, {"image": plane}, "exact")
+    for operation in ("closing", "opening"):
+        yield piece(operation, image.morphology, {"mask": mask}, "exact", operation=operation)
+    yield piece("", image.frame_share, {"mask": mask}, "float64", width=3)
+    yield piece("", image.fill_holes, {"mask": mask}, "exact")
+    for connectivity in (8, 4):
+        yield piece(f"{connectivity}", image.remove_small, {"mask": mask}, "exact", least=5, connectivity=connectivity)
+    yield piece("", image.perceptual_hash, {"image": hn("photograph", 75, 101, 3, dtype="uint8")}, "exact")
+    hashes = {"hashes": other, "own": hn("own", 8, dtype="uint8")}
+    yield piece("", image.hamming, hashes, "exact")
+    yield piece("", image.nearest, hashes, "exact", but=2)
+    pair = {"x": h("x", 2, 3, 32, 48), "y": h("y", 2, 3, 32, 48)}
+    yield piece("", image.cielab, {"images": pair["x"]})
+    for padding in ("zero", "replicate", "none"):
+        yield piece(padding, image.msgms, pair, scales=3, padding=padding)
+    yield piece("grey", image.msgms, pair, scales=2, grey=True)
+    for rule in ("bilinear", "antialias"):
+        photograph = {"image": h("photograph", 3, 37, 51, dtype="uint8")}
+        yield piece(rule, samples.resize, photograph, "exact", size=(20, 64), filter=rule)
+
+
+def of_synthesis() -> Iterator[Case]:
+    """Synthetic anomalies, once their numbers are drawn."""
+    small, large = h("image", 3, 32, 32), h("image", 3, 64, 48)
+    angles = perlin.PerlinNumbers(hn("angles", 5, 9, scale=2 * np.pi, dtype="float64"))
+    yield piece("", perlin.perlin, {"numbers": angles}, "float64", shape=(32, 48))
+    noise = hn("noise", 32, 48, scale=2, shift=-1, dtype="float64")
+    yield piece("", perlin.threshold, {"noise": noise}, "exact", level=0.5)
+    yield piece("", perlin.rotate, {"array": hn("array", 32, 48)}, degrees=21.0)
+    texture = hn("texture", 32, 32, 3, dtype="uint8")
+    numbers = {
+        "gamma": (0.7, 1.0, 1.6), "brightness": ("Lab", 1.1, -12, True), "sharpness": (1.7,),
+        "hue_and_saturation": (25, -30), "solarise": (90,), "posterise": (3,), "invert": (), "autocontrast": (8,),
+        "equalise": (), "rotate": (21.0,),
+    }  # fmt: skip
+    for name in textures.OPERATIONS:
+        yield piece(name, textures.apply_operations, {"texture": texture}, "exact", drawn=((name, numbers[name]),))
+    mask = h("mask", 1, 32, 32, above=0.7)
+    mixed = {"image": small, "texture": h("texture", 3, 32, 32), "mask": mask}
+    yield piece("", draem.blend, mixed, weight=0.6)
+    yield piece("", realnet.blend, mixed, opacity=0.7)
+    rule = noise_to_norm.NoiseToNorm.Options
+    for domain in ("normalised", "pixel"):
+        pictures = {"images": h("images", 2, 3, 16, 16), "noise": h("noise", 2, 3, 16, 16)}
+        yield piece(domain, noise_to_norm.blend, pictures, options=rule(noise_domain=domain))
+    source, target = (hn(name, 3, 20, 24, dtype="float64") for name in ("source", "target"))
+    region = hn("region", 20, 24, above=0.2, dtype="bool")
+    yield piece("", poisson.inner_boundary, {"region": region}, "exact")
+    for stiffness in (None, 1.0):
+        for mode in (False, True):
+            label = f"{'mixed' if mode else 'plain'}-{'hard' if stiffness is None else 'stiff'}"
+            inputs = {"source": source, "target": target, "region": region}
+            yield piece(label, poisson.poisson_blend, inputs, "float64", stiffness=stiffness, mixed=mode)
+    patch, added = (hn(name, 3, 9, 13, dtype="float64") for name in ("patch", "noise"))
+    yield piece("", natural.warp, {"patch": patch}, "float64", angle=0.7, scale=1.15)
+    yield piece("", srdad.alter, {"patch": patch}, "float64", numbers=srdad.Alteration(added, 1.1, 0.05, 0.7, 1.15))
+    part = hn("part", 3, 32, 32, dtype="float64")
+    yield piece("", srdad.object_mask, {"image": part}, "exact", options=srdad.Options(), polarity="bright")
+    cut = cut_paste.CutPasteNumbers((5, 7), (20, 12), 30.0, (30, 20), (1.1, 0.9, 1.05), 0.08)
+    yield piece("", cut_paste.cut_paste, {"image": large}, numbers=cut)
+    yield piece("", cut_paste.change_colour, {"image": large}, factors=(1.1, 0.9, 1.05), hue=0.08)
+    patches = (nsa.NSAPatch((3, 4), (12, 16), (15, 20), (10, 12)), nsa.NSAPatch((30, 20), (10, 9), (8, 7), (40, 30)))
+    pair = {"image": hn("image", 3, 64, 48), "other": hn("other", 3, 64, 48)}
+    for mode in (False, True):
+        yield piece("mixed" if mode else "plain", nsa.nsa, pair, patches=patches, mixed=mode)
+    yield piece("", nsa.object_pixels, {"image": pair["image"]}, "exact", background=(0.4, 0.2))
+    for name in ("pcb1", "01", "pill"):
+        picture = {"image": hn("picture", 64, 48, 3, dtype="uint8")}
+        yield piece(name, foreground.foreground, picture, "exact", rule=foreground.RULES[name])
+    pictures = [h(f"{i}", 3, 32, 48, dtype="uint8") for i in range(4)]
+    yield piece("", pseudo_anomaly.recombine, {"pictures": pictures}, "exact", order=(2, 0, 3, 1))
+    drawn = pseudo_anomaly.SourceNumbers((2, 0, 3, 1), (1.2, 0.8, 1.1), 30.0, 0.9, (0.05, -0.08))
+    yield piece("", pseudo_anomaly.transform, {"picture": pictures[0]}, numbers=drawn)
+    own = {"image": small, "source": h("source", 3, 32, 32), "mask": mask}
+    for on in ("original", "source"):
+        yield piece(on, pseudo_anomaly.blend_source, own, beta=0.3, beta_on=on)
+    for mode in ("additive", "multiplicative"):
+        pair = {"image": small, "mask": mask}
+        yield piece(mode, pseudo_anomaly.shift_colour, pair, shift=(0.2, -0.1, 0.15), mode=mode)
+    rectangles = [pseudo_anomaly.Rectangle(*sides) for sides in ((3, 4, 6, 5), (20, 30, 4, 9), (8, 8, 3, 3))]
+    spread = pseudo_anomaly.Spread(tuple(rectangles[:2]), (rectangles[2],), (0,))
+    yield piece("", pseudo_anomaly.spread_mask, {"spread": spread}, "exact", shape=(32, 48))
+    probabilities = h("probabilities", 2, 1, 24, 20)
+    yield piece("", sernet.repair_mask, {"probabilities": probabilities}, "exact", threshold=0.55, area=4.0)
+    repaired = {"images": small, "similar": h("similar", 3, 32, 32), "mask": mask}
+    yield piece("", sernet.repair, repaired)
+    table = sdas.linear_betas()
+    yield Case("sdas.linear_betas", sdas.linear_betas, {}, {"steps": 1000}, "float64")
+    yield Case(
+        "sdas.schedule_of", sdas.schedule_of, {"beta": given("float64", *table.double().tolist())}, {}, "float64"
+    )
+    for spacing in ("leading", "trailing", "even"):
+        yield piece(spacing, sdas.spaced_steps, {"total": 1000}, "exact", count=20, spacing=spacing)
+    state = {"x": h("x", 2, 3, 8, 8, scale=4, shift=-2), "eps": h("eps", 2, 3, 8, 8, scale=4, shift=-2)}
+    yield piece("", sdas.clamped, state, abar=0.3)
+    gaussian = {"image": h("x", 2, 3, 8, 8, scale=2, shift=-1), "mean": h("mean", 2, 3, 8, 8, scale=2, shift=-1),
+                "log_scale": h("scale", 2, 3, 8, 8, scale=2, shift=-4)}  # fmt: skip
+    yield piece("", sdas.log_likelihood, gaussian)
+
+
+def of_layers() -> Iterator[Case]:
+    """Every layer, on rectangles; Swin's are (B, H, W, C), all others (B, C, H, W)."""
+    images, maps = {"images": h("images", 2, 3, 32, 48)}, {"maps": h("map", 2, 12, 6, 10, shift=-0.5)}
+    wide = {"maps": h("map", 2, 16, 8, 12, shift=-0.5)}
+    yield piece("", unet.Autoencoder, images, width=4)
+    yield piece("", unet.UNet, {"pairs": h("pairs", 2, 6, 64, 32)}, channels=6, classes=2, width=4)
+    for skip, convolutions in (("concat", 2), ("add", 1), ("none", 1)):
+        yield piece(skip, unet.PlainUNet, images, channels=2, widths=(4, 6, 8), skip=skip, convolutions=convolutions)
+    yield piece("aligned", unet.PlainUNet, images, channels=2, widths=(4, 6, 8), align_corners=True)
+
+    tokens = {"map": h("tokens", 2, 8, 16, 12, shift=-0.5)}
+    yield piece("", swin.WindowAttention, {"windows": h("windows", 2, 3, 16, 12)}, width=12, heads=3, window=(4, 4))
+    for shifted in (False, True):
+        own = {"width": 12, "heads": 3, "size": (8, 16), "window": 4, "shifted": shifted}
+        yield piece("shifted" if shifted else "regular", swin.SwinBlock, tokens, **own)
+    yield piece("", swin.MLP, tokens, width=12, hidden=20)
+    yield piece("", swin.PatchMerging, tokens, width=12)
+    yield piece("", swin.PatchExpanding, tokens, width=12, scale=2, width_out=6)
+    stage = {"width": 12, "heads": 3, "size": (8, 8), "window": 4, "rates": (0.0, 0.0)}
+    square = {"encoded": h("map", 2, 8, 8, 12, shift=-0.5), "decoded": h("decoded", 2, 8, 8, 12, shift=-0.5)}
+    for residual in ("level", "block"):
+        yield piece(residual, swin_unet.Stage, {"map": square["encoded"]}, residual=residual, **stage)
+    for gates in ("channel", "spatial"):
+        yield piece(gates, swin_unet.GatedSkip, square, width=12, gates=gates)
+    picture, own = {"images": h("images", 1, 3, 64, 128)}, {"size": (64, 128), "width": 12, "window": 4}
+    yield piece("srdad", swin_unet.SwinUNet, picture, "deep", aspp_width=24, **own)
+    yield piece("inline", swin_unet.SwinUNet, picture, "deep", aspp_width=8, skips="inline", **own)
+    plain = {"bottleneck_depth": 2, "aspp_width": None, "residual": "none", "skips": "concat", "skip_tap": "pre"}
+    yield piece("plain", swin_unet.SwinUNet, picture, "deep", **own, **plain)
+    for width in (4, 5):
+        yield piece(f"{width}", aspp.ASPP, wide, width=16, branch_width=width, rates=(1, 2, 6))
+    widths = (2, 4, 6)
+    scales = {"tokens": [h(f"tokens {c}", 2, 12, c, shift=-0.5) for c in widths]}
+    literal = {"heads": 2, "attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14"}
+    for label, changes in (("channel", {}), ("token-eq14", literal)):
+        yield piece(label, channel_cross_attention.CrossAttentionLayer, scales, widths=widths, **changes)
+    levels = {"maps": [h(f"map {c}", 2, c, 32 // 2**i, 64 // 2**i, shift=-0.5) for i, c in enumerate(widths)]}
+    form = {"size": (32, 64), "widths": widths, "patches": (16, 8, 4), "layers": 2}
+    yield piece("", channel_cross_attention.CrossFusion, levels, **form)
+    pairs = {"pairs": h("pairs", 1, 6, 64, 32)}
+    yield piece("plain", res_se_unet.ResSE, {"maps": h("map", 2, 32, 6, 10)}, channels_in=32, channels=32)
+    yield piece("projected", res_se_unet.ResSE, pairs, channels_in=6, channels=32, projected=True)
+    for kind in ("entry", "projected", "none"):
+        yield piece(kind, res_se_unet.ResSEUNet, pairs, width=4, res_se=kind)
+
+    vectors = {"tokens": h("tokens", 2, 7, 12, shift=-0.5)}
+    yield piece("", vit.Attention, vectors, width=12, heads=3)
+    yield piece("", vit.Block, vectors, width=12, heads=3)
+    yield piece("", vit.PatchEmbedding, images, patch=8, width=12)
+    for token in ("drop", "add", "none"):
+        own = {"size": (32, 48), "patch": 8, "width": 12, "depth": 2, "heads": 3, "class_token": token}
+        yield piece(token, vit.VisionTransformer, images, **own)
+    readings = {"cosine": {}, "dot": {"addressing": "dot", "threshold": 0.0025}, "sharp": {"temperature": 0.1},
+                "shrunk": {"threshold": 0.9}, "soft": {"threshold": 0.9, "on_empty": "soft"}}  # fmt: skip
+    for label, changes in readings.items():
+        yield piece(label, memory.Memory, {"maps": h("map", 2, 12, 3, 5, shift=-0.5)}, width=12, items=30, **changes)
+    yield piece("", memory.entropy, {"weights": h("weights", 2, 12, 3, 5)})
+    for activation in ("h_swish", "relu"):
+        gated = {"maps": h("map", 2, 40, 6, 10, shift=-0.5)}
+        own = {"width": 40, "reduction": 4, "activation": activation}
+        yield piece(activation, coordinate_attention.CoordinateAttention, gated, **own)
+    for kind in ("anovit", "pow2"):
+        own = {"width": 24, "size": (32, 64), "kind": kind, "first": 32}
+        yield piece(kind, vit_autoencoder.Decoder, {"maps": h("map", 2, 24, 2, 4, shift=-0.5)}, **own)
+
+    fused = {"maps": [h(f"map {i}", 2, 24, 6, 10, shift=-0.5) for i in range(4)]}
+    yield piece("", selective_kernel.SelectiveKernelFusion, fused, width=24)
+    for activation in ("relu", "leaky_relu", "prelu", "gelu"):
+        own = {"width_in": 12, "width_out": 16, "activation": activation}
+        yield piece(activation, residual_attention.ResidualAttention, maps, **own)
+    own = {"width_in": 12, "width_out": 16, "reduction": 2, "convolutions": False, "padding_mode": "reflect"}
+    yield piece("min", residual_attention.ResidualAttention, maps, **own)
+    yield piece("", residual_attention.SelectiveDense, maps, width_in=12, width_out=16)
+    for kind in ("full", "min", "conv1x1", "skrdb"):
+        yield piece(kind, noise_to_norm.MNet, {"images": h("images", 2, 3, 32, 64)}, width=8, levels=3, kind=kind)
+
+    steps, labels = given("int64", 950, 3), given("int64", 0, 2)
+    x, embedding = h("x", 2, 3, 16, 24, shift=-0.5), h("embedding", 2, 128, shift=-0.5)
+    yield piece("", diffusion_unet.step_embedding, {"steps": steps}, width=32)
+    inner = {"maps": h("maps", 2, 32, 8, 12, shift=-0.5)}
+    for resample in ("none", "down", "up"):
+        own = {"channels": 32, "width": 64, "embedding": 128, "resample": resample}
+        yield piece(resample, diffusion_unet.ResidualBlock, {**inner, "embedding": embedding}, **own)
+    yield piece("", diffusion_unet.SelfAttention, inner, channels=32, head_width=16)
+    yield piece("", diffusion_unet.AttentionPool, inner, channels=32, pixels=96, classes=5, head_width=16)
+    form = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "head_width": 32}
+    yield piece("", diffusion_unet.DiffusionUNet, {"x": x, "steps": steps}, "deep", **form)
+    yield piece(
+        "labels", diffusion_unet.DiffusionUNet, {"x": x, "steps": steps, "labels": labels}, "deep", classes=3, **form
+    )
+    yield piece("", diffusion_unet.NoisyClassifier, {"x": x, "steps": steps}, "deep", classes=3, size=(16, 24), **form)
+
+    photograph = {"images": h("images", 1, 3, 64, 96)}
+    for name in ("resnet18", "resnet50"):
+        yield piece(name, resnet.ResNet, photograph, "deep", name=name)
+    yield piece("", efficientnet.EfficientNetB4, photograph, "deep")
+    yield piece("", mobilenet.MobileNetV2, photograph, "deep")
+    own = {"channels": 16, "width": 8, "out": 32, "stride": 2, "bottleneck": True}
+    yield piece("", resnet.ResNetBlock, wide, **own)
+    yield piece("", efficientnet.SqueezeExcite, wide, channels=16, squeezed=4)
+    yield piece("", efficientnet.InvertedResidual, wide, channels=16, out=16, expansion=6, side=5, stride=1)
+    yield piece("", mobilenet.SameConvolution, wide, channels=16, width=24, side=3, stride=2)
+    yield piece("", mobilenet.LinearBottleneck, wide, channels=16, out=24, stride=2)
+
+    difference = {"difference": h("difference", 2, 5, 8, 12), "mask": h("mask", 2, 1, 32, 48, above=0.7)}
+    yield piece("", feature_selection.min_max, {"difference": difference["difference"]}, axes=(0, 2, 3))
+    for over in ("batch", "image"):
+        for align in ("mask", "feature"):
+            yield piece(f"{over}-{align}", feature_selection.afs_losses, difference, over=over, align=align)
+    yield piece("", feature_selection.select, {"losses": h("losses", 40)}, "exact", count=12)
+    for resample, width in (("none", 16), ("none", 24), ("up", 16), ("down", 16)):
+        own = {"channels": 16, "width": width, "resample": resample, "groups": 4}
+        yield piece(f"{resample}-{width}", feature_unet.FeatureResidual, wide, **own)
+    yield piece("", feature_unet.FeatureUNet, wide, "deep", channels=16, groups=4, head_width=8)
+    yield piece("", feature_unet.ResidualUnit, wide, channels=16, hidden=8)
+    yield piece("", feature_unet.SimpleNetwork, wide, channels=16, depth=2)
+    residuals = {"residuals": h("map", 2, 12, 8, 12)}
+    for label, changes in (("", {}), ("normalised", {"normalised": True}), ("index", {"ranked": False})):
+        own = {"channels": 12, "by_max": 3, "by_mean": 4, **changes}
+        yield piece(label, residual_selection.ResidualSelection, residuals, **own)
+    for side, aligned in ((3, True), (1, True), (3, False)):
+        own = {"channels": 12, "size": (32, 48), "side": side, "align_corners": aligned}
+        yield piece(f"{side}-{'aligned' if aligned else 'centres'}", residual_selection.Discriminator, residuals, **own)
+
+
+def all_cases() -> Iterator[Case]:
+    """In the order in which a port can be written."""
+    for part in (of_losses, of_metrics, of_images, of_synthesis, of_layers, methods):
+        yield from part()
