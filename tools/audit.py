@@ -14,7 +14,9 @@ looks whether it calls one of the functions that the header names for each.
 import argparse
 import ast
 import dataclasses
+import functools
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -55,6 +57,7 @@ class Place(NamedTuple):
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def source_files() -> dict[str, Path]:
     """Module name -> file, for every file of the package."""
     return {path.stem: path for path in PACKAGE.rglob("*.py")}
@@ -74,6 +77,12 @@ def section(header: str, title: str) -> list[str]:
     return lines
 
 
+@functools.cache
+def tree_of(text: str) -> ast.Module:
+    """A file's syntax tree; not to be changed."""
+    return ast.parse(text)
+
+
 def entries(header: str) -> list[Entry]:
     """Equations, algorithms and tables of a header, in order; one whose line names no function has no places."""
     found = []
@@ -91,7 +100,7 @@ def find(place: str, own: Path, text: str) -> Place | None:
     if module in (files := source_files()) and rest:
         file, path = files[module], rest
         text = file.read_text()
-    nodes, node = ast.parse(text).body, None
+    nodes, node = tree_of(text).body, None
     for name in path.split("."):
         names = ((getattr(n, "name", None) or ast.unparse(getattr(n, "targets", [n])[0]), n) for n in nodes)
         node = next((n for found, n in names if found == name), None)
@@ -161,7 +170,8 @@ def alternatives(method: type[Trainable], field: dataclasses.Field, kind) -> str
     elif kind is bool:
         text = "true | false"
     elif field.metadata["limits"]:
-        text = "{:g} to {:g}".format(*field.metadata["limits"])
+        low, high = field.metadata["limits"]
+        text = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
     else:
         text = ""
     if type(None) in get_args(kind):
@@ -178,6 +188,7 @@ def show(value) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
+@functools.cache
 def parameters(method: type[Trainable]) -> dict[str, dict[str, int]]:
     """Preset -> part -> number of parameters; built without memory for the weights."""
     counts = {}

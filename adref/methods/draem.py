@@ -133,7 +133,7 @@ DEVIATIONS = (
               "cv2.resize's default in the code; rounded once to 8 bits, where OpenCV uses fixed-point weights"),
     Deviation("D2", "Options.milestones", "contradiction", "rate x0.1 after 400 and 600 of 700 epochs",
               "x0.2 at 80 % and 90 % of the epochs", "the code's values made the released weights"),
-    Deviation("D3", "DRAEM.order", "silent", "nothing said", "each draw is any training image, with replacement",
+    Deviation("D3", "Options.sampling", "silent", "nothing said", "each draw is any training image, with replacement",
               "the code's loader ignores the index that it is asked for"),
     Deviation("D4", "Options.ssim_range", "mistake", "images in [0, 1]", "L = 1",
               "the code guesses L from its first argument, the network's output: 1, 2, 255 or 256 early in training"),
