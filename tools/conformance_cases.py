@@ -286,7 +286,7 @@ def end_to_end(build: Callable, x: dict[str, Tensor]) -> tuple[Arrays, dict]:
         optimizer.step()
         # Adam's first step is the sign of the gradient, and a gradient that should be zero, as of a bias before a batch
         # norm, is rounding
-        least = 1e-5 * max(g.norm() for g in gradients.values())
+        least = 1e-4 * max(g.norm() for g in gradients.values())
         for key, weight in method.named_parameters():
             if key in gradients and gradients[key].abs().max() > least:
                 index = gradients[key].abs().topk(min(PICKED, int((gradients[key].abs() > least).sum()))).indices

@@ -343,7 +343,11 @@ class NoiseToNorm(Method):
             images: sides that are multiples of 2^(levels - 1).
             rngs: a stream an image for its noise; None: every image gets the same.
         """
-        o, rebuilt = self.options, self.rebuild(images, rngs)
+        return self.map_of(images, self.rebuild(images, rngs))
+
+    def map_of(self, images: Tensor, rebuilt: list[Tensor]) -> Tensor:
+        """Equation 9 of images and what was made of each draw of their noise: (B, 3, H, W) all -> (B, 1, H, W) (D22)."""
+        o = self.options
         if o.average == "reconstruction":
             rebuilt = [torch.stack(rebuilt).mean(dim=0)]
         alpha = o.alpha if o.map_alpha is None else o.map_alpha
