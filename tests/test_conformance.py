@@ -6,12 +6,15 @@ import inspect
 import json
 import re
 import shutil
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from types import ModuleType
 
 import conformance
 import conformance_cases
+import conformance_verify
 import numpy as np
 import pytest
 
@@ -96,19 +99,26 @@ def test_a_kit_is_small_and_says_everything(kit):
         list(conformance_cases.all_cases())
     )
     for name, case in cases.items():
-        assert case["function"] and case["computes"] and case["source"], name
-        assert any(row["name"].partition(":")[0] == "out" for row in case["arrays"]), name
+        assert case["function"] and len(case["documentation"]) > 20, name
         assert all(kind["reason"] for kind in case["tolerance"].values()), name
-        stored = conformance.read_arrays(kit / "cases" / f"{name}.npz")
+        assert any(row["name"].partition(":")[0] == "out" for row in case["arrays"]), name
+        stored = conformance_verify.read_arrays(kit / "cases" / f"{name}.npz")
+        results = [stored[row["name"]] for row in case["arrays"] if row["name"].partition(":")[0] == "out"]
+        assert any(result.size == 1 or result.min() < result.max() for result in results), (
+            f"{name}: a constant would do"
+        )
         for row in case["arrays"]:
             assert row["allowed"] >= 0 and np.isfinite(stored[row["name"]].astype(float)).all(), (name, row)
+    assert cases["losses.focal"]["defaults"]["smooth"] == 1e-5 and "alpha" in cases["losses.focal"]["defaults"]
+    assert "softmax" in cases["memory.Memory.cosine"]["documentation"]  # of `address`, which it names
     assert cases["aspp.ASPP.4"]["equations"] == ["srdad (7) F_ASPP = [conv_3, conv_6, conv_12, mean](E_4)"]
     assert len(cases["method.draem"]["equations"]) == 4
+    assert set(json.loads((kit / "manifest.json").read_text())["files"]) >= {"adref.layers.swin", "adref.losses"}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_there_from_end_to_end(kit, name):
-    case, stored = manifest(kit)[f"method.{name}"], conformance.read_arrays(kit / "cases" / f"method.{name}.npz")
+    case, stored = manifest(kit)[f"method.{name}"], conformance_verify.read_arrays(kit / "cases" / f"method.{name}.npz")
     parts = {row["name"].partition("/")[0].partition(":")[0] for row in case["arrays"]}
     assert parts == {"trace", "out", "loss", "gradient", "step"}
     stages = {row["name"].split("/")[1].partition(":")[0] for row in case["arrays"] if row["name"].startswith("loss/")}
@@ -135,16 +145,41 @@ def test_the_recipe_of_the_readme_is_true(kit):
 # -- a port -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_port_needs_neither_torch_nor_adref():
-    names = {name for node in ast.walk(ast.parse(PORT.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
-             for name in [getattr(node, "module", None), *(alias.name for alias in node.names)]}  # fmt: skip
-    assert not any(name and name.split(".")[0] in ("torch", "adref", "scipy") for name in names)
+def imported(path: Path) -> set[str]:
+    """Packages that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_the_port_needs_numpy_alone():
+    assert {name for name in imported(PORT) if name not in sys.stdlib_module_names} == {"numpy"}
 
 
 def test_the_port_passes(kit, outputs, capsys):
     assert conformance.main(["verify", str(kit), "--outputs", str(outputs)]) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"{len(load_port().PORTED)} of {len(manifest(kit))} cases agree, 0 depart")
+
+
+def test_the_kit_has_a_verifier_of_its_own_that_needs_numpy_alone(kit, outputs):
+    names = {name for name in imported(kit / "verify.py") if name not in sys.stdlib_module_names}
+    assert names == {"numpy"}
+    command = [sys.executable, str(kit / "verify.py"), str(outputs), "--only", "memory.*"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout.startswith("2 of 6 cases agree, 0 depart, 4 were left out")
+
+
+def test_samples_of_a_large_array_lie_everywhere(kit):
+    """No array is looked at in one row, one column or one channel alone, as it would be with an even spacing."""
+    for case in manifest(kit).values():
+        for row in (row for row in case["arrays"] if row["kept"] == "digest"):
+            where = np.unravel_index(conformance_verify.places(int(np.prod(row["shape"]))), row["shape"])
+            assert all(len(np.unique(axis)) > 1 for axis, side in zip(where, row["shape"]) if side > 1), row["name"]
 
 
 def spoil(name: str):
@@ -235,7 +270,7 @@ def test_a_mistake_of_a_port_is_found_and_named(kit, tmp_path, capsys, mistake, 
     assert conformance.main(["verify", str(kit), "--outputs", str(tmp_path)]) == 1
     first = capsys.readouterr().out.splitlines()[0]
     assert re.match(
-        rf"{re.escape(case)} \(adref\.[\w.]+\): {re.escape(array)} differs by \S+, allowed is \S+; ", first
+        rf"{re.escape(case)} \(adref\.[\w.]+\): {re.escape(array)} (is|has the .+) \S+ in place of \S+ ", first
     ), first
 
 
@@ -246,7 +281,7 @@ def changed(kit: Path, outputs: Path, folder: Path, change) -> Path:
     """OTHER with one case, whose arrays `change` has altered."""
     name = "vit_autoencoder.Decoder.anovit"
     (folder / "cases").mkdir()
-    arrays = conformance.read_arrays(outputs / "cases" / f"{name}.npz")
+    arrays = conformance_verify.read_arrays(outputs / "cases" / f"{name}.npz")
     change(arrays)
     np.savez(folder / "cases" / f"{name}.npz", **arrays)
     return folder
@@ -255,15 +290,22 @@ def changed(kit: Path, outputs: Path, folder: Path, change) -> Path:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda arrays: arrays.pop("out"), "out is missing"),
+        (lambda arrays: arrays.pop("out"), "out is missing; 1 depart, 16 compared; the result departs"),
         (
             lambda arrays: arrays.update(out=arrays["out"][:1]),
             "out has the shape [1, 3, 32, 64] in place of [2, 3, 32, 64]",
         ),
-        (lambda arrays: arrays["out"].__setitem__((0, 0, 0, 0), np.nan), "out differs by inf"),
+        (lambda arrays: arrays["out"].__setitem__((1, 2, 3, 4), np.nan), "out is nan in place of "),
+        (lambda arrays: arrays["out"].__setitem__((1, 2, 3, 4), 7), "at (1, 2, 3, 4), allowed is "),
         (lambda arrays: arrays.update(out=arrays["out"].astype("S8")), "out holds |S8, no numbers"),
-        (lambda arrays: arrays.update(extra=arrays["out"]), "extra is no array of this case"),
-        (lambda arrays: arrays.update(out=arrays["out"] + 1e-4), "out differs by 0.0001"),
+        (
+            lambda arrays: arrays.update({"trace/layer.0": arrays["out"]}),
+            " has no array trace/layer.0; it has trace/layers.0",
+        ),
+        (lambda arrays: arrays.update(out=arrays["out"] + 1e-4), "the result departs"),
+        (lambda arrays: arrays.update(out=arrays["out"][::-1]), "; the same values in another order?; "),
+        (lambda arrays: arrays.update({"trace/layers.0": arrays["trace/layers.0"] + 1e-4}), "has the mean "),
+        (lambda arrays: arrays.update({"trace/layers.0": arrays["trace/layers.0"] * 1.001}), "; the result agrees"),
     ],
 )
 def test_verify_says_what_is_wrong(kit, outputs, tmp_path, capsys, change, says):
@@ -289,13 +331,14 @@ def some_cases(*names: str):
 def test_this_code_is_verified_too(kit, monkeypatch, capsys):
     names = ("losses.focal", "memory.Memory.sharp", "swin.SwinBlock.shifted")
     monkeypatch.setattr(conformance, "all_cases", lambda: some_cases(*names))
-    assert conformance.main(["verify", str(kit)]) == 1  # the others are left out, which is no agreement
-    assert capsys.readouterr().out.startswith("3 of ")
+    assert conformance.main(["verify", str(kit), "--only", "losses.focal"]) == 0
+    assert conformance.main(["verify", str(kit)]) == 1  # what this code does not have is no agreement
+    assert "\n3 of 211 cases agree, 208 depart" in capsys.readouterr().out
     from adref.layers import memory
 
     monkeypatch.setattr(memory.F, "normalize", lambda x, dim, eps: x / x.norm(dim=dim, keepdim=True) * 1.001)
-    assert conformance.main(["verify", str(kit)]) == 1
-    assert capsys.readouterr().out.startswith("memory.Memory.sharp (adref.layers.memory.Memory): out:output differs")
+    assert conformance.main(["verify", str(kit), "--only", "memory.Memory.sharp"]) == 1
+    assert capsys.readouterr().out.startswith("memory.Memory.sharp (adref.layers.memory.Memory): out:output is ")
 
 
 def test_mistakes_of_the_person_at_the_keyboard(kit, tmp_path, capsys, monkeypatch):
@@ -311,10 +354,20 @@ def test_mistakes_of_the_person_at_the_keyboard(kit, tmp_path, capsys, monkeypat
     damaged = shutil.copytree(kit, tmp_path / "damaged")
     (damaged / "cases" / "losses.focal.npz").write_bytes(b"PK nothing")
     monkeypatch.setattr(conformance, "all_cases", lambda: some_cases("losses.focal"))
-    assert "losses.focal.npz cannot be read as .npz" in refused("verify", damaged)
+    assert "losses.focal.npz cannot be read: it is no .npz" in refused("verify", damaged, "--only", "losses.focal")
     text = (damaged / "manifest.json").read_text().replace('"format": 1', '"format": 7')
     (damaged / "manifest.json").write_text(text)
     assert "has format 7, this program reads 1" in refused("verify", damaged)
+
+
+def test_a_damaged_or_misnamed_file_of_a_port_hides_no_other(kit, outputs, tmp_path, capsys):
+    other = shutil.copytree(outputs, tmp_path / "other")
+    (other / "cases" / "memory.Memory.sharp.npz").write_bytes(b"PK nothing")
+    (other / "cases" / "memory.Memory.sharpe.npz").write_bytes(b"")
+    assert conformance.main(["verify", str(kit), "--outputs", str(other)]) == 1
+    text = capsys.readouterr().out
+    assert "memory.Memory.sharpe.npz is no case of this kit; memory.Memory.sharp is one" in text
+    assert "memory.Memory.sharp: " in text and "7 of 211 cases agree, 1 depart" in text
 
 
 def test_a_kit_that_fails_leaves_nothing(tmp_path, monkeypatch):

@@ -12,41 +12,41 @@ stand in conformance_cases.py; the README of a kit says the rest.
 
 import argparse
 import functools
+import inspect
 import json
 import os
 import re
 import shutil
 import sys
-import zipfile
+import zlib
 from pathlib import Path
 
 import audit
+import conformance_verify
 import numpy as np
 import torch
-from conformance_cases import REASONS, TOLERANCES, Arrays, Case, all_cases, described
-from hash_recipe import hashed
+from conformance_cases import REASONS, TOLERANCES, Case, all_cases, described
+from conformance_verify import FORMAT, SAMPLES, Arrays, KitError, hashed, reduce, verify, verify_outputs
 
 from adref import __version__
 from adref.methods import METHODS
-from adref.options import UserError
 
-FORMAT = 1
 WHOLE = {"trace": 512, "out": 2**17}  # elements up to which an array is kept whole
-SAMPLES = 128
 
 README = """# Conformance kit of adref {version}
 
 {count} cases, made with torch {torch}. `manifest.json` lists them in an order in which a port can be written: losses
-and metrics, image operations and synthesis, layers, whole methods. Each case has a function or class of adref, what
-it computes, the equations that it stands for, inputs, options, weights, and the arrays that must come out, in the
-order in which they arise.
+and metrics, image operations and synthesis, layers, whole methods. A case has a function or class of adref, its
+documentation (that of its file stands in `files`), the equations of the papers that it stands for, inputs, options
+with the defaults of those that are not given, weights, and the arrays that must come out, in the order in which they
+arise. What the documentation leaves open the sources of adref say.
 
 ## Inputs and weights
 
 All integers are unsigned, have 32 bits and wrap around. h(name, i) is the value at flat index i (row-major) of an
 array:
 
-    x = crc32(name as UTF-8) + 0x9E3779B9 * (i + 1)
+    x = crc32(name as UTF-8) + 0x9E3779B9 * (i + 1)               zlib's crc32; of "images" it is {crc}
     x = (x xor (x >> 16)) * 0x85EBCA6B
     x = (x xor (x >> 13)) * 0xC2B2AE35
     x = x xor (x >> 16)
@@ -54,34 +54,40 @@ array:
 
 For control: h("images", 0) = {control}.
 
-An input, wherever it stands among inputs or options, is `{{"hash": name, "shape": [...], "dtype": ...}}` with one of
-`scale` and `shift` (scale h + shift, computed in float64, rounded once), `above` (1 where h is above it, else 0),
-`levels` n (floor(n h) / n), or none of them for `uint8` (floor(256 h)). Or it is `{{"values": [...]}}`. The inputs
-are the arguments of the function, or of the module's forward, in their order; a list of arrays is one argument.
+An array, wherever it stands among inputs or options, is `{{"hash": name, "shape": [...], "dtype": ...}}` with `scale`
+and `shift` (scale h + shift), `above` (1 where h is above it, else 0), `levels` n (floor(n h) / n), or none of them
+for `uint8` (floor(256 h)); or it has `values` in place of `hash`. With `repeat` [a, b, ...] the array of the hash has
+sides smaller by these factors, and each of its elements stands a times along the first axis, b times along the
+second. It is computed in float64 and rounded to its type once. Inputs are the arguments of the function, or of the
+module's forward, in their order. A list of arrays, an object with fields (`{{"angles": ...}}`) and a plain number are
+one argument each. Options are the other arguments of the function, or of the class; those of a method are listed all.
 
 A weight is an entry of `weights` (its key in adref, which is the public checkpoint's where there is one, and its
-shape). With h of its key, and n the number of elements divided by the first side:
+shape). With h of its key, and n the number of elements divided by the first side, in float64, rounded to float32:
 
     two or more axes                            (h - 0.5) * sqrt(12 / n)
     one or none, key ends in weight             0.5 + h
     one or none, key ends in running_var        0.5 + h
     one or none, any other key                  (h - 0.5) * 0.2
 
-Tensors of integers lie in the case's file as `state/KEY`. Linear weights are (out, in), convolutions (out, in,
-height, width), transposed ones (in, out, height, width), as in PyTorch. Batch norms use their running statistics,
-except in training steps. Options that are not listed have adref's defaults; those of a method are listed all.
+Tables of integers that belong to a module lie in the case's file as `state/KEY`; most can be computed. Linear weights
+are (out, in), convolutions (out, in, height, width), transposed ones (in, out, height, width), as in PyTorch. Batch
+norms use their running statistics, except in training steps.
 
 ## What must come out
 
 `cases/NAME.npz` holds it, under the names of `arrays`. `kept` says how: `whole`; `digest` for the large ones: mean,
-root mean square, mean of the products with h("probe", i) - 0.5, then the {samples} elements at flat indices floor(i n
-/ {samples}); `picked`: the elements at flat indices `INDEX/NAME`, those with the largest gradients (where the
-gradient is next to zero, Adam's first step is the sign of rounding). `allowed` is the largest difference of an
-element (of NaN and NaN there is none): the case's tolerance times the largest absolute value of the array, and for
-the norm of a gradient times the largest norm of the stage. Names begin with
+root mean square, mean of the products with h("probe", i) - 0.5, then the {samples} elements at flat indices floor((k
++ h("samples", k)) n / {samples}); `picked`: the elements at flat indices `INDEX/NAME`, those with the largest
+gradients (where the gradient is next to zero, Adam's first step is the sign of rounding). `allowed` is the largest
+difference of an element, and of a mean a tenth of it: the case's tolerance times the largest absolute value of the
+array; for the norm of a gradient, times the largest norm of the stage. Types are not compared, but a float64 case
+wants float64. Names begin with
 
-    trace/PART            what a part of the module gave (PART as in `weights`; #2 is its second call)
-    out, out:FIELD        the result, or one of several
+    trace/PART            what a part of the module gave (PART as in `weights`; #2 is its second call), in its layout
+                          there: inside of a Swin block (windows, tokens, channels), windows row by row
+    trace/PART<           what went into it, where no other part gave that
+    out, out:FIELD        the result, or one of several, by number where they have no names
     loss/STAGE:TERM       of a training step on the same inputs, from the same weights: the terms of the loss,
     gradient/STAGE/KEY    the norm of each gradient,
     step/STAGE/KEY        the weights after one step of the optimiser
@@ -89,28 +95,21 @@ the norm of a gradient times the largest norm of the stage. Names begin with
 A port writes OTHER/cases/NAME.npz with the same names, always whole arrays. It may leave out cases, and everything
 but `out`.
 
-    python tools/conformance.py verify DIR --outputs OTHER
+    python verify.py OTHER
 
-prints for each case the first array that departs, and by how much; its exit code is 1 where there is one.
+needs numpy alone. It prints for each case the first array that departs, where and by how much; its exit code is 1
+where there is one.
 """
 
 
-def digest(array: np.ndarray) -> np.ndarray:
-    """What is kept of a large array."""
-    flat = array.astype(np.float64).ravel()
-    probe = flat @ (hashed("probe", flat.size).double().numpy() - 0.5) / flat.size
-    samples = flat[np.arange(SAMPLES) * flat.size // SAMPLES]
-    return np.concatenate([[flat.mean(), np.sqrt((flat**2).mean()), probe], samples])
-
-
-def reduce(array: np.ndarray, kept: str, index: np.ndarray | None) -> np.ndarray:
-    """A whole array as the kit keeps it."""
-    if kept == "picked":
-        return array.ravel()[index]
-    return digest(array) if kept == "digest" else array
-
-
 # -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def compact(text: str) -> str:
+    """Indented JSON with innermost lists and objects on one line each."""
+    for innermost in (r"\[[^][{}\"]*\]", r"\{[^{}]*\}"):
+        text = re.sub(innermost, lambda match: re.sub(r"\n\s*", " ", match.group()), text)
+    return text
 
 
 @functools.cache
@@ -147,53 +146,49 @@ def describe(case: Case, arrays: Arrays, state: dict) -> tuple[dict, Arrays]:
         limit = WHOLE.get(name.partition("/")[0], WHOLE["out"])
         kept = "picked" if index is not None else "whole" if array.size <= limit else "digest"
         kept_arrays[name] = reduce(array, kept, index)
-        largest = np.abs(array[np.isfinite(array)].astype(np.float64)).max(initial=0.0)
+        largest = max(np.abs(array[np.isfinite(array)].astype(np.float64)).max(initial=0.0), case.scale)
         if name.startswith("gradient/"):
             largest = norms[name.split("/")[1]]
         tolerance = TOLERANCES[case.kind(name, array)]
         rows.append({"name": name, "shape": list(array.shape), "dtype": str(array.dtype), "kept": kept,
                      "allowed": float(f"{tolerance * (largest or 1.0):.3g}")})  # fmt: skip
     kinds = {case.kind(name, array) for name, array in arrays.items() if not name.startswith("INDEX/")}
-    tolerance = {kind: {"relative": TOLERANCES[kind], "reason": REASONS[kind]} for kind in sorted(kinds)}
     options = case.method_options() if case.is_method else case.options
     return {
-        "name": case.name, "function": case.where, "computes": case.about, "source": case.source,
-        "equations": equations(case.where),
-        "inputs": described(case.inputs), "options": described(options),
+        "name": case.name, "function": case.where, "documentation": case.documentation,
+        "equations": equations(case.where), "inputs": described(case.inputs), "options": described(options),
+        "defaults": case.defaults,
         "weights": {key: value for key, value in state.items() if not isinstance(value, np.ndarray)},
-        "tolerance": tolerance, "arrays": rows,
+        "tolerance": {kind: {"relative": TOLERANCES[kind], "reason": REASONS[kind]} for kind in sorted(kinds)},
+        "arrays": rows,
     }, kept_arrays  # fmt: skip
 
 
-def compact(text: str) -> str:
-    """Indented JSON with innermost lists and objects on one line each."""
-    for innermost in (r"\[[^][{}]*\]", r"\{[^{}]*\}"):
-        text = re.sub(innermost, lambda match: re.sub(r"\s+", " ", match.group()), text)
-    return text
-
-
 def write_kit(folder: Path) -> None:
-    """All cases, the manifest and the README, into an empty folder."""
+    """All cases, the manifest, the README and the program that verifies, into an empty folder."""
     (folder / "cases").mkdir(parents=True)
-    rows = []
+    rows, files = [], {}
     for case in all_cases():
         row, arrays = describe(case, *case.run())
         np.savez_compressed(folder / "cases" / f"{case.name}.npz", **arrays)
+        files[case.target.__module__] = inspect.getdoc(inspect.getmodule(case.target))
         rows.append(row)
-    manifest = {"format": FORMAT, "adref": __version__, "torch": torch.__version__, "samples": SAMPLES, "cases": rows}
+    manifest = {"format": FORMAT, "adref": __version__, "torch": torch.__version__, "files": files, "cases": rows}
     (folder / "manifest.json").write_text(compact(json.dumps(manifest, indent=1)) + "\n")
-    words = {"version": __version__, "torch": torch.__version__, "samples": SAMPLES}
-    (folder / "README.md").write_text(README.format(count=len(rows), control=float(hashed("images", 1)), **words))
+    control = {"control": hashed("images", 1)[0], "crc": zlib.crc32(b"images"), "samples": SAMPLES}
+    text = README.format(version=__version__, torch=torch.__version__, count=len(rows), **control)
+    (folder / "README.md").write_text(text)
+    shutil.copy(conformance_verify.__file__, folder / "verify.py")
 
 
 def export(folder: Path) -> int:
     """Writes a kit; nothing is left where it fails.
 
     Raises:
-        UserError: the folder is there already.
+        KitError: the folder is there already.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists already; a kit wants a new folder")
+        raise KitError(f"{folder} exists already; a kit wants a new folder")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -206,98 +201,10 @@ def export(folder: Path) -> int:
     return 0
 
 
-# -- verifying --------------------------------------------------------------------------------------------------------
-
-
-def read_kit(folder: Path) -> dict:
-    """A kit's manifest.
-
-    Raises:
-        UserError: there is none, or one of another format.
-    """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        found = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no kit: its manifest.json cannot be read ({error})") from None
-    if found != FORMAT:
-        raise UserError(f"{folder}: the kit has format {found}, this program reads {FORMAT}")
-    return manifest
-
-
-def read_arrays(path: Path) -> Arrays:
-    """The arrays of a case's file.
-
-    Raises:
-        UserError: a damaged file.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as .npz: {error}") from None
-
-
-def difference(row: dict, expected: np.ndarray, given: np.ndarray, index: np.ndarray | None) -> float | str:
-    """The largest difference of an array to the kit's, or in words why it cannot be told."""
-    if list(given.shape) != row["shape"]:
-        return f"has the shape {list(given.shape)} in place of {row['shape']}"
-    if given.dtype.kind not in "biuf":
-        return f"holds {given.dtype}, no numbers"
-    mine, theirs = (np.asarray(a, np.float64).ravel() for a in (expected, reduce(given, row["kept"], index)))
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
-        apart = np.where(mine == theirs, 0.0, np.abs(mine - theirs))
-    apart = np.where(np.isnan(mine) & np.isnan(theirs), 0.0, np.where(np.isnan(apart), np.inf, apart))
-    return float(apart.max(initial=0.0))
-
-
-def compare(case: dict, expected: Arrays, given: Arrays) -> tuple[list[str], int, tuple[float, str]]:
-    """What departs, in the order of a case's arrays; how many were compared; what comes nearest to departing."""
-    lines, compared, nearest = [], 0, (0.0, "")
-    for row in case["arrays"]:
-        name = row["name"]
-        if name not in given:
-            if name.partition(":")[0] == "out":
-                lines.append(f"{name} is missing")
-            continue
-        compared += 1
-        apart = difference(row, expected[name], given[name], expected.get(f"INDEX/{name}"))
-        if isinstance(apart, str):
-            lines.append(f"{name} {apart}")
-        elif apart > row["allowed"]:
-            lines.append(f"{name} differs by {apart:.3g}, allowed is {row['allowed']:g}")
-        elif apart:
-            nearest = max(nearest, (apart / row["allowed"], f"{case['name']}: {name}"))
-    unknown = sorted(set(given) - {row["name"] for row in case["arrays"]} - set(expected))
-    return lines + [f"{name} is no array of this case" for name in unknown], compared, nearest
-
-
-def verify(folder: Path, outputs: Path | None) -> int:
-    """Compares this code, or what a port has written, with a kit; 1 where something departs.
-
-    Raises:
-        UserError: no kit, or outputs of which no file is a case's.
-    """
-    manifest, own = read_kit(folder), {case.name: case for case in all_cases()}
-    if outputs and not any((outputs / "cases" / f"{case['name']}.npz").is_file() for case in manifest["cases"]):
-        raise UserError(f"{outputs}: expected cases/NAME.npz of at least one case of {folder}; found none")
-    failed, left_out, nearest = 0, [], (0.0, "none")
-    for case in manifest["cases"]:
-        name = case["name"]
-        path = outputs / "cases" / f"{name}.npz" if outputs else None
-        if (path and not path.is_file()) or (not path and name not in own):
-            left_out.append(name)
-            continue
-        given = read_arrays(path) if path else own[name].run()[0]
-        lines, compared, own_nearest = compare(case, read_arrays(folder / "cases" / f"{name}.npz"), given)
-        nearest = max(nearest, own_nearest)
-        if lines:
-            failed += 1
-            print(f"{name} ({case['function']}): {lines[0]}; {len(lines)} of {compared} arrays depart")
-    print(f"{len(manifest['cases']) - failed - len(left_out)} of {len(manifest['cases'])} cases agree, {failed} depart"
-          + (f", {len(left_out)} were left out" if left_out else ""))  # fmt: skip
-    print(f"nearest to departing: {nearest[1]}, by {nearest[0]:.2g} of what is allowed")
-    return int(failed > 0 or (left_out != [] and outputs is None))
+def verify_own(kit: Path, only: str) -> int:
+    """Compares this code with a kit; a case that it does not have departs."""
+    own = {case.name: case for case in all_cases()}
+    return verify(kit, lambda case: own[case["name"]].run()[0] if case["name"] in own else {}, only)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -308,10 +215,15 @@ def main(arguments: list[str] | None = None) -> int:
     verifying = commands.add_parser("verify")
     verifying.add_argument("folder", type=Path, metavar="DIR")
     verifying.add_argument("--outputs", type=Path, metavar="OTHER")
+    verifying.add_argument("--only", default="*", metavar="PATTERN", help="cases by name, as swin.*")
     given = parser.parse_args(arguments)
     try:
-        return export(given.folder) if given.command == "export" else verify(given.folder, given.outputs)
-    except UserError as error:
+        if given.command == "export":
+            return export(given.folder)
+        if given.outputs:
+            return verify_outputs(given.folder, given.outputs, given.only)
+        return verify_own(given.folder, given.only)
+    except (KitError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -62,10 +63,14 @@ class Array(NamedTuple):
     dtype: str = "float32"
     numpy: bool = False  # whether adref's function takes a numpy array
     values: tuple | None = None
+    repeat: tuple[int, ...] | None = None  # each element of a smaller array so many times along each axis
 
     def value(self) -> Tensor | np.ndarray:
         """The array."""
-        raw = hashed(self.name, *self.shape).double().numpy()
+        repeat = self.repeat or (1,) * len(self.shape)
+        raw = hashed(self.name, *(side // times for side, times in zip(self.shape, repeat))).double().numpy()
+        for axis, times in enumerate(repeat):
+            raw = raw.repeat(times, axis)
         if self.values is not None:
             raw = np.array(self.values)
         elif self.above is not None:
@@ -84,7 +89,8 @@ class Array(NamedTuple):
         rule = {"above": self.above} if self.above is not None else {"levels": self.levels}
         if self.above is None and not self.levels:
             rule = {} if self.dtype == "uint8" else {"scale": self.scale, "shift": self.shift}
-        return {"hash": self.name, "shape": self.shape, "dtype": self.dtype, **rule}
+        repeat = {"repeat": self.repeat} if self.repeat else {}
+        return {"hash": self.name, "shape": self.shape, "dtype": self.dtype, **rule, **repeat}
 
 
 def h(name: str, *shape: int, **changes) -> Array:
@@ -129,6 +135,8 @@ Arrays = dict[str, np.ndarray]
 
 def named(prefix: str, value) -> Iterator[tuple[str, np.ndarray]]:
     """Whatever a function returns, as arrays: "prefix", or "prefix:FIELD" for each of several; None gives nothing."""
+    if isinstance(value, list) and all(isinstance(item, int | float) for item in value):
+        value = np.array(value)
     if isinstance(value, Tensor | np.ndarray | float | int | np.generic):
         yield prefix, (value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)).copy()
     elif value is not None:
@@ -138,13 +146,23 @@ def named(prefix: str, value) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def traced(module: nn.Module, call: Callable[[], Any]) -> Arrays:
-    """What every part of a module gives during a call, in that order, and then what the call returns."""
+    """What every part of a module gives during a call, in that order, and then what the call returns.
+
+    What goes into a part without parts ("trace/NAME<") is noted where no other part gave it.
+    """
     arrays: Arrays = {}
     calls: dict[str, int] = {}
 
-    def keep(_, __, output, name: str) -> None:
+    seen: dict[int, Any] = {}  # alive, or another tensor would get the same id
+
+    def keep(part: nn.Module, inputs: tuple, output, name: str) -> None:
         calls[name] = calls.get(name, 0) + 1
         again = f"#{calls[name]}" if calls[name] > 1 else ""
+        for tensor in inputs if not any(part.children()) else ():
+            if id(tensor) not in seen:  # computed between two parts
+                arrays.update(named(f"trace/{name}{again}<", tensor))
+        for tensor in output if isinstance(output, tuple | list) else (output,):
+            seen[id(tensor)] = tensor
         arrays.update(named(f"trace/{name}{again}", output))
 
     hooks = [part.register_forward_hook(partial(keep, name=name)) for name, part in module.named_modules() if name]
@@ -159,7 +177,8 @@ def traced(module: nn.Module, call: Callable[[], Any]) -> Arrays:
 def state_of(module: nn.Module) -> dict[str, list[int] | np.ndarray]:
     """Shapes of the weights that the recipe gives, and the other tensors themselves."""
     state = module.state_dict().items()
-    return {key: list(t.shape) if t.is_floating_point() else t.numpy().copy() for key, t in state}
+    kept = ((key, t) for key, t in state if not key.endswith("num_batches_tracked"))
+    return {key: list(t.shape) if t.is_floating_point() else t.numpy().copy() for key, t in kept}
 
 
 class Case(NamedTuple):
@@ -170,6 +189,7 @@ class Case(NamedTuple):
     inputs: dict[str, Any]  # in the order of the function's arguments
     options: dict[str, Any]
     tolerance: str = "float32"  # of TOLERANCES
+    scale: float = 0.0  # least absolute value that the tolerance is a share of
 
     @property
     def where(self) -> str:
@@ -177,14 +197,21 @@ class Case(NamedTuple):
         return f"{self.target.__module__}.{self.target.__qualname__}"
 
     @property
-    def about(self) -> str:
-        """The target's own words."""
-        return inspect.getdoc(self.target).split("\n\n")[0].replace("\n", " ")
+    def documentation(self) -> str:
+        """The target's own words, and those of functions beside it that they name."""
+        module = inspect.getmodule(self.target)
+        parts = [self.target, getattr(self.target, "forward", None)]
+        texts = [inspect.getdoc(part) for part in parts if part and inspect.getdoc(part)]
+        beside = (vars(module).get(name) for name in re.findall(r"`(\w+)`", "\n".join(texts)))
+        texts += [f"{f.__name__}: {inspect.getdoc(f)}" for f in beside if inspect.isfunction(f) and f != self.target]
+        return "\n\n".join(texts)
 
     @property
-    def source(self) -> str:
-        """Where it comes from: the first paragraph of its file."""
-        return inspect.getdoc(inspect.getmodule(self.target)).split("\n\n")[0].replace("\n", " ")
+    def defaults(self) -> dict[str, Any]:
+        """What the options are that the case does not give."""
+        given = {} if self.is_method else inspect.signature(self.target).parameters
+        known = {n: p.default for n, p in given.items() if p.default is not p.empty}
+        return {n: described(value) for n, value in known.items() if n not in self.options and n not in self.inputs}
 
     @property
     def is_method(self) -> bool:
@@ -336,7 +363,8 @@ def of_losses() -> Iterator[Case]:
     for window in ("gaussian", "uniform"):
         for padding in ("zero", "valid", "reflect"):
             yield piece(f"{window}-{padding}", losses.ssim_map, pair, "variance", window=window, padding=padding)
-            yield piece(f"{window}-{padding}", losses.ssim, pair, "variance", window=window, padding=padding)
+            mean = piece(f"{window}-{padding}", losses.ssim, pair, "variance", window=window, padding=padding)
+            yield mean._replace(scale=1.0)  # the mean of noise and noise is next to 0
     yield piece("auto", losses.ssim, pair, value_range="auto")
     yield piece("", losses.gaussian_window, {}, size=11, sigma=1.5)
     large = {"a": h("a", 2, 3, 40, 48), "b": h("b", 2, 3, 40, 48)}
@@ -381,8 +409,9 @@ def of_images() -> Iterator[Case]:
         yield piece(rule, image.grey, {"image": picture}, "float64", rule=rule)
     yield piece("", image.otsu, {"image": plane}, "float64")
     yield piece("", image.triangle, {"image": plane}, "exact")
-    for operation in ("closing", "opening"):
-        yield piece(operation, image.morphology, {"mask": mask}, "exact", operation=operation)
+    for operation, above in (("closing", 0.6), ("opening", 0.15)):
+        speckled = {"mask": hn("mask", 24, 20, above=above, dtype="bool")}
+        yield piece(operation, image.morphology, speckled, "exact", operation=operation)
     yield piece("", image.frame_share, {"mask": mask}, "float64", width=3)
     yield piece("", image.fill_holes, {"mask": mask}, "exact")
     for connectivity in (8, 4):
@@ -436,7 +465,7 @@ def of_synthesis() -> Iterator[Case]:
     patch, added = (hn(name, 3, 9, 13, dtype="float64") for name in ("patch", "noise"))
     yield piece("", natural.warp, {"patch": patch}, "float64", angle=0.7, scale=1.15)
     yield piece("", srdad.alter, {"patch": patch}, "float64", numbers=srdad.Alteration(added, 1.1, 0.05, 0.7, 1.15))
-    part = hn("part", 3, 32, 32, dtype="float64")
+    part = hn("part", 3, 32, 32, repeat=(1, 8, 8), dtype="float64")
     yield piece("", srdad.object_mask, {"image": part}, "exact", options=srdad.Options(), polarity="bright")
     cut = cut_paste.CutPasteNumbers((5, 7), (20, 12), 30.0, (30, 20), (1.1, 0.9, 1.05), 0.08)
     yield piece("", cut_paste.cut_paste, {"image": large}, numbers=cut)
@@ -445,9 +474,11 @@ def of_synthesis() -> Iterator[Case]:
     pair = {"image": hn("image", 3, 64, 48), "other": hn("other", 3, 64, 48)}
     for mode in (False, True):
         yield piece("mixed" if mode else "plain", nsa.nsa, pair, patches=patches, mixed=mode)
-    yield piece("", nsa.object_pixels, {"image": pair["image"]}, "exact", background=(0.4, 0.2))
+    yield piece(
+        "", nsa.object_pixels, {"image": hn("blocks", 3, 64, 48, repeat=(3, 16, 16))}, "exact", background=(100.0, 60.0)
+    )
     for name in ("pcb1", "01", "pill"):
-        picture = {"image": hn("picture", 64, 48, 3, dtype="uint8")}
+        picture = {"image": hn("picture", 64, 48, 3, repeat=(16, 12, 1), dtype="uint8")}
         yield piece(name, foreground.foreground, picture, "exact", rule=foreground.RULES[name])
     pictures = [h(f"{i}", 3, 32, 48, dtype="uint8") for i in range(4)]
     yield piece("", pseudo_anomaly.recombine, {"pictures": pictures}, "exact", order=(2, 0, 3, 1))
@@ -493,8 +524,9 @@ def of_layers() -> Iterator[Case]:
     tokens = {"map": h("tokens", 2, 8, 16, 12, shift=-0.5)}
     yield piece("", swin.WindowAttention, {"windows": h("windows", 2, 3, 16, 12)}, width=12, heads=3, window=(4, 4))
     for shifted in (False, True):
-        own = {"width": 12, "heads": 3, "size": (8, 16), "window": 4, "shifted": shifted}
-        yield piece("shifted" if shifted else "regular", swin.SwinBlock, tokens, **own)
+        own = {"width": 12, "heads": 3, "size": (8, 12), "window": 4, "shifted": shifted}
+        block = {"map": h("tokens", 2, 8, 12, 12, shift=-0.5)}
+        yield piece("shifted" if shifted else "regular", swin.SwinBlock, block, **own)
     yield piece("", swin.MLP, tokens, width=12, hidden=20)
     yield piece("", swin.PatchMerging, tokens, width=12)
     yield piece("", swin.PatchExpanding, tokens, width=12, scale=2, width_out=6)
@@ -533,7 +565,7 @@ def of_layers() -> Iterator[Case]:
         own = {"size": (32, 48), "patch": 8, "width": 12, "depth": 2, "heads": 3, "class_token": token}
         yield piece(token, vit.VisionTransformer, images, **own)
     readings = {"cosine": {}, "dot": {"addressing": "dot", "threshold": 0.0025}, "sharp": {"temperature": 0.1},
-                "shrunk": {"threshold": 0.9}, "soft": {"threshold": 0.9, "on_empty": "soft"}}  # fmt: skip
+                "shrunk": {"threshold": 0.055}, "soft": {"threshold": 0.055, "on_empty": "soft"}}  # fmt: skip
     for label, changes in readings.items():
         yield piece(label, memory.Memory, {"maps": h("map", 2, 12, 3, 5, shift=-0.5)}, width=12, items=30, **changes)
     yield piece("", memory.entropy, {"weights": h("weights", 2, 12, 3, 5)})
