@@ -141,15 +141,15 @@ def ms_ssim_l1(
         raise ValueError(f"expected two (B, C, H, W) of one shape, ascending sigmas, reflect|zero; got {got}")
     c1, c2 = constants
     reach = math.ceil(2 * max(sigmas))
-    if padding == "reflect" and min(a.shape[2:]) <= reach:
+    if padding == "reflect" and any(side <= reach for side in a.shape[2:]):
         raise ValueError(f"expected sides above {reach} pixels, the reach of the windows, got {tuple(a.shape[2:])}")
     with torch.autocast(device_type=a.device.type, enabled=False):  # variances, as in `ssim_map`
         kind = torch.promote_types(a.dtype, torch.float32)
         a, b = a.to(kind), b.to(kind)
         products, structures, luminances = _products(a, b), [], []
         for sigma in sigmas:
-            weight = gaussian_window(2 * reach + 1, sigma)
-            weight = weight[weight > 1e-20].to(a)  # what is cut is below the last bit
+            inside = min(reach, int(9 * sigma) + 1)  # what is cut is below the last bit, 1e-17 of the largest weight
+            weight = gaussian_window(2 * reach + 1, sigma)[reach - inside : reach + inside + 1].to(a)
             (mean_top, mean_bottom), (top, bottom) = _halves(products, weight, padding, c1, c2)
             structures.append(top / bottom)
             luminances.append(mean_top / mean_bottom)  # (B, C, H, W)

@@ -263,7 +263,7 @@ def check_images(images: Tensor, stride: int = 1, size: tuple[int, int] | None =
         raise ValueError(f"expected a tensor, got {type(images).__name__}")
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or images.numel() == 0:
         raise ValueError(f"expected (B, 3, H, W) floats in [0, 1], got {tuple(images.shape)} {images.dtype}")
-    # torch.export draws a graph, which knows shapes and no values. (torch 2.2 has no such question, and no such export.)
+    # A graph that torch.export draws knows shapes and no values. (torch 2.2 does not have the question.)
     if not getattr(torch.compiler, "is_compiling", bool)():
         low, high = torch.aminmax(images)
         if not (low >= 0 and high <= 1):  # NaN, too

@@ -109,6 +109,7 @@ def slow(layer: ASPP, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize(("width", "branch"), [(8, 2), (8, 3)])
+@pytest.mark.holds("srdad", "7")
 def test_against_a_slow_loop(width, branch, batch_norm):
     layer = golden.fill(ASPP(width, branch, (1, 2, 5), batch_norm)).double()
     x = golden.hashed("map", 2, width, 6, 4).double() - 0.5
@@ -118,6 +119,7 @@ def test_against_a_slow_loop(width, branch, batch_norm):
     assert np.abs(out - slow(layer, x.numpy())).max() < 1e-13
 
 
+@pytest.mark.holds("srdad", "7")
 def test_order_is_3_6_12_then_the_mean():
     """Without weights each branch gives its bias; and the mean of the map is alone in seeing all of it."""
     layer = ASPP(8, 2, batch_norm=False).eval()
@@ -164,6 +166,7 @@ def test_parameters():
 
 
 @pytest.mark.parametrize("size", SOURCED)
+@pytest.mark.holds("srdad", "7")
 def test_branches_against_transformers(size):
     layer = ASPP(16, 4)
     names = {"pooled.1.weight": "convs.4.conv_1x1.convolution.weight"}

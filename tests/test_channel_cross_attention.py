@@ -128,6 +128,7 @@ def test_instance_norm_cancels_the_scale_too(attention):
     assert difference(True) < 1e-4 and difference(False) > 1e-2
 
 
+@pytest.mark.holds("srdad", "12")
 def test_instance_norm_is_over_each_matrix_of_each_image_and_head():
     layer = CrossAttentionLayer((2, 4, 6), 3)
     queries, keys = golden.hashed("queries", 2, 3, 5, 4), golden.hashed("keys", 2, 3, 5, 12)
@@ -196,6 +197,7 @@ def slow(layer: CrossAttentionLayer, scales, attention, scale, instance_norm, re
 
 
 @pytest.mark.parametrize(("attention", "scale", "instance_norm", "residual"), VARIANTS)
+@pytest.mark.holds("srdad", "12", "13", "14")
 def test_layer_against_a_slow_loop(attention, scale, instance_norm, residual):
     layer = golden.fill(CrossAttentionLayer((2, 3, 5), 3, attention, scale, instance_norm, residual)).double()
     tokens = [t.double() for t in tokens_of((2, 3, 5), 4, 2)]
@@ -240,6 +242,7 @@ def authors_names(ours: str, heads: int) -> list[str]:
     }[part]]  # fmt: skip
 
 
+@pytest.mark.holds("srdad", "11", "12", "13", "14")
 def test_fusion_against_uctransnet():
     """The defaults are the authors' code: two layers of four heads, on 64 x 64."""
     widths = (3, 4, 6, 8)
@@ -336,6 +339,7 @@ def test_rectangles_keep_rows_and_columns():
         assert corners == [2 * p, 3 * p - 1, 5 * p, 6 * p - 1]
 
 
+@pytest.mark.holds("srdad", "11")
 def test_embedding_is_equation_11():
     """With a first layer that records what it gets: tile by tile, W times its pixels, and the position's row."""
     widths, size = (2, 3), (8, 16)

@@ -39,6 +39,7 @@ def a_map(width: int = 40) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("width", SOURCED)
+@pytest.mark.holds("vit_autoencoder", "b", "c")
 def test_output_equals_timms_and_the_authors(width):
     inner, count, numbers = SOURCED[width]
     attention = filled(width)
@@ -60,6 +61,7 @@ def test_inner_channels_are_at_least_eight(width, reduction, inner):
     assert CoordinateAttention(width, reduction).conv1.out_channels == inner
 
 
+@pytest.mark.holds("vit_autoencoder", "c")
 def test_all_weights_zero_give_a_quarter():
     """G7: sigmoid(0)^2 = 0.25, and nothing is added."""
     attention = filled()
@@ -71,6 +73,7 @@ def test_all_weights_zero_give_a_quarter():
     assert torch.equal(attention.train()(x), 0.25 * x)
 
 
+@pytest.mark.holds("vit_autoencoder", "b")
 def test_pools():
     """G7: [[0, 1, 2], [3, 4, 5]] has the row means 1, 4 and the column means 1.5, 2.5, 3.5, in this order."""
     attention, seen = filled(8), []
@@ -98,6 +101,7 @@ def test_transposed_input_and_swapped_convolutions_transpose_the_output(training
 
 
 @pytest.mark.parametrize("activation", ["h_swish", "relu"])
+@pytest.mark.holds("vit_autoencoder", "b", "c")
 def test_output_equals_a_slow_formula(activation):
     """out[c, i, j] = x[c, i, j] g_h[c, i] g_w[c, j], one pixel after the other."""
     attention = filled(activation=activation)

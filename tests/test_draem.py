@@ -1,10 +1,14 @@
 """DRAEM: golden checks of its published numbers, its simulator, losses, schedule, score, released keys."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import golden
+from scipy import ndimage
+from test_perlin import slow_perlin, slow_rotate
 
 from adref.layers.unet import Autoencoder, UNet
 from adref.losses import focal, ssim
@@ -22,6 +26,7 @@ from adref.methods.draem import (
     released_keys,
 )
 from adref.options import UserError, build
+from adref.synthesis.perlin import draw_perlin
 
 SMALL = Options(size=(64, 64), reconstruction_width=4, discriminator_width=4, score_window=5)
 
@@ -106,17 +111,21 @@ def test_initialisation():
     assert all(m.bias.abs().max() == 0 for m in norms)
 
 
+@pytest.mark.holds("draem", "5")
 def test_image_score_golden_values():
     """Spec check 10: a mean filter of 21 x 21 with the padding counted."""
     method = DRAEM(Options(reconstruction_width=1, discriminator_width=1))
     hot = torch.zeros(1, 1, 64, 64)
     hot[0, 0, 30, 30] = 1
     assert method.image_score(hot).item() == pytest.approx(1 / 441, rel=1e-6)
+    hot = hot.roll((-30, -30), (2, 3))  # in the corner, where 121 of the 441 pixels lie inside
+    assert method.image_score(hot).item() == pytest.approx(1 / 441, rel=1e-6)
     mean = F.avg_pool2d(torch.ones(1, 1, 64, 64), 21, 1, 10)[0, 0]
     assert mean[0, 0] == pytest.approx(121 / 441) and mean[0, 30] == pytest.approx(231 / 441)
     assert method.image_score(torch.ones(2, 1, 64, 64)).tolist() == pytest.approx([1, 1])
 
 
+@pytest.mark.holds("draem", "5")
 def test_image_score_against_a_slow_loop():
     rng = np.random.default_rng(0)
     field = rng.random((12, 10))
@@ -147,6 +156,7 @@ def test_paper_ablation_falls_at_400_and_600():
     assert options.texture_weight == (0.1, 1.0) and options.rotation_degrees == 45
 
 
+@pytest.mark.holds("draem", "2", "3")
 def test_loss_is_the_sum_of_its_terms(sources, clean):
     torch.manual_seed(0)
     method, batch = DRAEM(SMALL), batch_of(SMALL, sources, clean)
@@ -160,6 +170,38 @@ def test_loss_is_the_sum_of_its_terms(sources, clean):
     for name, value in expected.items():
         assert terms[name].item() == pytest.approx(value.item(), rel=1e-5)
     assert terms["total"].item() == pytest.approx(sum(v.item() for v in expected.values()), rel=1e-5)
+
+
+@pytest.mark.holds("draem", "1", "2", "3")
+def test_loss_against_scipy_and_numpy(sources, clean):
+    """Equations 1 to 3 in float64, where lambda is not 1: SSIM by scipy's filter, the focal loss of a sigmoid."""
+    torch.manual_seed(0)
+    options = dataclasses.replace(SMALL, ssim_weight=0.3, anomaly_probability=1.0, mask_threshold=(0.1, 0.1))
+    method, batch = DRAEM(options), batch_of(options, sources, clean)
+    terms = method.loss(batch)
+    reconstruction, logits = (output.detach().double().numpy() for output in method(batch.corrupted))
+    image, mask = batch.clean.double().numpy(), batch.mask[:, 0].numpy() > 0
+    assert 0.05 < mask.mean() < 0.95
+    taps = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(taps, taps)[None, None] / taps.sum() ** 2
+
+    def local(x):
+        return ndimage.correlate(x, window, mode="constant")  # zeros outside, which count
+
+    mu, nu = local(reconstruction), local(image)
+    spread = local(reconstruction**2) - mu**2 + local(image**2) - nu**2
+    covariance = local(reconstruction * image) - mu * nu
+    similarity = (2 * mu * nu + 1e-4) * (2 * covariance + 9e-4) / ((mu**2 + nu**2 + 1e-4) * (spread + 9e-4))
+    anomalous = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+    true = np.where(mask, anomalous, 1 - anomalous)
+    smooth = (1 - 1e-5) * true + 1e-5 * (1 - true) + 1e-5
+    expected = {
+        "l2": ((reconstruction - image) ** 2).mean(),
+        "ssim": 0.3 * (1 - similarity.mean()),
+        "focal": -((1 - smooth) ** 2 * np.log(smooth)).mean(),
+    }
+    assert {name: terms[name].item() for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert terms["total"].item() == pytest.approx(sum(expected.values()), rel=1e-4)
 
 
 def test_focal_loss_alone_reaches_the_reconstructor(sources, clean):
@@ -198,6 +240,7 @@ def test_corrupted_equals_clean_outside_the_mask(sources, clean):
     assert 70 <= anomalous <= 115  # half of them, less the empty masks
 
 
+@pytest.mark.holds("draem", "4")
 def test_blend_is_equation_4():
     image, texture = torch.full((3, 2, 2), 0.2), torch.full((3, 2, 2), 0.7)
     mask = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
@@ -206,6 +249,7 @@ def test_blend_is_equation_4():
     assert torch.equal(mixed[:, 0, 1], image[:, 0, 1])
 
 
+@pytest.mark.holds("draem", "4")
 def test_texture_weight_and_threshold_readings(clean):
     """The code draws beta from [0.2, 1], the paper from [0.1, 1]; white on black shows it."""
     black, white = torch.zeros(3, 64, 64), Sources(textures=torch.full((1, 3, 64, 64), 255, dtype=torch.uint8))
@@ -222,6 +266,22 @@ def test_texture_weight_and_threshold_readings(clean):
     ]
     fixed = [draw_mask(np.random.default_rng(i), (64, 64), Options()).mean() for i in range(300)]
     assert np.mean(areas) > 2 * np.mean(fixed) and max(areas) > 0.4
+
+
+@pytest.mark.holds("draem", "6")
+def test_mask_is_noise_that_is_turned_and_cut():
+    """Equation 6 from the same random numbers, by slow loops: noise, turned, black outside, above a threshold."""
+    options, areas = Options(perlin_rotation=60.0, mask_threshold=(-0.4, 0.4)), []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        noise = slow_perlin(draw_perlin(rng, (26, 20), 0, 5).angles, (26, 20))
+        turned = slow_rotate(noise, rng.uniform(-60, 60), 0)
+        level = rng.uniform(-0.4, 0.4)
+        mask = draw_mask(np.random.default_rng(seed), (26, 20), options)
+        clear = np.abs(turned - level) > 1e-5
+        assert clear.mean() > 0.5 and np.array_equal(mask[clear], (turned > level)[clear])
+        areas.append(mask.mean())
+    assert min(areas) < 0.4 and max(areas) > 0.5
 
 
 def test_own_textures_are_moved_training_images(clean):

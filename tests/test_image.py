@@ -117,6 +117,7 @@ def test_separability_of_known_histograms():
 
 
 @pytest.mark.parametrize("seed", range(12))
+@pytest.mark.holds("srdad", "1")
 def test_otsu_equals_an_exact_slow_loop(seed):
     rng = np.random.default_rng(seed)
     kinds = (
@@ -150,6 +151,7 @@ MASKS = {
 # Sourced: printed by `python tools/source_image.py` on 2026-11-24; scikit-image 0.26.0's threshold_otsu and
 # opencv-python-headless 5.0.0.93's threshold with THRESH_OTSU, which agree.
 @pytest.mark.parametrize(("name", "expected"), [("disc", 100), ("ramp", 94), ("tiles", 78)])
+@pytest.mark.holds("srdad", "1")
 def test_otsu_agrees_with_other_programs(name, expected):
     assert otsu(PICTURES[name].astype(np.uint8)).threshold == expected
 

@@ -65,6 +65,8 @@ def test_ssim_of_two_constants():  # golden check 8; far from the border the str
         ("uniform", "valid", -0.0286906),
     ],
 )
+@pytest.mark.holds("draem", "1")
+@pytest.mark.holds("srdad", "17")
 def test_ssim_of_the_pattern_pair(window, padding, expected):  # golden check 8
     a, b = pattern_pair()
     assert ssim(a, b, window=window, padding=padding).item() == pytest.approx(expected, abs=1e-7)
@@ -72,6 +74,7 @@ def test_ssim_of_the_pattern_pair(window, padding, expected):  # golden check 8
 
 
 @pytest.mark.parametrize("window", ["gaussian", "uniform"])
+@pytest.mark.holds("vit_autoencoder", "12")
 def test_ssim_map_equals_a_slow_loop(window):
     a, b = torch.rand(2, 1, 2, 9, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     weights = gaussian_window(5, 1.0).tolist() if window == "gaussian" else [0.2] * 5
@@ -95,6 +98,9 @@ def test_ssim_map_equals_a_slow_loop(window):
         ({"size": 7, "sigma": 1.0, "value_range": 2.0}, 0.03397927929036391, 5e-7),  # pytorch-msssim 1.0.0
     ],
 )
+@pytest.mark.holds("draem", "1")
+@pytest.mark.holds("srdad", "17")
+@pytest.mark.holds("sernet", "3")
 def test_ssim_agrees_with_other_programs(settings, expected, tolerance):
     assert ssim(*hash_pair(), padding="valid", **settings).item() == pytest.approx(expected, abs=tolerance)
 
@@ -155,6 +161,8 @@ def half_anomalous() -> tuple[torch.Tensor, torch.Tensor]:
     return probabilities, mask
 
 
+@pytest.mark.holds("draem", "3")
+@pytest.mark.holds("srdad", "19")
 def test_focal_hand_values():  # golden check 9
     probabilities, mask = half_anomalous()
     halves = torch.full((1, 2, 4, 4), 0.5, dtype=torch.float64)
@@ -166,6 +174,7 @@ def test_focal_hand_values():  # golden check 9
     assert focal(probabilities, mask, gamma=0, smooth=0).item() == pytest.approx(-math.log(0.09) / 2, abs=1e-7)
 
 
+@pytest.mark.holds("srdad", "19")
 def test_focal_weights():
     probabilities, mask = half_anomalous()
     missed, right = 0.9**2 * -math.log(0.1), 0.1**2 * -math.log(0.9)
@@ -177,6 +186,8 @@ def test_focal_weights():
 
 
 @pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.holds("draem", "3")
+@pytest.mark.holds("srdad", "19")
 def test_focal_equals_a_slow_loop(classes):  # DRAEM's smoothing, one pixel after the other
     generator = torch.Generator().manual_seed(7)
     p = torch.randn(2, classes, 3, 5, generator=generator, dtype=torch.float64).softmax(1)

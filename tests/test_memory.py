@@ -59,6 +59,7 @@ def hashed_pair() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("addressing", "temperature", "threshold"), SOURCED)
+@pytest.mark.holds("vit_autoencoder", "7", "8", "9", "10")
 def test_address_equals_the_memae_authors_file(addressing, temperature, threshold):
     left, weights, output, mean_entropy = SOURCED[addressing, temperature, threshold]
     recall = address(*hashed_pair(), addressing, temperature, threshold)
@@ -70,6 +71,7 @@ def test_address_equals_the_memae_authors_file(addressing, temperature, threshol
 # -- toys --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.holds("vit_autoencoder", "8")
 def test_toy_of_unit_items():
     """G4, toy 1."""
     items = torch.eye(4, dtype=torch.float64)
@@ -83,6 +85,7 @@ def test_toy_of_unit_items():
 
 
 @pytest.mark.parametrize("query", [(3.0, 4.0), (6.0, 8.0)])
+@pytest.mark.holds("vit_autoencoder", "7")
 def test_toy_of_a_star(query):
     """G4, toy 2: a query twice as long gives the same."""
     query = torch.tensor([query], dtype=torch.float64)
@@ -107,6 +110,7 @@ def test_toy_of_a_star_with_the_dot_product():
     assert tempered == close(soft)
 
 
+@pytest.mark.holds("vit_autoencoder", "9")
 def test_items_are_combined_as_they_are():
     """Longer items are found by the cosine as before, and returned longer."""
     query = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
@@ -220,6 +224,7 @@ def slow(query: list[float], items: list[list[float]], addressing: str, tau: flo
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.01, 0.03, 0.06])
 @pytest.mark.parametrize(("addressing", "temperature"), [("cosine", 1.0), ("cosine", 0.2), ("dot", 1.0), ("dot", 3.0)])
 @pytest.mark.parametrize("on_empty", ["zero", "soft"])
+@pytest.mark.holds("vit_autoencoder", "7", "8", "9", "10")
 def test_address_equals_a_slow_loop(addressing, temperature, threshold, on_empty):
     queries, items = hashed_pair()
     queries, items = queries[:8].clone(), items[:20].clone()
@@ -251,6 +256,7 @@ def test_gradients(addressing, temperature, threshold, on_empty):
     assert torch.autograd.gradcheck(all_of, (queries, items), eps=1e-6, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.holds("vit_autoencoder", "10")
 def test_weights_are_the_softmax_over_the_survivors():
     """G13: within 1e-9. What is left is eps = 1e-12 of equation 10 over a weight's distance from the threshold."""
     queries, items = hashed_pair()
@@ -281,6 +287,7 @@ def test_items_that_survive_nowhere_get_no_gradient():
             assert gradient[dead].norm() < 1e-8 * gradient[~dead].norm() and gradient[~dead].norm() > 1e-2
 
 
+@pytest.mark.holds("vit_autoencoder", "14")
 def test_entropy():
     """ln K for equal weights, 0 for one, nats in between; zeros count nothing."""
     weights = torch.tensor([[0.25] * 4, [1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.7, 0.2, 0.1, 0]], dtype=torch.float64)

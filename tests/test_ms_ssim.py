@@ -130,6 +130,7 @@ def test_one_pixel_equals_one_patch_of_pl4nn():
 
 
 @pytest.mark.parametrize(("change", "alpha", "constants", "padding", "mean", "maximum", "place", "corner"), IMAGES)
+@pytest.mark.holds("noise_to_norm", "6", "7", "8")
 def test_images_equal_the_pl4nn_authors_file(change, alpha, constants, padding, mean, maximum, place, corner):
     u = image()
     maps = by_channel(u, changed(u, change), alpha, constants=constants, padding=padding)
@@ -157,6 +158,7 @@ def test_equal_pictures_lose_nothing():
         ("inverted", SQUARED, -0.28927134, 1.16288364, 1.75623716),
     ],
 )
+@pytest.mark.holds("noise_to_norm", "8")
 def test_loss_values(change, constants, similarity, loss, maximum):
     # G8: the maximum is that of one channel by itself
     u = image()
@@ -193,6 +195,7 @@ def test_zeros_inflate_the_border():
         (0.0, 1.0, SQUARED, 9.999e-5, 0.99991601, 0.9999160084),
     ],
 )
+@pytest.mark.holds("noise_to_norm", "6")
 def test_constants(u, v, constants, similarity, loss, printed):
     # G9
     maps = ms_ssim_l1(grey(u), grey(v), constants=constants)
@@ -227,6 +230,7 @@ def test_centre_weights():
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0, 4.0, 8.0])
+@pytest.mark.holds("noise_to_norm", "9")
 def test_windows_act_as_they_are(sigma):
     """G11 inside the loss: with one scale and a spot, `error` is the widest window."""
     spot = grey(0.0)
@@ -379,6 +383,7 @@ def slow_pixel(a: list, b: list, row: int, column: int, sigmas: tuple, padding: 
 
 @pytest.mark.parametrize("padding", ["reflect", "zero"])
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (2, 20), (12, 17), (18, 20)])
+@pytest.mark.holds("noise_to_norm", "6", "7", "8")
 def test_one_pixel_equals_a_slow_loop(row, column, padding):
     """19 x 21: near and far borders, both mirrored where they are close."""
     sigmas = (0.5, 1.0, 2.0, 4.0, 8.0)

@@ -100,6 +100,7 @@ def test_trace_of_channels_and_sides():  # G2
     assert seen["ups.2"] == ((1, 128, 64, 64), (1, 256, 64, 64))
 
 
+@pytest.mark.holds("noise_to_norm", "2")
 def test_shuffles_and_halving_as_the_network_uses_them():  # G3
     x = torch.arange(16.0).view(1, 1, 4, 4)
     expected = [[[0, 2], [8, 10]], [[1, 3], [9, 11]], [[4, 6], [12, 14]], [[5, 7], [13, 15]]]
@@ -126,6 +127,7 @@ def inputs_of(modules, network, x) -> list[torch.Tensor]:
     return [seen[i] for i in range(len(modules))]
 
 
+@pytest.mark.holds("noise_to_norm", "2", "3")
 def test_pixels_reach_the_convolutions_unshuffled_and_shuffled():  # G3
     """The numbers 0 to 15 as the first map, with nothing between it and the way down; and a way up written out."""
     network = MNet(4, 2, level0=False)
@@ -196,6 +198,7 @@ def names_of_srmnet(key: str) -> str:
     [(True, [0.01002845016, 0.5905574925, 0.004791772224, 0.004328365754]),
      (False, [0.01179265433, 0.1406752913, 0.007484514032, 0.005788838197])],
 )  # fmt: skip
+@pytest.mark.holds("noise_to_norm", "2", "3")
 def test_with_srmnets_block_the_network_is_srmnet(residual, expected):
     network = MNet(8, kind="skrdb", global_residual=residual)
     for ours, tensor in network.state_dict().items():
@@ -224,6 +227,7 @@ def test_noise_is_a_frozen_stream():  # G6
     assert [half.std().item(), quarter.std().item()] == pytest.approx([0.25000355, 0.12477458], abs=1e-7)
 
 
+@pytest.mark.holds("noise_to_norm", "1")
 def test_blend_is_equation_1():  # G6
     clean, noise = golden.hashed("clean", 3, 16, 16), golden.hashed("noise", 3, 16, 16) - 0.3
     assert torch.equal(blend(clean, noise, Options(noise_share=0.0)), clean)  # bit for bit
@@ -233,6 +237,7 @@ def test_blend_is_equation_1():  # G6
 
 @pytest.mark.parametrize("domain", ["normalised", "pixel"])
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.3, 0.4])
+@pytest.mark.holds("noise_to_norm", "1")
 def test_gain_bias_and_deviation_of_the_noise(share, domain):
     """The table of section 2, in [-1, 1]: gain 1 - lambda; bias and deviation lambda / 2, or 0 and lambda."""
     options = Options(noise_share=share, noise_domain=domain)
@@ -280,6 +285,7 @@ def test_without_streams_every_image_gets_the_same_noise():
     assert not torch.allclose(other[0], other[1], atol=1e-6)
 
 
+@pytest.mark.holds("noise_to_norm", "9")
 def test_the_map_is_the_loss_of_each_pixel():
     method, images = small().eval(), golden.hashed("images", 2, 3, 32, 32)
     rebuilt = method(torch.stack([corrupt(i, s, method.options, Sources()).corrupted
@@ -348,6 +354,7 @@ def test_auroc_of_ties():  # G14
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.holds("noise_to_norm", "9")
 def test_loss_is_the_sum_of_its_terms():
     method = small()
     batch = batch_of(method)
@@ -521,6 +528,33 @@ def test_other_options_build_and_change_no_step(name):
 
 def test_every_option_that_names_readings_has_each_of_them_in_the_table():
     check_readings(Options, [*READINGS, SILENT])
+
+
+@pytest.mark.holds("noise_to_norm", "Table of noise shares")
+def test_rows_of_the_table_of_noise_shares():
+    """Each changes lambda and nothing else; behind the noise black and white are 1 - lambda apart."""
+    for share in SHARES_IMAGE:
+        options = option_tools.build(Options, PRESETS, ABLATIONS, "paper", f"lambda-{share:g}", {})
+        assert options == dataclasses.replace(Options(), noise_share=share)
+        black, white = (torch.full((3, 8, 8), value) for value in (0.0, 1.0))
+        rows = [corrupt(image, np.random.default_rng(0), options, Sources()).corrupted for image in (black, white)]
+        assert torch.allclose(rows[1] - rows[0], torch.full((3, 8, 8), 1 - share), atol=1e-6)
+        assert (rows[0].std() > 0) == (share > 0)
+    assert {name for name in ABLATIONS if name.startswith("lambda")} == {f"lambda-{share:g}" for share in SHARES_IMAGE}
+
+
+@pytest.mark.holds("noise_to_norm", "Table 5")
+def test_row_of_table_5():
+    """Every block is one 1x1 convolution: no gate, no pooling, and G1's number of parameters."""
+    options = option_tools.build(Options, PRESETS, ABLATIONS, "paper", "no-attention", {})
+    assert options == dataclasses.replace(Options(), block="conv1x1")
+    with torch.device("meta"):
+        network, full = NoiseToNorm(options).network, NoiseToNorm().network
+    blocks = [*network.encoder, *network.decoder]
+    assert [type(block) for block in blocks] == [torch.nn.Conv2d] * 7
+    assert {block.kernel_size for block in blocks} == {(1, 1)} and count(network) == 4_784_836
+    own, others = ({name.split(".")[0] for name, _ in m.named_parameters()} for m in (network, full))
+    assert own == others  # all else is there
 
 
 @pytest.mark.parametrize("name", [None, *ABLATIONS])

@@ -196,6 +196,7 @@ def test_inner_boundary():
 
 @MIXED
 @pytest.mark.parametrize("solver", ["fast", "sparse"])
+@pytest.mark.holds("srdad", "5")
 def test_dirichlet_equals_a_dense_matrix(solver, mixed):
     for name, region in SMALL.items():
         source, target = pair(region, channels=2)
@@ -206,6 +207,7 @@ def test_dirichlet_equals_a_dense_matrix(solver, mixed):
 
 @MIXED
 @pytest.mark.parametrize("stiffness", [0.3, 20.0])
+@pytest.mark.holds("srdad", "5")
 def test_finite_stiffness_equals_a_dense_matrix(stiffness, mixed):
     for name, region in SMALL.items():
         source, target = pair(region, channels=2)

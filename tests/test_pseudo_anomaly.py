@@ -139,6 +139,7 @@ def test_factors_come_in_the_order_brightness_contrast_saturation():
     assert np.abs(found[:, :2, 0].numpy().T - values).max() <= 1.01  # Pillow's own rounding
 
 
+@pytest.mark.holds("sernet", "1")
 def test_blend_of_one_pixel():
     """G3: 0.2, 0.9, beta 0.25 -> 0.725, or 0.375; the image itself outside, bit for bit; beta 0 pastes."""
     image, source = torch.full((3, 2, 2), 0.2), torch.full((3, 2, 2), 0.9)
@@ -221,6 +222,7 @@ def test_a_shift_moves_at_least_one_channel():
         draw_shift(rng, 0.1, 0.1, 0.2)
 
 
+@pytest.mark.holds("sernet", "2")
 def test_shift_of_colour_by_hand():
     """G4: outside the mask bit for bit; inside added, or multiplied, and clipped."""
     image = torch.tensor([0.5, 0.9, 0.1]).view(3, 1, 1).repeat(1, 1, 2)

@@ -157,6 +157,34 @@ def test_untrained_networks_rebuild_nothing():  # G7
     assert float(loss["reconstruction"]) == pytest.approx(sum(float(phi.square().mean()) for phi in features), rel=1e-5)
 
 
+@pytest.mark.holds("realnet", "2")
+def test_residuals_are_equation_2():
+    """(phi - G(phi))^2 of every block, the coarser ones enlarged: bilinear, corners aligned, weights written out."""
+    method = small()
+    golden.fill(method.networks)
+    sizes = ((16, 24), (8, 12), (4, 8), (4, 4))
+    shapes = [(2, width, *size) for width, size in zip((16, 16, 32, 16), sizes)]
+    features = [2 * golden.hashed(f"phi {k}", *shape) - 1 for k, shape in enumerate(shapes)]
+
+    def weights(before, after):
+        places = np.arange(after)[:, None] * (before - 1) / (after - 1)
+        return np.maximum(0, 1 - np.abs(places - np.arange(before)))
+
+    with torch.no_grad():
+        rebuilt, residuals = method.residuals(features)
+        own = [network(phi) for network, phi in zip(method.networks, features)]
+    assert all(torch.equal(a, b) for a, b in zip(rebuilt, own)) and min(g.std() for g in own) > 0.1
+    first = 0
+    for phi, g in zip(features, own):
+        squares = (phi.double().numpy() - g.double().numpy()) ** 2
+        rows, columns = (weights(a, b) for a, b in zip(phi.shape[2:], sizes[0]))
+        expected = np.einsum("yi,xj,bcij->bcyx", rows, columns, squares)
+        found = residuals[:, first : first + phi.shape[1]].numpy()
+        assert np.allclose(found, expected, rtol=1e-5, atol=1e-5 * expected.max())
+        first += phi.shape[1]
+    assert first == residuals.shape[1]
+
+
 # -- anomalies --------------------------------------------------------------------------------------------------------
 
 
@@ -178,12 +206,14 @@ def test_areas_of_masks():  # G8
     assert np.mean(np.array(areas) == 0) == pytest.approx(0.043, abs=0.015)
 
 
+@pytest.mark.holds("realnet", "1")
 def test_blending():  # G10
     image, other = torch.full((3, 4, 4), 100 / 255), torch.full((3, 4, 4), 201, dtype=torch.uint8)
     mask = torch.zeros(4, 4)
     mask[:2] = 1
     mixed = blend(image, other, mask, 0.5)
     assert to_bytes(mixed)[0, :, 0].tolist() == [150, 150, 100, 100]  # 150.5 is cut off
+    assert to_bytes(blend(image, other, mask, 0.75))[0, 0, 0] == 175  # 175.75 of 25 + 150.75, too
     assert torch.equal(mixed[:, 2:], image[:, 2:]) and to_bytes(blend(image, other, mask, 1.0))[0, 0, 0] == 201
     every = (torch.arange(256).float() / 255).view(1, 16, 16).expand(3, -1, -1)
     assert torch.equal(blend(every, 0 * to_bytes(every), torch.zeros(16, 16), 0.7), every)
@@ -280,6 +310,7 @@ def afs_case() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat((mask, 2 * mask, 1 - mask, g.sqrt()), dim=1).square(), mask
 
 
+@pytest.mark.holds("realnet", "4")
 def test_afs_losses():  # G11
     difference, mask = afs_case()
     losses = afs_losses(difference, mask)
@@ -291,6 +322,7 @@ def test_afs_losses():  # G11
     assert select(torch.tensor([0.3, math.nan, 0.1, 0.3]), 3).tolist() == [0, 1, 2]  # NaN ties with the largest
 
 
+@pytest.mark.holds("realnet", "4")
 def test_afs_takes_minimum_and_maximum_over_the_batch_and_the_masks_top_left_pixels():
     difference = golden.hashed("d", 2, 3, 4, 4) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
     mask = (golden.hashed("m", 2, 1, 16, 16) > 0.5).float()
@@ -400,6 +432,7 @@ def rrs_case() -> torch.Tensor:
     return torch.cat((b1, enlarge(b2, (4, 4))), dim=1).requires_grad_()
 
 
+@pytest.mark.holds("realnet", "7")
 def test_residual_selection():  # G12
     residuals, rrs = rrs_case(), ResidualSelection(5, 2, 2).eval()
     assert residuals[0, 4, 0].tolist() == pytest.approx([4, 2.66667, 1.33333, 0], abs=1e-5)
@@ -412,6 +445,7 @@ def test_residual_selection():  # G12
     assert torch.equal(residuals.grad, expected[:, :, None, None].expand(-1, -1, 4, 4))
 
 
+@pytest.mark.holds("realnet", "7")
 def test_ranking_is_that_of_batch_norm():
     norm = nn.BatchNorm2d(12, affine=False, momentum=0.9)
     for form in ({}, {"normalised": True}, {"ranked": False}):
@@ -487,6 +521,7 @@ def g14_maps() -> torch.Tensor:
     return torch.stack((first, *rest))[:, None].float()
 
 
+@pytest.mark.holds("realnet", "3")
 def test_image_score():  # G15
     lone = torch.zeros(1, 1, 64, 64)
     lone[0, 0, 30, 30] = 1
@@ -497,7 +532,37 @@ def test_image_score():  # G15
     assert small(score_window=1).other_scores(lone) == {}
 
 
+@pytest.mark.holds("realnet", "8")
+def test_map_is_equation_8():
+    """The anomalous one of two logits, by a sigmoid of their difference; the logits are those of what RRS passes on."""
+    method, images = golden.fill(small()), torch.stack(pictures(2)).float() / 255
+    with torch.no_grad():
+        residuals = method.residuals(method.features(images))[1]
+        chosen, _ = method.rrs(residuals)
+        z, maps = method.discriminator(chosen).double(), method.anomaly_map(images)
+    assert chosen.shape[1] == 26 and maps.std() > 1e-3
+    assert torch.allclose(maps[:, 0].double(), 1 / (1 + (z[:, 0] - z[:, 1]).exp()), rtol=1e-5)
+
+
 # -- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.holds("realnet", "5", "6", "8")
+def test_loss_is_equations_5_and_6():
+    """In float64: what G_k makes of the corrupted image's features, against the clean one's; and cross-entropy."""
+    method = golden.fill(small(reconstruction_weight=0.7, segmentation_weight=0.4))
+    batch = batch_of(method)
+    with torch.no_grad():
+        terms = method.loss(batch)
+        given, target = method.features(batch.corrupted), method.features(batch.clean)
+        rebuilt = [network(phi) for network, phi in zip(method.networks, given)]
+        z, mask = method(batch.corrupted).logits.double().numpy(), batch.mask[:, 0].numpy() > 0
+    assert 0 < mask.mean() < 1 and all(not torch.allclose(a, b, rtol=1e-2) for a, b in zip(given, target))
+    reconstruction = sum(((g.double() - phi.double()) ** 2).mean().item() for g, phi in zip(rebuilt, target))
+    segmentation = (np.log(np.exp(z[:, 0]) + np.exp(z[:, 1])) - np.where(mask, z[:, 1], z[:, 0])).mean()
+    assert terms["reconstruction"].item() == pytest.approx(0.7 * reconstruction, rel=1e-4)
+    assert terms["segmentation"].item() == pytest.approx(0.4 * segmentation, rel=1e-4)
+    assert terms["total"].item() == pytest.approx(0.7 * reconstruction + 0.4 * segmentation, rel=1e-4)
 
 
 def test_what_trains_and_what_does_not():  # G16
@@ -624,6 +689,72 @@ def test_other_options_build_and_change_no_step(name):
 
 def test_every_option_that_names_readings_has_each_of_them_in_the_table():
     check_readings(Options, [*READINGS, SILENT, LEAST], SLOW)
+
+
+def row(name: str | None) -> Options:
+    return option_tools.build(Options, PRESETS, ABLATIONS, "paper", name, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "selection", "residuals", "passed"),
+    [(None, "afs", "max+mean", (256, 256)), ("rdr", "random", "max+mean", (256, 256)),
+     ("rlpr", "projection", "max+mean", (256, 256)), ("rdr-no-rrs", "random", "all", None),
+     ("rlpr-no-rrs", "projection", "all", None), ("no-rrs", "afs", "all", None), ("rrs-max", "afs", "max", (512, 0)),
+     ("rrs-mean", "afs", "mean", (0, 512))],
+)  # fmt: skip
+@pytest.mark.holds("realnet", "Table of selections")
+def test_rows_of_the_table_of_selections(name, selection, residuals, passed):
+    """Each differs from the method in nothing else; what is kept of the layers, and what RRS passes on of 1536."""
+    assert row(name) == dataclasses.replace(Options(), selection=selection, residuals=residuals)
+    with torch.device("meta"):
+        method = RealNet(row(name))
+    assert (method.rrs and (method.rrs.by_max, method.rrs.by_mean)) == passed
+    assert count(method.discriminator) == (5_872_662 if passed else 48_995_350)
+    pairs = ((256, 256), (512, 512), (1024, 512), (2048, 256)) if selection == "projection" else ()
+    assert count(method.projections) == sum(channels * width + width for channels, width in pairs)
+    method = small(**ABLATIONS.get(name, {}), widths=(8, 8, 16, 16))
+    chosen = [getattr(method, f"selected_{k}").tolist() for k in range(4)]
+    assert (chosen == [list(range(width)) for width in (8, 8, 16, 16)]) == (selection != "random")  # before AFS looks
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "needs"),
+    [(None, "sdas", ("anomalies",)), ("dtd", "textures", ("textures",)), ("nsa", "nsa", ()),
+     ("cut-paste", "cut_paste", ())],
+)  # fmt: skip
+@pytest.mark.holds("realnet", "Table of anomaly sources")
+def test_rows_of_the_table_of_anomaly_sources(name, kind, needs):
+    """Each differs from the method in nothing else, and makes anomalies of what it is named after alone."""
+    assert row(name) == dataclasses.replace(Options(), anomaly_sources=(kind,))
+    with torch.device("meta"):
+        assert RealNet(row(name)).needs == needs
+    options = Options(**{**LEAST, "anomaly_sources": row(name).anomaly_sources, "anomaly_probability": 1.0})
+    every, image = sources_of(options), pictures(1)[0].float() / 255
+    field = {"sdas": "anomalies", "textures": "textures", "nsa": "images"}.get(kind)
+    alone = Sources(categories=every.categories, survey=every.survey, index=0)
+    alone = alone._replace(**{field: getattr(every, field)}) if field else alone
+    found = [corrupt(image, np.random.default_rng(i), options, alone) for i in range(4)]
+    assert sum(bool(batch.mask.any()) and not torch.equal(batch.corrupted, image) for batch in found) >= 2
+    if field:
+        with pytest.raises(TypeError, match="NoneType"):
+            corrupt(image, np.random.default_rng(0), options, alone._replace(**{field: None}))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "channels", "networks", "total"),  # G6: section 12.1
+    [(None, {}, [256, 512, 512, 256], 518_236_160, 590_943_062),
+     ("b", {"architecture": "B"}, [1536], 1_864_771_584, 1_937_478_486),
+     ("c", {"architecture": "C"}, [768, 768], 932_554_752, 1_005_261_654),
+     ("half", {"widths": (128, 256, 256, 128)}, [128, 256, 256, 128], 129_643_520, 198_123_350)],
+)  # fmt: skip
+@pytest.mark.holds("realnet", "Table of architectures")
+def test_rows_of_the_table_of_architectures(name, changes, channels, networks, total):
+    """Each differs from the method in nothing else: the channels of each network, and all parameters."""
+    assert row(name) == dataclasses.replace(Options(), **changes)
+    with torch.device("meta"):
+        method = RealNet(row(name))
+    assert [network.out[-1].weight.shape[0] for network in method.networks] == channels
+    assert (count(method.networks), count(method)) == (networks, total)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

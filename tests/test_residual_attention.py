@@ -48,6 +48,7 @@ def test_dense_block_is_srmnets(width, expected):
 
 @pytest.mark.parametrize("convolutions", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.holds("noise_to_norm", "4")
 def test_residual_attention_written_out(convolutions, activation):
     torch.manual_seed(0)
     module, x = ResidualAttention(6, 16, 2, convolutions, activation).double(), torch.rand(2, 6, 5, 7).double()
@@ -61,6 +62,7 @@ def test_residual_attention_written_out(convolutions, activation):
     assert module.attention[1].out_channels == 8
 
 
+@pytest.mark.holds("noise_to_norm", "4")
 def test_half_of_the_path_with_a_zero_gate():  # G5
     module, x = ResidualAttention(6, 16), torch.rand(2, 6, 5, 7)
     torch.nn.init.zeros_(module.attention[3].weight)

@@ -70,6 +70,7 @@ def streams(number: int) -> list[np.random.Generator]:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.holds("sdas", "2")
 def test_schedule():  # G1 and the table of section 1.2
     table = schedule_of(linear_betas())
     rows = {
@@ -87,6 +88,7 @@ def test_schedule():  # G1 and the table of section 1.2
     assert linear_betas(250)[[0, -1]].tolist() == pytest.approx([4e-4, 0.08])
 
 
+@pytest.mark.holds("sdas", "2")
 def test_respacing():  # G2 and the tables of section 1.3
     kept = spaced_steps(1000, 20)
     assert kept == list(range(0, 1000, 50))
@@ -111,6 +113,7 @@ def test_spacings():
             spaced_steps(10, wrong)
 
 
+@pytest.mark.holds("sdas", "4")
 def test_learned_variance():  # G3
     method, table = SDAS(Options(**LEAST)), respace(schedule_of(linear_betas()), spaced_steps(1000, 20))
     ends = (math.log(table.beta[10]), float(table.log_variance[10]))
@@ -153,6 +156,7 @@ def drawn(average: nn.Module, strength: float, number: int = 16, side: int = 64,
         (1.0, (0.168017, 0.176218, 0.184054, 0.205778, 0.237612)),
     ],
 )
+@pytest.mark.holds("sdas", "7", "Algorithm 1")
 def test_strengths_of_the_oracle(v, numbers):  # G4: section 1.7, to 1 %
     for s, expected in zip((0.0, 0.1, 0.2, 0.5, 1.0), numbers):
         oracle = Oracle(v)
@@ -161,6 +165,7 @@ def test_strengths_of_the_oracle(v, numbers):  # G4: section 1.7, to 1 %
 
 
 @pytest.mark.parametrize(("s", "expected"), [(0.0, 0.022153), (0.01, 0.023580), (0.03, 0.026202)])
+@pytest.mark.holds("sdas", "8", "Algorithm S1")
 def test_strengths_of_ddim(s, expected):  # section 1.8
     assert float(drawn(Oracle(0.0), s, sampler="ddim").std()) == pytest.approx(expected, rel=0.01)
 
@@ -178,6 +183,7 @@ class Still(nn.Module):
 
 
 @pytest.mark.parametrize("s", [0.0, 0.1, 0.2, 1.0])
+@pytest.mark.holds("sdas", "7")
 def test_one_step_has_the_perturbed_variance(s):  # G4
     still = Still()
     drawn(still, s, number=16, side=64, sampling_steps=2, spacing="even")
@@ -189,6 +195,7 @@ def test_one_step_has_the_perturbed_variance(s):  # G4
     assert float(noise.var()) / sigma == pytest.approx(1 + s, rel=0.01)
 
 
+@pytest.mark.holds("sdas", "3", "Algorithm 1")
 def test_the_last_step_adds_no_noise_and_strength_0_is_the_plain_sampler():  # G4
     still = Still()
     found = drawn(still, 1.0, sampling_steps=2, spacing="even")
@@ -233,6 +240,7 @@ def test_last_steps_fixed_small_and_ddim_variances():
         assert float(drawn(Oracle(v), 0.5, sampler="ddim").std()) == pytest.approx(stds[name], rel=1e-4)
 
 
+@pytest.mark.holds("sdas", "8")
 def test_ddim_with_eta_1_is_ancestral_sampling_with_btilde():
     """eta = 1 gives the standard deviation sqrt(btilde); both samplers then agree step by step."""
     a = drawn(Oracle(-1.0), 0.0, sampler="ddim", ddim_eta=1.0, number=4)
@@ -293,6 +301,7 @@ def exact_terms(step: int, v: float, method: SDAS) -> float:
     return float(method.variational(image, noisy, steps, noise, torch.full_like(image, v)).mean())
 
 
+@pytest.mark.holds("sdas", "5")
 def test_variational_term():  # G5
     method = small()
     found = [exact_terms(1, v, method) for v in (-1.0, 0.0, 1.0)]
@@ -301,6 +310,7 @@ def test_variational_term():  # G5
     assert exact_terms(1, 1.0, small(vlb_unit="nats")) == pytest.approx(0.1751248 * math.log(2), rel=1e-5)
 
 
+@pytest.mark.holds("sdas", "5")
 def test_likelihood_of_the_first_step_by_hand():
     image = torch.tensor([-1.0, 0.2, 1.0])
     mean, scale = torch.tensor([-0.9, 0.21, 0.5]), 0.03
@@ -322,6 +332,7 @@ def test_likelihood_of_the_first_step_by_hand():
     assert first == pytest.approx(-float(log_likelihood(image, image, torch.full_like(image, half)).mean()), rel=1e-3)
 
 
+@pytest.mark.holds("sdas", "6")
 def test_the_variational_term_trains_v_alone():  # G5
     method = small(vlb_weight=1.0)
     golden.fill(method.network)

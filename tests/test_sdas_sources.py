@@ -99,6 +99,13 @@ def hold(case: str, output, relative: float = 1e-5) -> None:
     assert own == pytest.approx(expected, rel=0, abs=relative * max(map(abs, expected)))
 
 
+def stand_in(tensors: dict[str, torch.Tensor]) -> SimpleNamespace:
+    """What `golden.fill` asks of a module, for tensors by other names."""
+    module = SimpleNamespace(state_dict=lambda: tensors, eval=lambda: module)
+    module.to = lambda dtype: module
+    return module
+
+
 def fill_as(module, renames=()):
     """Hashed values by RealNet's names."""
 
@@ -108,7 +115,7 @@ def fill_as(module, renames=()):
         return key
 
     tensors = {name(key): tensor for key, tensor in module.state_dict().items()}
-    golden.fill(SimpleNamespace(state_dict=lambda: tensors, eval=lambda: None))
+    golden.fill(stand_in(tensors))
     return module.eval()
 
 
@@ -164,6 +171,7 @@ def test_full_unet_has_guided_diffusions_parameters():
 
 
 @pytest.mark.parametrize("spacing", [None, "ddim20"])
+@pytest.mark.holds("sdas", "2")
 def test_tables_are_guided_diffusions(spacing):
     schedule = sdas.schedule_of(sdas.linear_betas())
     schedule = sdas.respace(schedule, sdas.spaced_steps(1000, 20)) if spacing else schedule
@@ -199,6 +207,7 @@ def test_likelihood_is_guided_diffusions():
     hold("likelihood", sdas.log_likelihood(x, means, scales), 1e-9)
 
 
+@pytest.mark.holds("sdas", "4")
 def test_log_variance_is_guided_diffusions():
     method, t = method_of(), torch.tensor([0, 1, 500])
     v = 3 * hashed("v", 3, 3, *SIZE).double() - 1.5
@@ -216,6 +225,7 @@ def bound() -> list[float]:
 
 
 @pytest.mark.parametrize("place", range(3))
+@pytest.mark.holds("sdas", "3", "5")
 def test_bound_is_theirs(place):
     assert bound()[place] == pytest.approx(BOUND[place], rel=1e-5)
 
@@ -228,6 +238,7 @@ def loss_of(steps: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("steps", [1000, 100])
+@pytest.mark.holds("sdas", "1", "6")
 def test_loss_is_theirs_within_the_rounding_of_small_steps(steps):
     """Ours is RESCALED_MSE at every T; with T = 100 LossType.MSE would be far away."""
     loss, (simple, weighted, total) = loss_of(steps), LOSSES[steps]
@@ -280,6 +291,7 @@ DDIM = {**PLAIN, "sampler": "ddim"}
     ("ddim, guided (guided diffusion)", 0.0, {**DDIM, "guidance_scale": 20.0}),
     ("ddim, guided, eta 0.5, s 0.02 (RealNet)", 0.02, {**DDIM, "ddim_eta": 0.5, "guidance_scale": 20.0}),
 ])  # fmt: skip
+@pytest.mark.holds("sdas", "3", "7", "8", "Algorithm 1", "Algorithm S1")
 def test_whole_ways_back_are_theirs(case, strength, options):
     hold(case, method_of(**options).sample(LABELS.tolist(), [Listed(0), Listed(1)], [strength] * 2))
 
@@ -330,7 +342,7 @@ def test_feature_unet_is_realnets():
                     "shortcut": "x_upd.conv" if up else "skip_connection"}[part]  # fmt: skip
         path = path.replace(".down", ".input_blocks").replace(".middle", ".middle_block")
         tensors[f"{path}.{part}.{last}".replace(".up", ".output_blocks")[1:]] = tensor
-    golden.fill(SimpleNamespace(state_dict=lambda: tensors, eval=lambda: None))
+    golden.fill(stand_in(tensors))
     hold("feature u-net", network.eval()(4 * hashed("features", 2, 64, 8, 12) - 2))
 
 
@@ -356,6 +368,7 @@ def selection_and_judge(side: int) -> tuple[ResidualSelection, Discriminator, to
 
 
 @torch.no_grad()
+@pytest.mark.holds("realnet", "7")
 def test_selection_and_discriminator_are_realnets():
     rrs, judge, residuals = selection_and_judge(32)
     for training in (False, True):
@@ -383,6 +396,7 @@ def test_discriminator_has_realnets_parameters(channels, count):
 @pytest.mark.parametrize("case, number, channels, side, size", [
     ("both layer1", 1, 6, 8, (8, 8)), ("both layer2", 2, 9, 4, (8, 8)), ("own layer2", 2, 9, 4, (4, 4)),
 ])  # fmt: skip
+@pytest.mark.holds("realnet", "4")
 def test_afs_is_realnets(case, number, channels, side, size):
     """Two batches, whose losses add up; layers at their own size and enlarged to that of a block."""
     total = 0

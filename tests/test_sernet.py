@@ -148,6 +148,7 @@ def golden_picture() -> torch.Tensor:
     return (((7 * r + 13 * c + 29 * k) % 256).double() / 255).unsqueeze(0)
 
 
+@pytest.mark.holds("sernet", "3")
 def test_loss_of_the_golden_picture():
     """G6."""
     image, method = golden_picture(), tiny()
@@ -256,6 +257,7 @@ def toy() -> torch.Tensor:
     return mask
 
 
+@pytest.mark.holds("sernet", "Algorithm 1")
 def test_binarise_and_filter_the_toy():
     """G5."""
     assert repair_mask(toy(), 0.5).sum() == 12 and repair_mask(toy(), 0.5, inclusive=False).sum() == 11
@@ -264,6 +266,7 @@ def test_binarise_and_filter_the_toy():
     assert repair_mask(toy(), 0.75).sum() == 10 and repair_mask(toy(), 1.0).sum() == 0
 
 
+@pytest.mark.holds("sernet", "4", "Algorithm 1")
 def test_repair_pastes_exactly():
     """G5: I_s where the mask is 1, I_a elsewhere, bit for bit; an empty mask leaves I_a."""
     images, similar = golden.hashed("a", 2, 3, 8, 8), golden.hashed("s", 2, 3, 8, 8)
@@ -319,6 +322,7 @@ def test_feather_softens_the_edge_alone():
     assert soft[0, 0, 14, 10] == pytest.approx(1, abs=1e-4) and soft[0, 0, 0, 31] == 0
 
 
+@pytest.mark.holds("sernet", "4", "Algorithm 1")
 def test_repair_removes_a_large_defect():
     """A defect in a picture whose clean twin is in the bank: found, replaced, gone; the map marks its place."""
     method = answering(square())
@@ -348,6 +352,7 @@ def two_flats() -> tuple[torch.Tensor, torch.Tensor]:
     return first, second
 
 
+@pytest.mark.holds("sernet", "5", "6", "7")
 def test_map_of_the_golden_pictures():
     """G10."""
     first, second = two_flats()
@@ -362,6 +367,7 @@ def test_map_of_the_golden_pictures():
     assert tiny(**own).compare(first, first).abs().max() == 0
 
 
+@pytest.mark.holds("sernet", "7")
 def test_weights_norms_and_filters_of_the_map():
     first, second = two_flats()
 
@@ -381,6 +387,7 @@ def test_weights_norms_and_filters_of_the_map():
     assert (border <= found(score="structure", msgms_padding="replicate") + 1e-12).all()
 
 
+@pytest.mark.holds("sernet", "7")
 def test_the_original_is_compared_and_each_image_by_itself():
     """D24, and a batch scores as its images do."""
     method = with_bank()
@@ -413,6 +420,7 @@ def test_edgrec_overflows_as_its_code_does():
 # -- the bank ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.holds("sernet", "Algorithm 2")
 def test_a_training_image_finds_itself():
     """G12: by its file and by its resized copy, at distance 0; of two equal ones the first."""
     method = with_bank(4)

@@ -224,6 +224,7 @@ def test_hamming_equals_a_slow_loop():
     assert hamming(ends, own).tolist() == [0, 64, 1]
 
 
+@pytest.mark.holds("sernet", "Algorithm 2")
 def test_the_nearest_is_that_of_a_slow_loop_and_of_several_the_first():
     hashes = random_hashes(60) & 0x11  # few bits: many ties
     for own in random_hashes(40, 1) & 0x11:
@@ -285,6 +286,7 @@ def test_a_picture_of_the_bank_finds_itself():
         assert bank.file_hashes[i].tolist() == bank.picture_hashes[i].tolist() == hash_of(picture).tolist()
 
 
+@pytest.mark.holds("sernet", "Algorithm 2")
 def test_a_stranger_finds_the_nearest():
     bank = full(12)
     for picture in pictures(8, "strangers"):
@@ -463,6 +465,7 @@ def lab_of(*colour: float) -> list[float]:
         ((0, 0, 0), (0, 0, 0)),
     ],
 )
+@pytest.mark.holds("sernet", "5")
 def test_colours_of_the_golden_check(colour, expected):
     """G8."""
     assert lab_of(*colour) == pytest.approx(expected, abs=2e-5)
@@ -480,6 +483,7 @@ def test_differences_of_the_golden_check():
 
 
 @pytest.mark.parametrize("name", ["bright", "all", "dark"])
+@pytest.mark.holds("sernet", "5")
 def test_cielab_agrees_with_other_programs(name):
     image = golden.hashed("dark" if name == "dark" else "colours", 24, 40, 3).double()
     image = {"bright": 0.5 + 0.5 * image, "all": image, "dark": 0.09 * image}[name]
@@ -526,6 +530,7 @@ def step() -> torch.Tensor:
     return (torch.arange(64) >= 32).double().expand(1, 3, 64, 64)
 
 
+@pytest.mark.holds("sernet", "6")
 def test_a_step_against_flat():
     """G9: replicated edges; the mean filter's border makes no difference to the maximum."""
     flat = torch.zeros(1, 3, 64, 64).double()
@@ -561,6 +566,7 @@ def test_the_gradient_has_no_sign():
 
 
 @pytest.mark.parametrize(("height", "scales", "grey", "padding"), list(SOURCED_MSGMS))
+@pytest.mark.holds("sernet", "6")
 def test_msgms_agrees_with_other_programs(height, scales, grey, padding):
     a, b = (golden.hashed(name, 1, 3, 48, 64).double() for name in ("a", "b"))
     rows, columns = slice(height), slice(64 if height == 48 else 55)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 
 from adref import options as option_tools
 from adref.data import find_category
@@ -20,6 +21,7 @@ from adref.methods.srdad import (
     PRESETS,
     RECIPES,
     SRDAD,
+    Alteration,
     Batch,
     Options,
     alter,
@@ -100,6 +102,7 @@ def test_parameter_counts_of_the_paper_preset_and_of_the_small_one():
     [("draem", 69_048_579, 28_374_146), ("draem+", 69_048_579, 28_283_402), ("srdad-", 27_175_716, 28_374_146),
      ("srdad", 19_408_023, 28_283_402)],
 )  # fmt: skip
+@pytest.mark.holds("srdad", "Table 4")
 def test_rows_of_table_4(name, reconstructor, discriminator):
     with torch.device("meta"):
         method = SRDAD(option_tools.build(Options, PRESETS, ABLATIONS, "paper", name, {}))
@@ -108,6 +111,7 @@ def test_rows_of_table_4(name, reconstructor, discriminator):
     assert method.needs == (("textures",) if name == "draem" else ())
 
 
+@pytest.mark.holds("srdad", "Table 4")
 def test_row_draem_is_the_method_draem():
     """Same networks, loss, schedule and corrupted images, from the same numbers."""
     sizes = {"size": (64, 64), "score_window": 5}
@@ -129,6 +133,7 @@ def test_row_draem_is_the_method_draem():
     assert first.defaults == second.defaults and schedule.gamma == other.gamma
 
 
+@pytest.mark.holds("srdad", "Table 4")
 def test_one_recipe_and_one_anomaly_for_all_rows():
     for row in ABLATIONS:
         chosen = option_tools.build(
@@ -154,6 +159,7 @@ def test_gradients_reach_every_parameter():
     assert all(p.grad is not None for p in detached.discriminator.parameters())
 
 
+@pytest.mark.holds("srdad", "16", "17", "18", "20")
 def test_loss_is_the_sum_of_equations_16_to_20():
     method, batch = SRDAD(options(attention_dropout=0.0)), batch_of(options(anomaly_probability=1.0))
     terms = method.loss(batch)
@@ -168,6 +174,7 @@ def test_loss_is_the_sum_of_equations_16_to_20():
     assert terms["total"] == terms["l2"] + terms["ssim"] + terms["focal"]
 
 
+@pytest.mark.holds("srdad", "19")
 def test_focal_alpha_of_one_class_and_of_both():
     method, batch = SRDAD(options()).eval(), batch_of(options(anomaly_probability=1.0))
     probabilities = method(batch.corrupted)[1]
@@ -206,11 +213,14 @@ def test_schedules():
         "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}  # fmt: skip
 
 
+@pytest.mark.holds("srdad", "15")
 def test_image_score():
     """Check 10: the padding of the mean filter is counted."""
     method = SRDAD(Options(**{**LEAST, "score_window": 21}))
     hot = torch.zeros(1, 1, 64, 64)
     hot[0, 0, 30, 30] = 1
+    assert method.image_score(hot).item() == pytest.approx(0.0022676, rel=1e-4)
+    hot = hot.roll((-30, -30), (2, 3))  # in the corner, where 121 of the 441 pixels lie inside
     assert method.image_score(hot).item() == pytest.approx(0.0022676, rel=1e-4)
     mean = F.avg_pool2d(torch.ones(1, 1, 64, 64), 21, 1, 10)[0, 0]
     assert mean[0, 0] == pytest.approx(0.2743764) and mean[0, 30] == pytest.approx(0.5238095)
@@ -336,6 +346,7 @@ def test_options_that_cannot_work_are_refused(changes, words):
 
 
 @pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.holds("srdad", "1")
 def test_auto_polarity_finds_a_dark_and_a_bright_disc(dark):
     """Check 7: the mask of a dark disc on a bright ground is the disc, and of its negative too."""
     images = torch.from_numpy(np.stack([np.rint(255 * part(i, dark=dark)).astype(np.uint8) for i in range(4)]))
@@ -359,6 +370,20 @@ def test_textures_and_empty_objects_take_the_whole_picture():
     assert (
         object_mask(part(), options(mask_mode="full"), "bright").all() and object_mask(part(), options(), "full").all()
     )
+
+
+@pytest.mark.holds("srdad", "2")
+def test_the_object_is_closed():
+    """Equation 2: holes and cuts one pixel wide are filled, a speck stays; opened, it would be the other way round."""
+    image, expected = np.full((3, 64, 64), 0.1), np.zeros((64, 64), bool)
+    expected[16:48, 16:48] = expected[5, 7] = True
+    image[:, expected] = 0.9
+    image[:, 30, 20] = image[:, 16:48, 33] = image[:, 47, 40] = 0.1
+    assert np.array_equal(object_mask(image, options(), "bright"), expected)
+    assert np.array_equal(object_mask(1 - image, options(), "dark"), expected)
+    raw = image[0] > 0.5
+    assert np.array_equal(object_mask(image, options(mask_morphology="none"), "bright"), raw) and raw.sum() < 1000
+    assert not object_mask(image, options(mask_morphology="opening"), "bright")[5, 7]
 
 
 def test_a_polarity_that_nobody_asked_for_is_refused():
@@ -496,6 +521,68 @@ def test_alterations_are_drawn_as_equation_4_says():
     assert all((n.angle == 0) != (n.scale == 1) for n in both)
 
 
+@pytest.mark.holds("srdad", "3", "4")
+def test_alteration_by_hand():
+    """Equations 3 and 4: P times the factor, plus offset and noise of each pixel; then turned, or enlarged."""
+    rng = np.random.default_rng(0)
+    patch, noise = rng.random((3, 5, 8)), rng.normal(0, 0.05, (3, 5, 8))
+    changed = 1.1 * patch - 0.03 + noise
+    for clip, upright in ((False, changed), (True, changed.clip(0, 1))):
+        turned = alter(patch, Alteration(noise, 1.1, -0.03, np.pi / 2, 1.0), clip)
+        assert turned.support.all() and np.allclose(turned.values, np.rot90(upright, 1, (1, 2)), rtol=0, atol=1e-12)
+        values, support = alter(patch, Alteration(noise, 1.1, -0.03, 0.0, 2.0), clip)
+        assert support.shape == (10, 16) and support[1:-1, 1:-1].all()
+        places = np.mgrid[1:9, 1:15] / 2 - 0.25  # centre on centre
+        for found, channel in zip(values, upright):
+            expected = ndimage.map_coordinates(channel, places, order=1)
+            assert np.allclose(found[1:-1, 1:-1], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.holds("srdad", "4")
+def test_altered_patches_show_the_numbers_of_equation_4():
+    """Measured on what comes out: on a flat patch noise and brightness, on two ramps rotation and scale."""
+    rng, flat = np.random.default_rng(1), np.full((3, 12, 12), 0.5)
+    upright, quiet = options(rotation=(0.0, 0.0), scale=(1.0, 1.0)), options(noise_level=0.0, brightness=0.0)
+    patches = np.stack([alter(flat, draw_alteration(rng, flat.shape, upright)).values for _ in range(500)])
+    level = patches.mean(axis=(1, 2, 3))
+    assert (patches - level[:, None, None, None]).std() == pytest.approx(0.05, rel=0.02)
+    rows, columns = np.mgrid[:12, :12].astype(float)
+    slopes = []
+    for _ in range(500):
+        values, support = alter(np.stack((columns, rows)), draw_alteration(rng, (2, 12, 12), quiet))
+        row, column = (side // 2 for side in support.shape)
+        assert support[row, column - 1 : column + 1].all()
+        right, down = values[:, row, column] - values[:, row, column - 1]
+        slopes.append(complex(right, down))  # what one pixel to the right is in the patch, whose rows point down
+    for found, low, high in ((level / 0.5, 0.8, 1.2), (np.angle(slopes) % (2 * np.pi), 0, 2 * np.pi),
+                             (1 / np.abs(slopes), 0.8, 1.2)):  # fmt: skip
+        quarters = [low + (high - low) * share for share in (0, 0.25, 0.5, 0.75, 1)]
+        assert np.quantile(found, (0, 0.25, 0.5, 0.75, 1)) == pytest.approx(quarters, abs=0.06 * (high - low))
+
+
+@pytest.mark.holds("srdad", "5")
+def test_a_patch_keeps_its_gradients_and_the_image_its_rim():
+    """Equation 5 in what is made of an image: inside Omega the Laplacian is that of the image at one displacement, the
+    patch's; dR and all other pixels stay."""
+    image = 0.45 + 0.1 * np.random.default_rng(5).random((3, 48, 48))
+    chosen = options(mask_mode="full", noise_level=0.0, brightness=0.0, rotation=(0.0, 0.0), scale=(1.0, 1.0),
+                     patch_count="uniform", patch_range=(1, 1), patch_side=70.0)  # fmt: skip
+
+    def laplacian(f):
+        return 4 * f - sum(np.roll(f, step, axis) for step in (1, -1) for axis in (1, 2))
+
+    for seed in range(3):
+        blended, label = natural_anomaly(image, np.ones((48, 48), bool), np.random.default_rng(seed), chosen, sources())
+        inside = label.sum()
+        assert inside >= 20 and np.array_equal(blended[:, ~label], image[:, ~label])
+        found, every = laplacian(blended)[:, label], laplacian(image)
+        rows, columns = np.nonzero(label)
+        moves = [move for move in np.ndindex(48, 48)
+                 if np.abs(found - every[:, rows - move[0], columns - move[1]]).max() < 1e-9]  # fmt: skip
+        assert len(moves) == 1 and moves != [(0, 0)]
+
+
+@pytest.mark.holds("srdad", "3")
 def test_photometric_comes_before_geometric():
     """Equation 3: the warp averages the noise, which is drawn for the upright patch."""
     patch, numbers = np.zeros((3, 40, 40)), draw_alteration(np.random.default_rng(0), (3, 40, 40), options())

@@ -359,6 +359,7 @@ def test_parameter_counts_of_the_specification(changes, count):
         assert parameters(SwinUNet(**changes)) == count
 
 
+@pytest.mark.holds("srdad", "6")
 def test_table_of_the_network_row_by_row():
     """Golden check 1: parameters and shapes of all 22 rows at 256 x 256."""
     with torch.device("meta"):
@@ -426,6 +427,7 @@ def test_initialisation():
 # -- the network: equations 8 to 10, and every alternative -------------------------------------------------------------
 
 
+@pytest.mark.holds("srdad", "8")
 def test_equation_8():
     x = golden.hashed("map", 2, 8, 16, 12)
     with torch.no_grad():
@@ -444,6 +446,7 @@ def test_equation_8():
 
 
 @pytest.mark.parametrize("gates", ("channel", "spatial"))
+@pytest.mark.holds("srdad", "9")
 def test_equation_9(gates):
     skip = golden.fill(GatedSkip(12, gates)).double()
     encoded, decoded = (golden.hashed(name, 2, 3, 5, 12).double() for name in ("encoded", "decoded"))
@@ -455,6 +458,7 @@ def test_equation_9(gates):
 
 
 @pytest.mark.parametrize("skip_levels", (4, 3))
+@pytest.mark.holds("srdad", "10")
 def test_equation_10(skip_levels):
     network = golden.fill(SwinUNet(**SMALL, skip_levels=skip_levels)).double()
     decoded = golden.hashed("decoded", 2, 16, 32, 12).double()
@@ -663,6 +667,7 @@ def authors_state(width: int, depths: tuple[int, ...], window: int, side: int) -
     return state
 
 
+@pytest.mark.holds("srdad", "6")
 def test_encoder_with_loaded_weights_against_the_peers():
     """A whole Swin Transformer: embedding, four stages, three merges, norm."""
     torch.manual_seed(0)

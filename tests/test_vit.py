@@ -46,6 +46,7 @@ def small(**changes) -> VisionTransformer:
 # -- the encoder -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.holds("vit_autoencoder", "4", "a")
 def test_encoder_equals_timms():
     network = golden.fill(VisionTransformer(**SIZE)).double()
     output = network(golden.hashed("images", 2, 3, 64, 96).double())
@@ -122,6 +123,7 @@ def test_class_token_attends():
         assert ((network(images) - before).abs().max() > 1e-3) == changed
 
 
+@pytest.mark.holds("vit_autoencoder", "4")
 def test_positions_are_added_once_and_the_last_norm_is_there():
     network = golden.fill(small(depth=0)).double()
     images = golden.hashed("images", 2, 3, 64, 64).double()
@@ -148,6 +150,7 @@ def test_attention_equals_a_slow_formula():
     assert np.abs(layer(x).detach().numpy() - expected).max() < 1e-12
 
 
+@pytest.mark.holds("vit_autoencoder", "a")
 def test_block_is_pre_norm_with_exact_gelu():
     block = golden.fill(Block(8, 2)).double()
     z = golden.hashed("tokens", 2, 5, 8).double() * 4 - 2

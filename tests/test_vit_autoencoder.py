@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import check_readings, golden
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import nn
 
 from adref import options as option_tools
@@ -102,6 +102,7 @@ def changed(picture: torch.Tensor, how: str) -> torch.Tensor:
     [("base", 88_253_571, 92_418_563), ("+m", 89_789_571, 93_954_563), ("+ca", 88_310_475, 92_475_467),
      ("+m+ca", 89_846_475, 94_011_467)],
 )  # fmt: skip
+@pytest.mark.holds("vit_autoencoder", "Table of the ablation")
 def test_totals_of_the_paper_preset(ablation, anovit, pow2):
     """G1: the table of section 7; 2000 items, 12 blocks. Encoder, block and CA also after timm 1.0.31 (2026-11-24)."""
     for decoder, total, its_own in (("anovit", anovit, 2_163_075), ("pow2", pow2, 6_328_067)):
@@ -139,6 +140,7 @@ def test_parts_of_the_decoders():
 @pytest.mark.parametrize(
     ("kind", "sides"), [("anovit", [26, 28, 30, 59, 117, 233]), ("pow2", [24, 48, 96, 192, 384, 384])]
 )
+@pytest.mark.holds("vit_autoencoder", "d")
 def test_sides_of_the_decoders(kind, sides):
     """G2; the output is 384 in both."""
     found = []
@@ -163,6 +165,44 @@ def test_anovit_layers_give_8_n_and_41(cells):
     assert torch.allclose(expected[..., -1, -1], inner[..., -1, -1].tanh())
 
 
+def transposed(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int, padding: int) -> np.ndarray:
+    """Each pixel (C, h, w) puts its window down; windows overlap, and `padding` pixels are cut off all around."""
+    side, (_, height, width) = weight.shape[2], x.shape
+    out = np.zeros((len(bias), (height - 1) * stride + side, (width - 1) * stride + side))
+    for y, z in np.ndindex(height, width):
+        window = np.einsum("c,coij->oij", x[:, y, z], weight)
+        out[:, y * stride : y * stride + side, z * stride : z * stride + side] += window
+    return out[:, padding : out.shape[1] - padding, padding : out.shape[2] - padding] + bias[:, None, None]
+
+
+@pytest.mark.parametrize("last_block", ["plain", "norm_relu"])
+@pytest.mark.parametrize("kind", ["anovit", "pow2"])
+@pytest.mark.holds("vit_autoencoder", "d")
+def test_decoder_by_slow_sums(kind, last_block):
+    """Equation d in evaluation mode: six transposed convolutions, five norms and ReLUs (or six), a resize, tanh."""
+    cells, size = (2, 3), {"anovit": (48, 72), "pow2": (32, 48)}[kind]
+    decoder = golden.fill(Decoder(6, size, kind, 16, last_block=last_block)).double()
+    maps = golden.hashed("maps", 1, 6, *cells).double() * 4 - 2
+    x, steps = maps[0].numpy(), {"anovit": [(1, 0)] * 3 + [(2, 1)] * 3, "pow2": [(1, 1), *[(2, 1)] * 4, (1, 1)]}[kind]
+    convolutions = [m for m in decoder.layers if isinstance(m, nn.ConvTranspose2d)]
+    norms = [m for m in decoder.layers if isinstance(m, nn.BatchNorm2d)]
+    assert [m.out_channels for m in convolutions] == [16, 8, 4, 2, 1, 3] and len(norms) == 5 + (last_block != "plain")
+    for i, (convolution, (stride, padding)) in enumerate(zip(convolutions, steps, strict=True)):
+        x = transposed(x, convolution.weight.detach().numpy(), convolution.bias.detach().numpy(), stride, padding)
+        if i < len(norms):
+            mean, variance, gain, shift = (
+                t.detach().numpy()[:, None, None]
+                for t in (norms[i].running_mean, norms[i].running_var, norms[i].weight, norms[i].bias)
+            )
+            x = np.maximum((x - mean) / np.sqrt(variance + 1e-5) * gain + shift, 0)
+    rows, columns = (np.linspace(0, a - 1, b) for a, b in zip(x.shape[1:], size))  # the corners are aligned
+    places = np.meshgrid(rows, columns, indexing="ij")
+    x = np.tanh([map_coordinates(channel, places, order=1, mode="nearest") for channel in x])
+    found = decoder(maps)[0].detach().numpy()
+    assert found.shape == (3, *size) and found.std() > 0.01
+    assert np.abs(found - x).max() < 1e-10
+
+
 def test_range_of_the_decoder():
     """G12: with "norm_relu" nothing is below 0, and no pixel of u_hat below mid grey; "plain" reaches -0.1."""
     torch.manual_seed(0)
@@ -177,6 +217,7 @@ def test_range_of_the_decoder():
     assert method(images_of(method))[0].min() >= 0.5
 
 
+@pytest.mark.holds("vit_autoencoder", "Table of the ablation")
 def test_ablations_share_encoder_and_decoder_and_base_has_neither_module():
     """G14."""
     keys = {}
@@ -283,6 +324,7 @@ def test_literal_loss_of_g8():
     assert [same[name].item() for name in ("l2", "ssim", "total")] == pytest.approx([0, 0, 0], abs=1e-6)
 
 
+@pytest.mark.holds("vit_autoencoder", "11", "13")
 def test_literal_loss_of_g8_in_float64():
     """G8, all eight decimals."""
     image = picture_of_g8()
@@ -293,6 +335,7 @@ def test_literal_loss_of_g8_in_float64():
 
 
 @pytest.mark.parametrize(("how", "border"), SOURCED_SSIM)
+@pytest.mark.holds("vit_autoencoder", "12")
 def test_ssim_equals_scikit_images(how, border):
     """G8: 0.99267196 (reflect), 0.99314869 (zero), 0.99267561 (valid), in float64 and through `loss`."""
     image, numbers = picture_of_g8(), SOURCED_SSIM[how, border]
@@ -351,6 +394,7 @@ def test_range_trap_of_the_ssim_map():
         assert (found - similarity).abs().max() < 6e-9
 
 
+@pytest.mark.holds("vit_autoencoder", "11", "13", "14", "15")
 def test_terms_and_their_weights():
     """Equations 11 to 15: total is the sum of the terms, and each has its weight."""
     image, recall = picture_of_g8().float(), recall_of([[0.5, 0.5, 0, 0], [1, 0, 0, 0]])
@@ -366,6 +410,7 @@ def test_terms_and_their_weights():
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.holds("vit_autoencoder", "15", "Table of the ablation")
 def test_total_is_the_sum_of_the_terms(ablation):
     method = tiny(**ABLATIONS[ablation])
     terms = method.loss(Batch(images_of(method)))
@@ -381,6 +426,7 @@ def test_total_is_the_sum_of_the_terms(ablation):
     assert all(value.ndim == 0 and value.dtype == torch.float32 for value in terms.values())
 
 
+@pytest.mark.holds("vit_autoencoder", "14")
 def test_both_signs_of_the_entropy():
     """G4's entropy 1.0854, -1.0854 as printed; and what a step of either does to it (D21)."""
     weights = torch.tensor([0.2693, 0.3289, 0, 0, 0.4018])
@@ -497,6 +543,7 @@ def smoothed(maps: torch.Tensor, sigma: float) -> np.ndarray:
 
 
 @torch.no_grad()
+@pytest.mark.holds("vit_autoencoder", "e")
 def test_scores_and_maps():
     """D24 to D26: one error, smoothed by --map-sigma for the map and by --score-sigma for the score."""
     method = tiny(map_sigma=1.5, score_sigma=4.0, ssim_weight=0.6).eval()
@@ -516,6 +563,7 @@ def test_scores_and_maps():
     assert torch.equal(maps, method.error_map(images)) and torch.equal(scores, maps.amax((1, 2, 3)))
 
 
+@pytest.mark.holds("vit_autoencoder", "e")
 def test_reductions_of_the_image_score():
     maps = golden.hashed("maps", 3, 1, 32, 32)
     ordered = maps.flatten(1).sort(descending=True).values

@@ -124,6 +124,8 @@ def function_of(place: str, method: str) -> FunctionType | None:
 
 def cites(text: str, label: str) -> bool:
     """Whether a function's text names the entry: "equation 7", "equations 3 to 8", "Algorithm 1", "Table 4"."""
+    if len(label) == 1 and label.isalpha():
+        return re.search(rf"[Ee]quations? (\w+(,| and) )*{label}\b", text) is not None
     if not label[0].isdigit():
         return re.search(rf"\b{re.escape(label)}\b", text, re.I) is not None
     cited = set()
@@ -248,7 +250,7 @@ def gaps(found: dict) -> list[str]:
     options = {option["name"] for option in found["options"]}
     lines = [f"the header has no section {title!r}" for title in SECTIONS if title not in found["sections"]]
     for row in found["equations"]:
-        label = row["label"] if row["label"][0].isalpha() else f"equation {row['label']}"
+        label = row["label"] if len(row["label"]) > 3 else f"equation {row['label']}"
         lines += [f"{label}: there is no function {place}" for place in row["missing"]]
         if not row["functions"] and not row["missing"]:
             lines.append(f"{label} names no function")

@@ -33,7 +33,7 @@ class CoordinateAttention(nn.Module):
         self.conv_w = nn.Conv2d(inner, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """(B, C, H, W) -> (B, C, H, W). Equations b and c of the ViT autoencoder."""
         height, width = x.shape[2:]
         rows, columns = x.mean(dim=3, keepdim=True), x.mean(dim=2, keepdim=True)  # (B, C, H, 1), (B, C, 1, W)
         y = torch.cat((rows, columns.transpose(2, 3)), dim=2)  # (B, C, H + W, 1)

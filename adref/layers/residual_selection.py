@@ -39,7 +39,7 @@ class ResidualSelection(nn.Module):
 
     @torch.no_grad()
     def rank(self, residuals: Tensor) -> Tensor:
-        """Indices (B, by_max + by_mean) of the channels of (B, C, H, W); in training, new statistics."""
+        """Equation 7: indices (B, by_max + by_mean) of channels of (B, C, H, W); in training, new statistics."""
         mean, variance = self.running_mean, self.running_var
         if self.training:
             mean = residuals.mean((0, 2, 3))

@@ -53,8 +53,8 @@ def split_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
 def join_windows(x: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """The inverse of `split_windows`: (B, windows, N, C) -> (B, H, W, C)."""
     (h, w), (height, width) = window, size
-    x = x.view(len(x), height // h, width // w, h, w, x.shape[-1])
-    return x.transpose(2, 3).reshape(len(x), height, width, -1)
+    x = x.view(x.shape[0], height // h, width // w, h, w, x.shape[-1])
+    return x.transpose(2, 3).reshape(x.shape[0], height, width, -1)
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

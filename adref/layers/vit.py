@@ -41,6 +41,7 @@ class Block(nn.Module):
         self.mlp = MLP(width, int(mlp_ratio * width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D). Equation a of the ViT autoencoder."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -100,7 +101,7 @@ class VisionTransformer(nn.Module):
         """(B, 3, H, W) -> (B, D, H/p, W/p); cell (r, c) is patch r W/p + c. Equation 4 of vit_autoencoder first."""
         x = self.patch_embed(images)
         if self.class_token != "none":
-            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         x = x + self.pos_embed
         for block in self.blocks:
             x = block(x)

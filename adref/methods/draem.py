@@ -19,6 +19,7 @@ Equations (the article was not at hand: its formulas as the code has them, numbe
     (3) L = L_rec + L_seg(M, M_o), L_seg the focal loss         DRAEM.loss, losses.focal
     (4) I_a = (1 - M) I + M ((1 - beta) I + beta A)             blend
     (5) eta = max(M_o * f), f a mean filter                     DRAEM.image_score
+    (6) M = [Perlin noise, turned, > t]                         draw_mask, perlin.threshold
 
 Not built
     The article's ablations and comparisons, which was not at hand.
@@ -208,7 +209,7 @@ def draw_texture(rng: np.random.Generator, options: Options, sources: Sources) -
 
 
 def draw_mask(rng: np.random.Generator, shape: tuple[int, int], options: Options) -> np.ndarray:
-    """A mask (H, W) in {0, 1}: rotated Perlin noise above a threshold."""
+    """Equation 6: a mask (H, W) in {0, 1}, rotated Perlin noise above a threshold."""
     noise = perlin(draw_perlin(rng, shape, *options.perlin_exponents), shape)
     noise = rotate(noise, rng.uniform(-options.perlin_rotation, options.perlin_rotation))
     return threshold(noise, rng.uniform(*options.mask_threshold))  # D6, D11

@@ -346,7 +346,7 @@ class NoiseToNorm(Method):
         return self.map_of(images, self.rebuild(images, rngs))
 
     def map_of(self, images: Tensor, rebuilt: list[Tensor]) -> Tensor:
-        """Equation 9 of images and what was made of each draw of their noise: (B, 3, H, W) all -> (B, 1, H, W) (D22)."""
+        """Equation 9 of images and what became of each draw of their noise: (B, 3, H, W) all -> (B, 1, H, W) (D22)."""
         o = self.options
         if o.average == "reconstruction":
             rebuilt = [torch.stack(rebuilt).mean(dim=0)]

@@ -24,6 +24,7 @@ Symbols
     I, A, M        normal image, with anomaly, its mask          P, delta      anomalous picture, its opacity
     phi_k          features of block k after AFS                 G_k           network that rebuilds them
     E_k, E         residuals of block k, of all                  m_k           channels that AFS keeps of layer k
+    S              channels of E that RRS passes on              D             the discriminator
 
 Equations
     (1) A = (1 - M) I + (1 - delta) M I + delta M P                                         blend
@@ -32,6 +33,8 @@ Equations
     (4) L_AFS(i) = mean (F((phi_{k,i}(A) - phi_{k,i}(I))^2) - M)^2, F min-max normalises    feature_selection.afs_losses
     (5) L_rec = sum_k |G_k(phi_k(A)) - phi_k(I)|^2                                          RealNet.loss
     (6) L = L_rec + L_seg                                                                   RealNet.loss
+    (7) S: channels of E, the largest maxima, then means    residual_selection.ResidualSelection.rank
+    (8) map = softmax(D(S)), L_seg its cross-entropy with M                                 RealNet.anomaly_map, RealNet.loss
 
 Algorithms and tables
     (Table of selections) AFS, RDR, RLPR, with RRS and without                              ABLATIONS
@@ -535,7 +538,7 @@ class RealNet(Method):
     # -- inference
 
     def anomaly_map(self, images: Tensor, rngs=None, looks=None) -> Tensor:
-        """The softmax's anomalous channel: (B, 3, H, W) in [0, 1] -> (B, 1, H, W) in [0, 1]; no filter."""
+        """Equation 8, the softmax's anomalous channel: (B, 3, H, W) in [0, 1] -> (B, 1, H, W) in [0, 1]; no filter."""
         check_images(images, size=self.options.size)
         return self(images).logits.softmax(dim=1)[:, 1:]
 

@@ -21,20 +21,25 @@ What an audit should know before it trusts the article:
 
 Symbols
     u, u_hat    image and reconstruction in [0, 1]       z, m_i, K    query, memory item, number of items
-    F, F'       map of the encoder, of the memory        w, s, w_hat  weights, after shrinkage, with sum 1
+    F, F', F''  map of the encoder, the memory, CA       w, s, w_hat  weights, after shrinkage, with sum 1
     g_h, g_w    gates of rows and columns                lambda       threshold of the shrinkage
 
-Equations (their numbers as far as they are known; (a) to (e) are not numbered in what was at hand)
+Equations (their numbers as far as they are known; those with letters are not numbered in what was at hand)
     (4) z_0 = [class token, patches E] + E_pos                vit.VisionTransformer.forward
+    (a) z' = z + MSA(LN(z)), then z' + MLP(LN(z'))            vit.Block.forward
     (7) d = cosine(z, m_i)                                    memory.address
     (8) w = softmax(d)                                        memory.address
     (9) z_hat = sum_i w_hat_i m_i                             memory.address
     (10) s = max(w - lambda, 0) w / (|w - lambda| + eps)      memory.address
+    (b) g = sigmoid(W act(BN(W [row means, column means])))   coordinate_attention.CoordinateAttention.forward
+    (c) F''(i, j) = F'(i, j) g_h(i) g_w(j)                    coordinate_attention.CoordinateAttention.forward
+    (d) u_hat = tanh(six transposed convolutions of F'')      Decoder.forward
     (11) L2 = sum over pixels and channels / (H W)            ViTAutoencoder.loss
     (12) L_SSIM = mean(1 - SSIM)                              ViTAutoencoder.loss, losses.ssim_map
     (13) L_recon = L2 + lambda_ssim L_SSIM                    ViTAutoencoder.loss
     (14) L_ent = -mean sum_i w_hat_i ln w_hat_i               ViTAutoencoder.loss, memory.entropy
     (15) L = lambda_recon L_recon + lambda_ent L_ent          ViTAutoencoder.loss
+    (e) map = blurred L2 of each pixel, score its maximum     ViTAutoencoder.score, ViTAutoencoder.image_score
 
 Algorithms and tables
     (Table of the ablation) base, +M, +CA, +M+CA              ABLATIONS
@@ -358,7 +363,7 @@ class ViTAutoencoder(Method):
         return maps
 
     def score(self, images: Tensor, rngs=None, looks=None) -> tuple[Tensor, Tensor]:
-        """Image scores (B,) and maps (B, 1, H, W): the same error, smoothed more and less (D25)."""
+        """Equation e: image scores (B,) and maps (B, 1, H, W), of the same error, smoothed more and less (D25)."""
         error, o = self.error_map(images), self.options
         return self.image_score(gaussian_smooth(error, o.score_sigma)), gaussian_smooth(error, o.map_sigma)
 
@@ -474,7 +479,7 @@ class Decoder(nn.Module):
                 self.layers.append(nn.ReLU())
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, 3, H, W) in (-1, 1)."""
+        """Equation d: (B, C, h, w) -> (B, 3, H, W) in (-1, 1)."""
         maps = self.layers(maps)
         if maps.shape[2:] != self.size:
             maps = F.interpolate(maps, self.size, mode="bilinear", align_corners=True)
