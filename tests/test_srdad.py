@@ -501,6 +501,7 @@ def test_patches_larger_than_the_picture_are_cut():
     assert label.any() and np.isfinite(blended).all() and not label[0].any()  # the frame is the boundary
 
 
+@pytest.mark.holds("srdad", "4")
 def test_alterations_are_drawn_as_equation_4_says():
     rng, found = np.random.default_rng(0), []
     for _ in range(4000):

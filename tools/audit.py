@@ -35,6 +35,7 @@ PACKAGE = Path(adref.__file__).parent
 TESTS = Path(__file__).parent.parent / "tests"
 PAGE = Path(__file__).parent / "AUDIT.md"
 KINDS = ("silent", "ambiguous", "contradiction", "mistake", "substitution")
+READS = re.compile(r"\b(?:o|options)\.(\w+)")  # an option that is read
 SECTIONS = ("Symbols", "Equations", "Not built")
 
 
@@ -71,7 +72,7 @@ def section(header: str, title: str) -> list[str]:
         if not line.startswith(" "):
             inside = line.startswith(title) if line else inside
         elif inside and line.startswith("     "):
-            lines[-1] += " " + line.strip()
+            lines[-1] += (" " if lines[-1].endswith(",") else "  ") + line.strip()
         elif inside:
             lines.append(line.strip())
     return lines
@@ -136,6 +137,7 @@ def cites(text: str, label: str) -> bool:
     return label in cited
 
 
+@functools.cache
 def marks() -> dict[tuple[str, str], list[str]]:
     """(method, label) -> the tests that are marked to hold it, as "test_srdad.py::test_score"."""
     found: dict[tuple[str, str], list[str]] = {}
@@ -149,19 +151,37 @@ def marks() -> dict[tuple[str, str], list[str]]:
     return found
 
 
-def deviations_of(places: list[Place], method: type[Trainable], own: str) -> list[str]:
-    """Tags of the records that touch functions: a tag in the text, an option that it reads, or its name in `where`."""
-    found = []
-    for record in method.deviations:
-        option = record.where.removeprefix("Options.")
-        for place in places:
-            tagged = place.file == own and re.search(rf"\b{record.tag}\b", place.text)
-            read = option != record.where and re.search(rf"\b(o|options)\.{option}\b", place.text)
-            names = record.where == place.name or record.where in place.name.split(".")
-            if tagged or (place.file == own and read) or names:
-                found.append(record.tag)
-                break
-    return found
+def options_for(place: Place, own: str, text: str) -> set[str]:
+    """Options that a function of the method's file reads, or that this file hands to a function of another file.
+
+    Where it does not call the function, or the class, it is what it calls of that file that counts; and options that
+    are named after that file.
+    """
+    if place.file == own:
+        return set(READS.findall(place.text))
+    defined = {getattr(node, "name", "") for node in tree_of((PACKAGE.parent / place.file).read_text()).body}
+    handed: dict[str, set[str]] = {}
+    for function in (node for node in ast.walk(tree_of(text)) if isinstance(node, ast.FunctionDef)):
+        nodes = list(ast.walk(function))
+        local = {ast.unparse(n.targets[0]): ast.unparse(n.value) for n in nodes if isinstance(n, ast.Assign)}
+        for call in (n for n in nodes if isinstance(n, ast.Call) and ast.unparse(n.func) in defined):
+            given = [*call.args, *(keyword.value for keyword in call.keywords)]
+            names = {n.id for argument in given for n in ast.walk(argument) if isinstance(n, ast.Name)}
+            words = ", ".join([*map(ast.unparse, given), *(local[name] for name in names if name in local)])
+            handed.setdefault(ast.unparse(call.func), set()).update(READS.findall(words))
+    module = Path(place.file).stem
+    named = {option for option in READS.findall(text) if option.startswith(f"{module}_")}
+    return named | handed.get(place.name.partition(".")[0], set().union(*handed.values()))
+
+
+def deviations_of(places: list[Place], method: type[Trainable], own: str, text: str) -> list[str]:
+    """Tags of the records that touch functions: a tag in the text, an option of `options_for`, its name in `where`."""
+    tags, where = set(), set()
+    for place in places:
+        tags |= set(re.findall(r"\bD\d+\b", place.text)) if place.file == own else set()
+        where |= {f"Options.{option}" for option in options_for(place, own, text)}
+        where |= {place.name, *place.name.split(".")}
+    return [record.tag for record in method.deviations if record.tag in tags or record.where in where]
 
 
 def alternatives(method: type[Trainable], field: dataclasses.Field, kind) -> str:
@@ -222,7 +242,7 @@ def audit(name: str, method: type[Trainable], text: str, tests: dict[tuple[str, 
             "label": entry.label, "formula": entry.formula, "functions": [f"{p.file}: {p.name}" for p in known],
             "missing": [place for place, p in places.items() if not p],
             "named": any(cites(p.text, entry.label) for p in known),
-            "tests": tests.get((name, entry.label), []), "deviations": deviations_of(known, method, own),
+            "tests": tests.get((name, entry.label), []), "deviations": deviations_of(known, method, own, text),
         })  # fmt: skip
     code = re.sub(r"^DEVIATIONS = \(.*?^\)", "", text, flags=re.S | re.M)
     return {

@@ -19,7 +19,7 @@ Equations (the article was not at hand: its formulas as the code has them, numbe
     (3) L = L_rec + L_seg(M, M_o), L_seg the focal loss         DRAEM.loss, losses.focal
     (4) I_a = (1 - M) I + M ((1 - beta) I + beta A)             blend
     (5) eta = max(M_o * f), f a mean filter                     DRAEM.image_score
-    (6) M = [Perlin noise, turned, > t]                         draw_mask, perlin.threshold
+    (6) M = [Perlin noise, turned, > t]                        draw_mask, perlin.perlin, perlin.rotate, perlin.threshold
 
 Not built
     The article's ablations and comparisons, which was not at hand.

@@ -27,13 +27,14 @@ Symbols
 Equations (the article's numbers were not at hand, but for 9; the others are in its order)
     (1) x = (1 - lambda) x_0 + lambda eps                              blend
     (2) f_i = B_i[Down f_(i-1), S(x_i)], x_i the input shrunk i times  MNet.forward
-    (3) g_i = D_i[Up g_(i+1), f_i]                                     MNet.forward
+    (3) g_i = D_i[Up g_(i+1), conv f_i], the deepest g_i is f_i        MNet.forward
     (4) r + a v, a from the mean of v                                  residual_attention.ResidualAttention.forward
     (5) sum_i softmax_i(A_i z) m_i                                     selective_kernel.SelectiveKernelFusion.forward
     (6) l = (2 mu_u mu_v + C1) / (mu_u^2 + mu_v^2 + C1)                losses.ms_ssim_l1
     (7) cs = (2 cov_uv + C2) / (var_u + var_v + C2)                    losses.ms_ssim_l1
     (8) MS-SSIM = l_M prod_j cs_j                                      losses.ms_ssim_l1
-    (9) alpha (1 - MS-SSIM) + (1 - alpha) G_M |u - v|                  NoiseToNorm.loss, losses.ms_ssim_l1
+    (9) alpha (1 - MS-SSIM) + (1 - alpha) G_M |u - v|                  NoiseToNorm.loss, NoiseToNorm.map_of,
+                                                                       losses.ms_ssim_l1
 
 Algorithms and tables
     (Table of noise shares) lambda 0, 0.2, 0.3, 0.4                    ABLATIONS

@@ -33,8 +33,8 @@ Equations
     (4) L_AFS(i) = mean (F((phi_{k,i}(A) - phi_{k,i}(I))^2) - M)^2, F min-max normalises    feature_selection.afs_losses
     (5) L_rec = sum_k |G_k(phi_k(A)) - phi_k(I)|^2                                          RealNet.loss
     (6) L = L_rec + L_seg                                                                   RealNet.loss
-    (7) S: channels of E, the largest maxima, then means    residual_selection.ResidualSelection.rank
-    (8) map = softmax(D(S)), L_seg its cross-entropy with M                                 RealNet.anomaly_map, RealNet.loss
+    (7) S: channels of E, largest maxima, then means   residual_selection.ResidualSelection.rank
+    (8) map = softmax(D(S)), L_seg its cross-entropy with M                         RealNet.anomaly_map, RealNet.loss
 
 Algorithms and tables
     (Table of selections) AFS, RDR, RLPR, with RRS and without                              ABLATIONS

@@ -26,12 +26,13 @@ Symbols
 Equations (reconstructed, numbered here)
     (1) x_t = sqrt(abar) x_0 + sqrt(1 - abar) noise                          SDAS.loss
     (2) q(x_{t-1} | x_t, x_0) = N(c1 x_0 + c2 x_t, btilde)                   schedule_of
-    (3) x_0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar), mu = c1 x_0 + c2 x_t  SDAS.variational, SDAS.sample
+    (3) x_0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar), mu = c1 x_0 + c2 x_t; x_0 is clamped in sampling
+                                                                             SDAS.variational, SDAS.sample
     (4) Sigma = exp(f log beta + (1 - f) log btilde), f = (v + 1) / 2        SDAS.log_variance
     (5) L_t = KL(q || N(mu, Sigma)), L_0 = -log p(x_0 | mu, Sigma)           SDAS.variational
     (6) L = |noise - eps|^2 + lambda sum_t L_t                               SDAS.loss
     (7) x_{t-1} = mu + sqrt((1 + s) Sigma) noise                             SDAS.sample
-    (8) x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1}) eps + sqrt(s V) noise   SDAS.sample
+    (8) eta = 0: x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1}) eps + sqrt(s V) noise   SDAS.sample
 
 Algorithms and tables
     (Algorithm 1) the perturbed way back, step by step                       SDAS.sample

@@ -25,16 +25,17 @@ Symbols
 
 Equations
     (1) B = [I > tau], tau by Otsu                                   object_mask, image.otsu
-    (2) M = closing(B)                                               object_mask
+    (2) M = closing(B)                                               object_mask, image.morphology
     (3) P_hat = T_geom(T_photo(P))                                   alter
-    (4) noise, brightness; rotation, scale                           alter
+    (4) noise, brightness; rotation, scale                           alter, draw_alteration
     (5) min |grad f - grad P_hat|^2 + lambda |f - I|^2 on dR         natural_anomaly, poisson.poisson_blend
     (6) patches of 4 x 4 pixels, embedded                            swin_unet.SwinUNet.forward
     (7) F_ASPP = [conv_3, conv_6, conv_12, mean](E_4)                aspp.ASPP.forward
     (8) D = Stage(X) + W X                                           swin_unet.Stage.forward
     (9) F_l = sigmoid(W1 [E_l, D_l]) * (W2 E_l)                      swin_unet.GatedSkip.forward
     (10) I_hat from D_1 + sum of F_l, l = 1 to 4                     swin_unet.SwinUNet.sum_skips
-    (11) T_i = embedding of X_i, T_S = [T_1, ..., T_4]               channel_cross_attention.CrossFusion.forward
+    (11) T_i = embedding of X_i, T_S = [T_1, ..., T_4]               channel_cross_attention.CrossFusion.forward,
+                                                                     channel_cross_attention.CrossAttentionLayer.forward
     (12) softmax(psi(Q_i^T K / sqrt(S))) V^T                         channel_cross_attention.CrossAttentionLayer.weights
     (13) mean over the heads                                         channel_cross_attention.CrossAttentionLayer.attend
     (14) T_i <- MCA + MLP(Q + MCA)                                   channel_cross_attention.CrossAttentionLayer.forward

@@ -26,7 +26,7 @@ Symbols
 
 Equations (their numbers as far as they are known; those with letters are not numbered in what was at hand)
     (4) z_0 = [class token, patches E] + E_pos                vit.VisionTransformer.forward
-    (a) z' = z + MSA(LN(z)), then z' + MLP(LN(z'))            vit.Block.forward
+    (a) z' = z + MSA(LN(z)), then z' + MLP(LN(z'))            vit.Block.forward, vit.Attention.forward
     (7) d = cosine(z, m_i)                                    memory.address
     (8) w = softmax(d)                                        memory.address
     (9) z_hat = sum_i w_hat_i m_i                             memory.address
@@ -39,7 +39,8 @@ Equations (their numbers as far as they are known; those with letters are not nu
     (13) L_recon = L2 + lambda_ssim L_SSIM                    ViTAutoencoder.loss
     (14) L_ent = -mean sum_i w_hat_i ln w_hat_i               ViTAutoencoder.loss, memory.entropy
     (15) L = lambda_recon L_recon + lambda_ent L_ent          ViTAutoencoder.loss
-    (e) map = blurred L2 of each pixel, score its maximum     ViTAutoencoder.score, ViTAutoencoder.image_score
+    (e) map = blur(mean L2 + lambda_ssim (1 - SSIM)) of each pixel, score = maximum of it blurred more
+                                                              ViTAutoencoder.score, ViTAutoencoder.image_score
 
 Algorithms and tables
     (Table of the ablation) base, +M, +CA, +M+CA              ABLATIONS
