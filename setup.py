@@ -4,6 +4,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
+ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.19"]  # what tools/export.py needs for --format onnx
 
 setup(
     name="adref",
@@ -17,7 +18,8 @@ setup(
     install_requires=["torch>=2.2", "numpy>=1.26", "pillow>=10.1", "scipy>=1.11"],
     extras_require={
         # selenium drives a real browser, where Chromium and its driver are installed, to test report.html
-        "test": ["pytest>=8", "ruff>=0.6", "selenium>=4.15"],
+        "test": ["pytest>=8", "ruff>=0.6", "selenium>=4.15", *ONNX],
+        "onnx": ONNX,
         # what the scripts under tools/ compare with
         "peers": [
             "scikit-learn>=1.4",
