@@ -77,23 +77,31 @@ def check_readings(options_class, tried: list[dict], elsewhere: tuple = ()) -> N
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem):
     """A test that is marked to hold an equation must call a function that the header of the method names for it."""
-    claims = [(mark.args[0], label) for mark in pyfuncitem.iter_markers("holds") for label in mark.args[1:]]
-    if not claims:
-        return (yield)
-    called = set()
-    sys.setprofile(lambda frame, event, _: called.add(frame.f_code) if event == "call" else None)
+    missing = {}
+    for mark in pyfuncitem.iter_markers("holds"):
+        method, *labels = mark.args
+        header = audit.source_files()[method].read_text().split('"""')[1]
+        known = {entry.label: entry.places for entry in audit.entries(header)}
+        for label in labels:
+            assert label in known, f"marked to hold {method} {label}, which its header does not have"
+            functions = {place: audit.function_of(place, method) for place in known[label]}
+            if None not in functions.values():  # a table of values is no function that could be called
+                missing[f"{method} {label}"] = {function.__code__: place for place, function in functions.items()}
+
+    def note(frame, event, _):
+        for claim in [claim for claim, codes in missing.items() if frame.f_code in codes]:
+            del missing[claim]
+        if not missing:
+            sys.setprofile(None)  # it slows down all that is called
+
+    if missing:
+        sys.setprofile(note)
     try:
         result = yield
     finally:
         sys.setprofile(None)
-    for method, label in claims:
-        header = audit.source_files()[method].read_text().split('"""')[1]
-        places = next((entry.places for entry in audit.entries(header) if entry.label == label), None)
-        assert places, f"marked to hold {method} {label}, which its header does not have"
-        functions = [audit.function_of(place, method) for place in places]
-        # a table of values is no function that could be called
-        true = None in functions or called & {function.__code__ for function in functions}
-        assert true, f"marked to hold {method} {label}, but calls none of {', '.join(places)}"
+    for claim, codes in missing.items():
+        raise AssertionError(f"marked to hold {claim}, but calls none of {', '.join(codes.values())}")
     return result
 
 

@@ -251,8 +251,7 @@ def test_batch_norms(name):
 
 
 def test_stem_and_pooling_by_hand():
-    network = ResNet("resnet18").double().eval()
-    golden.fill(network)
+    network = golden.fill(ResNet("resnet18")).double()
     images = golden.hashed("stem", 1, 3, 13, 18).double()
     seen = []
     handle = network.layer1.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
@@ -483,8 +482,7 @@ def test_torchvision_and_timm_files_load_alike():
 @pytest.mark.parametrize("size", [(5, 7), (6, 5), (8, 4), (1, 1), (2, 3)])
 @pytest.mark.parametrize(("side", "stride"), [(3, 1), (3, 2), (5, 2), (1, 2), (4, 3)])
 def test_same_padding_by_a_slow_loop(size, side, stride):
-    convolution = torch.nn.Conv2d(2, 2, side, stride).double()
-    golden.fill(convolution)
+    convolution = golden.fill(torch.nn.Conv2d(2, 2, side, stride)).double()
     x = golden.hashed("same", 1, 2, *size).double()
     rows, columns = math.ceil(size[0] / stride), math.ceil(size[1] / stride)
     # TensorFlow: total = max((out - 1) * stride + side - in, 0), its smaller half stands before.
