@@ -97,22 +97,36 @@ def write_report(
         "Curves": _curves(curves),
         "Training": _training(history),
         "Method": _portraits(portraits or {}),
-        "Run": _table(f'<th scope="row">{escape(k)}</th><td>{escape(str(v))}</td>' for k, v in facts.items()),
+        "Run": table(f'<th scope="row">{escape(k)}</th><td>{escape(str(v))}</td>' for k, v in facts.items()),
         "Pictures": _pictures(ordered(pictures, start)[:max_pictures], len(rows), map_scale, slider),
     }
+    data = {"scores": rows, "start": start, "low": low, "high": high}
+    write_page(path, title, sections, SCRIPT, data)
+
+
+def write_page(path, title: str, sections: dict[str, str], script: str = "", data=None) -> None:
+    """Writes a page that loads nothing, atomically: under another name beside `path`, then renamed.
+
+    Args:
+        title: text of the heading.
+        sections: name -> markup, linked at the top; empty ones are left out.
+        script: runs at the end, and alone: a digest of it is in the page's policy.
+        data: what the script reads as JSON from the element of the id "data".
+    """
     links = "".join(f'<a href="#{name}">{name}</a>' for name, part in sections.items() if part)
     body = "".join(f'<section id="{k}"><h2>{k}</h2>{part}</section>\n' for k, part in sections.items() if part)
     # No name can end the script element; the policy lets this one script run and nothing load, a second wall.
-    data = json.dumps({"scores": rows, "start": start, "low": low, "high": high}).replace("<", "\\u003c")
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    data = json.dumps(data).replace("<", "\\u003c")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    note = "<noscript>What answers to a click needs JavaScript; all other numbers stand as they are.</noscript>"
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <title>{escape(title)}</title><style>{STYLE}</style></head>
 <body><header><h1>{escape(title)}</h1><nav aria-label="Sections">{links}</nav></header>
-<noscript>Decisions and badges need JavaScript; all other numbers stand as they are.</noscript><main>{body}</main>
-<script type="application/json" id="data">{data}</script><script>{SCRIPT}</script></body></html>
+{note if script else ""}<main>{body}</main>
+<script type="application/json" id="data">{data}</script><script>{script}</script></body></html>
 """
     temporary = Path(path).with_name(Path(path).name + ".tmp")
     temporary.write_text(page, encoding="utf-8", errors="replace")  # file names may hold broken UTF-8
@@ -132,7 +146,7 @@ def _label(name: str) -> str:
     return LABELS.get(name) or (f"{LABELS[known]}, {name[len(known) + 1 :]}" if known else name)
 
 
-def _table(rows) -> str:
+def table(rows) -> str:
     """A table that scrolls in its own box; `rows` are markup, each the cells of one row."""
     body = "</tr><tr>".join(rows)
     return body and f'<div class="scroll" tabindex="0"><table><tr>{body}</tr></table></div>'
@@ -152,17 +166,17 @@ def _cards(metrics: dict) -> str:
 
 def _groups(metrics: dict, key: str, head: str) -> str:
     """A row a defect type, whose images found are counted as the slider moves, or a row a category."""
-    table, found = metrics.get(key, {}), ["Found"] * (key == "by_defect")
-    names = [name for name in LABELS if any(name in row for row in table.values())]
+    groups, found = metrics.get(key, {}), ["Found"] * (key == "by_defect")
+    names = [name for name in LABELS if any(name in row for row in groups.values())]
     rows = ["".join(f'<th scope="col">{word}</th>' for word in [head, "Images", *found, *map(LABELS.get, names)])]
-    for group, row in table.items():
+    for group, row in groups.items():
         reasons = {**metrics.get("reasons", {}), **row.get("reasons", {})}
         cells = '<td class="found"></td>' * len(found)
         cells += "".join(f"<td>{_value(name, row, reasons)}</td>" for name in names)
         rows.append(f'<th scope="row">{escape(group)}</th><td>{row["n"]}</td>{cells}')
     text = "Each against all good images of its category. Found: called anomalous at the threshold of the slider."
     note = text if found else "Each by its own images; the numbers above are of all images together."
-    return _table(rows) + f'<p class="note">{note}</p>' if table else ""
+    return table(rows) + f'<p class="note">{note}</p>' if groups else ""
 
 
 def _decisions(rows: list[tuple], start: float, stored: bool, low: float, high: float, slider: str) -> str:
@@ -188,7 +202,7 @@ def _decisions(rows: list[tuple], start: float, stored: bool, low: float, high: 
         f'<td class="{kind.split()[0]}"><b data-show="{kind}"></b><small>{short}, {kind}</small></td>'
         for kind, short in {"hit": "TP", "miss": "FN", "false alarm": "FP", "correct pass": "TN"}.items()
     )
-    return f"""<div class="split"><div>{_chart(shapes, caption, "", (low, high))}{slider}
+    return f"""<div class="split"><div>{chart(shapes, caption, "", (low, high))}{slider}
 <p class="row"><span>Threshold <b data-show="threshold"></b></span>{back}</p></div>
 <div><table class="confusion"><caption><b>Decisions</b> on all {len(rows)} test images</caption>
 <tr><td></td><th scope="col">called anomalous</th><th scope="col">called good</th></tr>
@@ -213,7 +227,7 @@ def _ticks(low: float, high: float, log: bool = False) -> dict[float, str]:
     return {100 * (x - low) / (high - low): f"{text:.6g}" for x, text in values.items() if low <= x <= high}
 
 
-def _chart(shapes: str, caption: str, x_label: str, x_range, y_range=None, points=(), log: bool = False) -> str:
+def chart(shapes: str, caption: str, x_label: str, x_range, y_range=None, points=(), log: bool = False) -> str:
     """A figure in 100 x 100 units that stretch with the page: `shapes`, a line through at most 400 points; markup."""
     x_ticks, y_ticks = _ticks(*x_range), _ticks(*y_range, log) if y_range else {}
     if len(points):
@@ -233,10 +247,10 @@ def _curves(curves: dict) -> str:
     if curves.get("roc"):
         shapes = '<path class="chance" d="M0 100L100 0"/><path class="dot"/>'
         caption = "<b>ROC</b> recall; the dot is the threshold"
-        figures += _chart(shapes, caption, "false-alarm rate", unit, unit, curves["roc"])
+        figures += chart(shapes, caption, "false-alarm rate", unit, unit, curves["roc"])
     if curves.get("pro"):
         shapes, caption = '<path class="limit" d="M0 0H30V100H0"/>', "<b>PRO</b> overlap of regions; shaded up to 0.3"
-        figures += _chart(shapes, caption, "false-positive rate of pixels", unit, unit, curves["pro"])
+        figures += chart(shapes, caption, "false-positive rate of pixels", unit, unit, curves["pro"])
     return figures and f'<div class="charts wide">{figures}</div>'
 
 
@@ -262,7 +276,7 @@ def _training(history: list[dict]) -> str:
                 caption += ", log scale"
             margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
             x_range, y_range = (x0, max(x1, x0 + 1)), (low - margin, high + margin)
-            figures += _chart("", caption, "step", x_range, y_range, points, log)
+            figures += chart("", caption, "step", x_range, y_range, points, log)
         note = f"{len(lines)} steps, drawn as means of {math.ceil(len(lines) / 160)}"
         parts += f'<h3>Stage {escape(stage)}</h3><p class="note">{note}</p><div class="charts">{figures}</div>'
     return parts
@@ -275,7 +289,7 @@ def ordered(pictures: list[Picture], threshold: float) -> list[Picture]:
     return [pictures[i] for i in sorted(range(len(pictures)), key=lambda i: (right[i], excess[i]))]
 
 
-def _embed(image: Image.Image, kind: str, name: str) -> str:
+def embed(image: Image.Image, kind: str, name: str) -> str:
     """An image as markup; its class is `kind` up to a comma."""
     image.save(file := io.BytesIO(), form := "JPEG" if image.mode == "RGB" else "PNG", quality=85)
     source = f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -291,7 +305,7 @@ def _portraits(portraits: dict[str, np.ndarray]) -> str:
         scale = 192 / max(picture.size)
         size = [max(1, round(scale * side)) for side in picture.size]
         shown = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX)
-        figures += f"<figure>{_embed(shown, caption, 'the method')}<figcaption>{escape(caption)}</figcaption></figure>"
+        figures += f"<figure>{embed(shown, caption, 'the method')}<figcaption>{escape(caption)}</figcaption></figure>"
     return figures and f'<div class="portraits">{figures}</div>'
 
 
@@ -310,10 +324,10 @@ def _tiles(picture: Picture, map_scale: tuple[float, float], side: int) -> list[
         images["mask"] = Image.fromarray(mask)
         edge = ndimage.binary_dilation(mask, iterations=2) ^ mask
         colour = np.array([90, 235, 255, 255], np.uint8)
-        outline = _embed(Image.fromarray(edge[..., None] * colour), "outline", picture.name)
+        outline = embed(Image.fromarray(edge[..., None] * colour), "outline", picture.name)
     images["map"] = shrink(overlay(picture.image, picture.anomaly_map, *map_scale))
     captions = {"mask": "true mask"}
-    parts = {kind: _embed(image, kind, picture.name) + outline * (kind == "map") for kind, image in images.items()}
+    parts = {kind: embed(image, kind, picture.name) + outline * (kind == "map") for kind, image in images.items()}
     return [
         f"<figure><div>{part}</div><figcaption>{escape(captions.get(k, k))}</figcaption></figure>"
         for k, part in parts.items()
