@@ -291,10 +291,19 @@ def ordered(pictures: list[Picture], threshold: float) -> list[Picture]:
 
 def embed(image: Image.Image, kind: str, name: str) -> str:
     """An image as markup; its class is `kind` up to a comma."""
-    image.save(file := io.BytesIO(), form := "JPEG" if image.mode == "RGB" else "PNG", quality=85)
-    source = f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
     word = kind.partition(",")[0].replace(" ", "-")
+    source = _source(image, "JPEG" if image.mode == "RGB" else "PNG")
     return f'<img class="{escape(word)}" alt="{escape(kind)} of {escape(name)}" src="{source}">'
+
+
+def embed_array(picture: np.ndarray, caption: str) -> str:
+    """A picture, uint8 (H, W, 3), as markup, without loss: a single pixel may matter."""
+    return f'<img alt="{escape(caption)}" src="{_source(Image.fromarray(picture), "PNG")}">'
+
+
+def _source(image: Image.Image, form: str) -> str:
+    image.save(file := io.BytesIO(), form, quality=85)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _portraits(portraits: dict[str, np.ndarray]) -> str:

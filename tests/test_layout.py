@@ -27,7 +27,7 @@ ORDER = (
     {"samples"},
     {"run", "report", "distributed"},
     {"config"},
-    {"train", "evaluate", "predict", "synthesize", "benchmark", "study"},
+    {"train", "evaluate", "predict", "synthesize", "benchmark", "site", "study", "studies"},
 )
 
 

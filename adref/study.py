@@ -1,0 +1,127 @@
+"""python -m adref.study NAME RUN... --out DIR: a study of trained methods
+
+tiny            smallest block that is found, at the middle of normal test pictures
+robustness      AUROC where test pictures are noisy, blurred, brighter, of other contrast
+tsne            features of normal, anomalous and synthetic pictures in two dimensions
+reconstruction  errors inside and outside of synthetic anomalies, several runs side by side
+complexity      parameters, multiply-adds layer by layer, images a second, memory
+synthesis       how near synthetic anomalies are to real ones: Frechet distance, diversity
+
+Writes DIR/study.json, DIR/rows.csv and DIR/index.html, a page with pictures that opens from disk.
+"""
+
+import argparse
+import csv
+import importlib
+import io
+import sys
+from html import escape
+from pathlib import Path
+
+from adref import options as option_tools
+from adref.data import find_category, require_sound
+from adref.options import UserError
+from adref.report import embed_array, table, write_page
+from adref.run import find_device, guarded, load, read_config, refuse_existing, versions, write_atomically, write_json
+from adref.studies import Opened, Result
+
+NAMES = ("tiny", "robustness", "tsne", "reconstruction", "complexity", "synthesis")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    return guarded(lambda: run_command(argv))
+
+
+def run_command(argv: list[str]) -> int:
+    """What `main` does when nothing goes wrong."""
+    name = argv[0] if argv else ""
+    if name not in NAMES and name not in ("-h", "--help"):
+        raise UserError(f"the first word names the study, one of: {', '.join(NAMES)}; got {name or 'nothing'}")
+    module = importlib.import_module(f"adref.studies.{name}") if name in NAMES else None
+    parser = option_tools.Parser(
+        prog=f"python -m adref.study {name if module else 'NAME'}", allow_abbrev=False,
+        description=(module or sys.modules[__name__]).__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories of python -m adref.train")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that is not there yet")
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="the data set, if it is no longer where it was")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn [0]")
+    if module:
+        module.add_arguments(parser)
+    arguments = parser.parse_args(argv[1:] if module else argv)
+    refuse_existing(arguments.out, "give another name")
+    runs = open_runs(arguments.runs, arguments.data, arguments.device)
+    result = module.study(runs, arguments)
+    write(arguments.out, name, runs, result)
+    print(text_table(result.rows))
+    print("\n".join(result.notes))
+    print(f"Page: {(arguments.out / 'index.html').resolve()}")
+    return 0
+
+
+def open_runs(folders: list[Path], data: Path | None, device: str) -> list[Opened]:
+    """Finished runs, by names that differ.
+
+    Raises:
+        UserError: no run, data that are not there, or the same run twice.
+    """
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("the same RUN is named twice")
+    place, opened, known = find_device(device), [], {}
+    names = [folder.resolve().name for folder in folders]
+    for folder, name in zip(folders, names):
+        config, method = read_config(folder), load(folder, str(place))
+        key = str(data or config["flags"]["data"]), config["category"]
+        if key not in known:
+            if not Path(key[0]).exists():
+                raise UserError(f"the data set {key[0]} is not there; --data takes where it is now")
+            known[key] = find_category(Path(key[0]), config["category"])
+            require_sound(known[key])
+        unique = name if names.count(name) == 1 else str(folder)
+        opened.append(Opened(unique, folder, config, method, known[key], place))
+    return opened
+
+
+def text_table(rows: list[dict]) -> str:
+    """Rows for a terminal."""
+    cells = [list(rows[0]), *([shown(value) for value in row.values()] for row in rows)] if rows else []
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in cells)
+
+
+def shown(value) -> str:
+    """A number with four digits, text as it is, "n/a" for None."""
+    return "n/a" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def write(out: Path, name: str, runs: list[Opened], result: Result) -> None:
+    """The three files of a study."""
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"study": name, **versions(), "runs": {run.name: str(run.folder.resolve()) for run in runs}}
+    about |= {"settings": result.settings, "rows": result.rows, "notes": result.notes}
+    write_json(out / "study.json", about)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(result.rows[0]) if result.rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(result.rows)
+    write_atomically(out / "rows.csv", lambda file: file.write(text.getvalue().encode()))
+    head = "".join(f'<th scope="col">{escape(key.replace("_", " "))}</th>' for key in (result.rows or [{}])[0])
+    lines = ("".join(f"<td>{escape(shown(value))}</td>" for value in row.values()) for row in result.rows)
+    sections = {"Numbers": "".join(f'<p class="note">{escape(note)}</p>' for note in result.notes)}
+    sections["Numbers"] += table([head, *lines]) if result.rows else ""
+    sections |= {heading: f'<div class="charts wide">{markup}</div>' for heading, markup in result.charts.items()}
+    for heading, figures in result.figures.items():
+        sections[heading] = '<div class="portraits">' + "".join(
+            f"<figure>{embed_array(figure.picture, figure.caption)}<figcaption>{escape(figure.caption)}</figcaption></figure>"
+            for figure in figures
+        ) + "</div>"  # fmt: skip
+    facts = {**{run.name: str(run.folder) for run in runs}, **result.settings, **versions()}
+    sections["Run"] = table(f'<th scope="row">{escape(str(k))}</th><td>{escape(str(v))}</td>' for k, v in facts.items())
+    write_page(out / "index.html", f"{name}: {', '.join(run.name for run in runs)}", sections)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
