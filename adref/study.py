@@ -114,10 +114,9 @@ def write(out: Path, name: str, runs: list[Opened], result: Result) -> None:
     sections["Numbers"] += table([head, *lines]) if result.rows else ""
     sections |= {heading: f'<div class="charts wide">{markup}</div>' for heading, markup in result.charts.items()}
     for heading, figures in result.figures.items():
-        sections[heading] = '<div class="portraits">' + "".join(
-            f"<figure>{embed_array(figure.picture, figure.caption)}<figcaption>{escape(figure.caption)}</figcaption></figure>"
-            for figure in figures
-        ) + "</div>"  # fmt: skip
+        parts = ((embed_array(figure.picture, figure.caption), escape(figure.caption)) for figure in figures)
+        markup = "".join(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>" for picture, caption in parts)
+        sections[heading] = f'<div class="portraits">{markup}</div>'
     facts = {**{run.name: str(run.folder) for run in runs}, **result.settings, **versions()}
     sections["Run"] = table(f'<th scope="row">{escape(str(k))}</th><td>{escape(str(v))}</td>' for k, v in facts.items())
     write_page(out / "index.html", f"{name}: {', '.join(run.name for run in runs)}", sections)

@@ -41,4 +41,4 @@ class Result(NamedTuple):
     rows: list[dict]  # the table: every row has the same keys; numbers, text or None
     notes: list[str]  # sentences: what the numbers mean, and what they do not
     figures: dict[str, list[Figure]]  # heading -> pictures, a line each heading
-    charts: dict[str, str] = {}  # heading -> markup of report.chart
+    charts: dict[str, str]  # heading -> markup of report.chart
