@@ -1,0 +1,578 @@
+"""python -m adref.benchmark --methods M... --data ROOT... --out DIR [--categories ...] [--seeds 0 1 2] [-- FLAGS]
+
+Trains and evaluates every method on every category with every seed, a cell each, and writes DIR/index.html,
+summary.md, summary.csv, cells.csv and summary.json: our numbers beside the published ones. A finished cell is skipped;
+what was killed goes on. Start the command several times, also on machines that share DIR, and they divide the cells.
+"""
+
+import argparse
+import csv
+import fcntl
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import shlex
+import signal
+import socket
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from adref import options as option_tools
+from adref import train
+from adref.config import Flags
+from adref.data import find_categories, require_sound
+from adref.method import Method, Trainable
+from adref.methods import METHODS, find_method
+from adref.options import UserError, flag
+from adref.report import LABELS, table
+from adref.run import guarded, read_log, write_atomically, write_json
+from adref.site import write_site
+
+METRICS = [name for name in LABELS if name != "image_best_f1"]  # whose threshold is chosen on test images
+OWN_FLAGS = ("data", "category", "seed", "device")  # what cells are made of; the rest may follow --
+HEARTBEAT = 20.0  # seconds between two signs of life of a claim
+PATIENCE = 600.0  # seconds without one after which another machine takes the cell
+ELSEWHERE = 75  # exit code of a process that finds its cell claimed
+
+
+class Cell(NamedTuple):
+    """One training with its evaluation."""
+
+    folder: Path  # DIR/VARIANT/CATEGORY/seed-N
+    argv: tuple[str, ...]  # of adref.train, without --out and --device
+
+    @property
+    def result(self) -> Path:
+        """The file that says how it ended."""
+        return self.folder / "result.json"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    return guarded(lambda: run_command(argv))
+
+
+def run_command(argv: list[str]) -> int:
+    """What `main` does when nothing goes wrong; 1 where a cell failed."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    arguments, extra = parse_arguments(argv[:end]), argv[end + 1 :]
+    cells, out = plan(arguments, extra), arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    for cell in cells:
+        begin(cell, arguments.retry)
+    left = [cell for cell in cells if not cell.result.exists()]
+    print(f"{len(cells)} cells, {len(cells) - len(left)} of them finished before. Folder: {out}")
+    try:
+        work_off(left, devices(arguments.device), arguments.jobs, out)
+    finally:
+        rows = summarise(out)
+    failed = [row for row in rows if row["state"] == "failed"]
+    for row in failed:
+        print(f"failed: {row['variant']} {row['category']} seed {row['seed']}: {row['reason']}", file=sys.stderr)
+    print(f"Table: {(out / 'index.html').resolve()}")
+    return 1 if failed else 0
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The command line without what follows `--`."""
+    parser = option_tools.Parser(
+        prog="python -m adref.benchmark", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__.split("\n\n", 1)[1],
+        epilog="FLAGS go to adref.train, each to the methods that know it: -- --textures FOLDER --epochs 50",
+    )  # fmt: skip
+    scoring = [name for name, method in METHODS.items() if issubclass(method, Method)]
+    parser.add_argument("--methods", nargs="+", metavar="M", default=scoring,
+                        help=f"METHOD or METHOD:PRESET; of {', '.join(scoring)} [all]")  # fmt: skip
+    parser.add_argument("--data", nargs="+", type=Path, metavar="ROOT", required=True, help="folders of data sets")
+    parser.add_argument("--categories", nargs="+", metavar="NAME", help="[all that the folders have]")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="[0]")
+    parser.add_argument("--preset", default="paper", help="of methods that are named without one [paper]")
+    parser.add_argument("--ablations", nargs="+", default=[], metavar="NAME",
+                        help="cells beside the plain ones, of the methods that have them")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of all cells")
+    parser.add_argument("--device", nargs="+", default=["auto"], help="auto is every GPU, or the CPU [auto]")
+    parser.add_argument("--jobs", type=int, help="cells at once [one a device]; on a CPU they share its cores")
+    parser.add_argument("--retry", action="store_true", help="try failed cells again")
+    return parser.parse_args(argv)
+
+
+# -- cells ------------------------------------------------------------------------------------------------------------
+
+
+def plan(arguments: argparse.Namespace, extra: list[str]) -> list[Cell]:
+    """Every cell, the first seed of all categories and methods first.
+
+    Raises:
+        UserError: a method, preset, ablation, category or flag that there is not, or data that cannot be read.
+    """
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UserError(f"--jobs takes a number above 0; got {arguments.jobs}")
+    roots = find_roots(arguments.data, arguments.categories)
+    variants, given = [], flags_of(extra)
+    for word in dict.fromkeys(arguments.methods):
+        name, _, preset = word.partition(":")
+        method = find_method(name)
+        if not issubclass(method, Method):
+            raise UserError(f"--methods: {name} scores no images")
+        own = [ablation for ablation in arguments.ablations if ablation in method.ablations]
+        variants += [(name, preset or arguments.preset, ablation) for ablation in (None, *dict.fromkeys(own))]
+    methods = {name: find_method(name) for name, _, _ in variants}
+    for ablation in arguments.ablations:
+        if not any(ablation in method.ablations for method in methods.values()):
+            known = sorted({name for method in methods.values() for name in method.ablations})
+            raise UserError(f"--ablations: none of the methods has {ablation}; known: {', '.join(known) or 'none'}")
+    for name in given:
+        known = {key for method in methods.values() for key in known_flags(method)}
+        if name not in known:
+            option_tools.refuse_unknown(flag(name), known)
+    for name, preset, ablation in variants:
+        method, changes = methods[name], {key: ",".join(values) for key, values in given.items()}
+        changes = {key: value for key, value in changes.items() if key in option_tools.names(method.Options)}
+        option_tools.build(method.Options, method.presets, method.ablations, preset, ablation, changes)
+    cells = []
+    for seed, (category, root) in itertools.product(dict.fromkeys(arguments.seeds), roots.items()):
+        for name, preset, ablation in variants:
+            argv = [name, "--data", os.path.abspath(root), "--category", category, "--seed", str(seed)]
+            argv += ["--preset", preset, *(["--ablation", ablation] if ablation else [])]
+            for key, values in given.items():
+                argv += [flag(key), *values] if key in known_flags(methods[name]) else []
+            variant = "-".join(part for part in (name, preset, ablation) if part)
+            cells.append(Cell(arguments.out / variant / category / f"seed-{seed}", tuple(argv)))
+    return cells
+
+
+def find_roots(roots: list[Path], wanted: list[str] | None) -> dict[str, Path]:
+    """Category -> the folder of its data set."""
+    found = {}
+    for root in roots:
+        for name in find_categories(root):
+            if name in found and (wanted is None or name in wanted):
+                raise UserError(f"--data: {found[name]} and {root} both have a category {name}")
+            found[name] = root
+    for name in wanted or []:
+        if name not in found:
+            raise UserError(f"--categories: there is no {name}; known: {', '.join(sorted(found)) or 'none'}")
+    chosen = {name: found[name] for name in (dict.fromkeys(wanted) if wanted else found)}
+    for name, root in chosen.items():
+        require_sound(find_categories(root)[name])
+    return chosen
+
+
+def flags_of(words: list[str]) -> dict[str, list[str]]:
+    """What follows `--`: name of a flag of adref.train -> its values."""
+    found, name = {}, None
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            if name in (*OWN_FLAGS, "out", "resume", "preset", "ablation"):
+                raise UserError(f"{flag(name)} stands before --: every cell has its own")
+            found[name] = [value] if value else []
+        elif name is None:
+            raise UserError(f"what follows -- are flags of adref.train; got {word!r}")
+        else:
+            found[name].append(word)
+    return found
+
+
+def known_flags(method: type[Trainable]) -> set[str]:
+    """The flags of adref.train that a method makes use of."""
+    known = {*option_tools.names(Flags), *option_tools.names(method.Options)}
+    return known - (set() if method.load_backbone is not Trainable.load_backbone else {"backbone_weights"})
+
+
+def begin(cell: Cell, retry: bool) -> None:
+    """The folder of a cell, which keeps what it was asked for.
+
+    Raises:
+        UserError: it is there, for other flags.
+    """
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    path = cell.folder / "cell.json"
+    if not path.exists():
+        write_json(path, {"argv": cell.argv})
+    elif (before := json.loads(path.read_text())["argv"]) != list(cell.argv):
+        raise UserError(f"{cell.folder} was made with {shlex.join(before)}, now {shlex.join(cell.argv)}; "
+                        "give another --out")  # fmt: skip
+    if retry and cell.result.exists() and json.loads(cell.result.read_text())["state"] == "failed":
+        cell.result.unlink()
+
+
+# -- claims -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """True while this process alone may work in a folder, False where another does.
+
+    A claim is a file claim.N that is linked into place, which one process can do. Who finds the last claim dead makes
+    the next number; nobody ever removes one, so that two who find it dead at once cannot both win. A claim is dead
+    when its process is gone, or, on another machine, when its file has not been touched for `PATIENCE` seconds.
+    """
+    last, own = last_claim(folder), {"host": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())}
+    if last and not is_dead(folder / f"claim.{last}"):
+        yield False
+        return
+    path, draft = folder / f"claim.{last + 1}", folder / f".claim-{own['host']}-{own['pid']}"
+    draft.write_text(json.dumps(own))
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        yield False
+        return
+    finally:
+        draft.unlink()
+    over = threading.Event()
+
+    def live() -> None:
+        while not over.wait(HEARTBEAT):
+            if last_claim(folder) > last + 1:
+                os._exit(ELSEWHERE)  # this process was thought dead, as after a long sleep of its machine
+            os.utime(path)
+
+    threading.Thread(target=live, daemon=True).start()
+    try:
+        yield True
+    finally:
+        over.set()
+
+
+def last_claim(folder: Path) -> int:
+    """Number of the newest claim, 0 where there is none."""
+    return max((int(path.suffix[1:]) for path in folder.glob("claim.*")), default=0)
+
+
+def is_dead(claim: Path) -> bool:
+    """Whether nobody works under a claim any more."""
+    owner = json.loads(claim.read_text())
+    if owner["host"] == socket.gethostname():
+        return started(owner["pid"]) != owner["started"]
+    probe = claim.with_name(f".now-{socket.gethostname()}-{os.getpid()}")
+    probe.touch()  # the clock of the machine that holds the files
+    now = probe.stat().st_mtime
+    probe.unlink()
+    return now - claim.stat().st_mtime > PATIENCE
+
+
+def started(pid: int) -> str | None:
+    """When a process of this machine began, None where there is none: a number is given to another one day."""
+    try:
+        os.kill(pid, 0)
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]  # dead, and nobody has asked for its exit code
+    except ProcessLookupError:
+        return None
+    except OSError:  # of another user, or a system without /proc
+        return "unknown"
+
+
+# -- work -------------------------------------------------------------------------------------------------------------
+
+
+def devices(names: list[str]) -> list[str]:
+    """Devices of cells: every GPU, or the CPU, for auto."""
+    every = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    return every if names == ["auto"] else names
+
+
+def work_off(cells: list[Cell], places: list[str], jobs: int | None, out: Path) -> None:
+    """Runs cells, each in a process of its own, which may die alone; returns when all have a result.
+
+    Cells that others have claimed are looked at again, until they are finished or their claims are dead.
+    """
+    jobs = jobs or len(places)
+    threads = max(1, torch.get_num_threads() // jobs)
+    context, running, began = multiprocessing.get_context("spawn"), {}, time.monotonic()
+    waiting, total, said = list(cells), len(cells), False
+
+    def stop(*_) -> None:
+        for process, _ in running.values():
+            os.kill(process.pid, signal.SIGINT)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        while waiting or running:
+            waiting = [cell for cell in waiting if not cell.result.exists()]
+            for slot in [slot for slot in range(jobs) if slot not in running]:
+                if cell := next((cell for cell in waiting if is_free(cell.folder)), None):
+                    waiting.remove(cell)
+                    device = places[slot % len(places)]
+                    process = context.Process(target=work, args=(cell, device, threads if device == "cpu" else None))
+                    process.start()
+                    running[slot] = process, cell
+            if waiting and not running:
+                if not said:
+                    print(f"{len(waiting)} cells are claimed by other processes; waiting for them", flush=True)
+                said = True
+                time.sleep(1)
+            for slot, (process, cell) in list(running.items()):
+                process.join(0.2)
+                if process.exitcode is None:
+                    continue
+                del running[slot]
+                if process.exitcode == ELSEWHERE:
+                    waiting.append(cell)
+                elif process.exitcode == 130:
+                    raise KeyboardInterrupt
+                else:
+                    if not cell.result.exists():
+                        failed(cell, f"its process ended with code {process.exitcode}, as without memory")
+                    done = total - len(waiting) - len(running)
+                    print(f"{done}/{total}, {clock(time.monotonic() - began)}: {headline(cell, out)}", flush=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process, _ in running.values():
+            process.join()  # Ctrl-C reached it, too, and it saves
+
+
+def is_free(folder: Path) -> bool:
+    """Whether nobody works in a folder."""
+    last = last_claim(folder)
+    return last == 0 or is_dead(folder / f"claim.{last}")
+
+
+def work(cell: Cell, device: str, threads: int | None) -> None:
+    """Trains, or goes on, and evaluates; ends the process with 0, 1 (failed), 130 (interrupted) or `ELSEWHERE`."""
+    with claimed(cell.folder) as ours:
+        if not ours or cell.result.exists():
+            sys.exit(ELSEWHERE)
+        log = cell.folder / "log.txt"
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        if threads:
+            torch.set_num_threads(threads)
+        run = cell.folder / "run"
+        argv = ["--resume"] if (run / "config.json").exists() else list(cell.argv)
+        try:
+            code = train.main([*argv, "--out", str(run), "--device", device])
+        except Exception as error:  # whatever it is, the other cells go on
+            failed(cell, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if code == 130:
+            sys.exit(130)
+        if code:
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            failed(cell, (lines or ["no word"])[-1].partition(": ")[2] or lines[-1])
+            sys.exit(1)
+        metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+        config = json.loads((run / "config.json").read_text())
+        kept = {name: metrics[name] for name in METRICS} | {"reasons": metrics["reasons"]}
+        seconds = sum(line["seconds"] for line in read_log(run))
+        write_json(cell.result, {"state": "done", "reason": None, "metrics": kept, "checkpoint": metrics["checkpoint"],
+                                 "train_seconds": seconds, "images": metrics["images"], "device": config["device"],
+                                 "machine": socket.gethostname(), "torch": config["torch"]})  # fmt: skip
+
+
+def failed(cell: Cell, reason: str) -> None:
+    """The result of a cell that ended without one."""
+    write_json(cell.result, {"state": "failed", "reason": reason, "machine": socket.gethostname()})
+
+
+def headline(cell: Cell, out: Path) -> str:
+    """How a cell ended, in a line."""
+    result, name = json.loads(cell.result.read_text()), cell.folder.relative_to(out)
+    if result["state"] == "failed":
+        return f"{name} failed: {result['reason']} (see {cell.folder / 'log.txt'})"
+    value = result["metrics"]["image_auroc"]
+    return f"{name}, image AUROC {'n/a' if value is None else f'{value:.3f}'}, {clock(result['train_seconds'])}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+
+
+# -- the summary ------------------------------------------------------------------------------------------------------
+
+
+def summarise(out: Path) -> list[dict]:
+    """Writes the tables of all cells in a folder; returns a row a cell."""
+    with open(out / ".summary.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several commands may end at once
+        rows = read_cells(out)
+        lines = aggregate(rows, read_published())
+        write_json(out / "summary.json", {"cells": rows, "table": lines})
+        write_csv(out / "cells.csv", rows)
+        write_csv(out / "summary.csv", lines)
+        text = markdown(rows, lines)
+        write_atomically(out / "summary.md", lambda file: file.write(text.encode()))
+        write_site(out, {"Tables": html_tables(rows, lines)})
+    return rows
+
+
+def read_cells(out: Path) -> list[dict]:
+    """A row a cell, finished or not."""
+    rows = []
+    for path in sorted(out.glob("*/*/seed-*/cell.json")):
+        variant, category, seed = path.parent.relative_to(out).parts
+        argv = json.loads(path.read_text())["argv"]
+        result = path.with_name("result.json")
+        found = json.loads(result.read_text()) if result.exists() else {"state": "open", "reason": "not finished"}
+        preset, ablation = (argv[argv.index(word) + 1] if word in argv else None for word in ("--preset", "--ablation"))
+        row = {"variant": variant, "method": argv[0], "preset": preset, "ablation": ablation, "category": category,
+               "seed": int(seed.removeprefix("seed-")), "state": found["state"], "reason": found["reason"]}  # fmt: skip
+        row |= {name: found.get("metrics", {}).get(name) for name in METRICS}
+        row |= {name: found.get(name) for name in ("checkpoint", "train_seconds", "device", "machine", "torch")}
+        rows.append(row)
+    return rows
+
+
+def read_published() -> dict[tuple, list[dict]]:
+    """(method, ablation, category, metric) -> rows of published.csv: one a preset, of several data sets for "mean"."""
+    published = {}
+    with open(Path(__file__).with_name("published.csv"), newline="") as file:
+        for row in csv.DictReader(file):
+            row["value"] = float(row["value"])
+            key = row["method"], row["ablation"] or None, row["category"], row["metric"]
+            published.setdefault(key, []).append(row)
+    return published
+
+
+def aggregate(rows: list[dict], published: dict) -> list[dict]:
+    """A row for each variant, category (and "mean") and metric: mean and deviation over seeds, published, gap."""
+    lines = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == variant]
+        categories = list(dict.fromkeys(row["category"] for row in own))
+        for metric in METRICS:
+            by_seed = {}
+            for category in categories:
+                found = {row["seed"]: row[metric] for row in own
+                         if row["category"] == category and row[metric] is not None}  # fmt: skip
+                lines.append(line(own[0], category, metric, list(found.values()), published, categories))
+                for seed, value in found.items():
+                    by_seed.setdefault(seed, []).append(value)
+            complete = [statistics.fmean(values) for values in by_seed.values() if len(values) == len(categories)]
+            if len(categories) > 1:
+                lines.append(line(own[0], "mean", metric, complete, published, categories))
+    return lines
+
+
+def line(row: dict, category: str, metric: str, values: list[float], published: dict, categories: list[str]) -> dict:
+    """A line of the summary; `values` are one a seed. The deviation is that of a sample, n - 1."""
+    result = {name: row[name] for name in ("variant", "method", "preset", "ablation")}
+    result |= {"category": category, "metric": metric, "seeds": len(values)}
+    result |= {"mean": statistics.fmean(values) if values else None}
+    result |= {"deviation": statistics.stdev(values) if len(values) > 1 else None}
+    found = published.get((row["method"], row["ablation"], category, metric), [])
+    if category == "mean":  # of a data set that was run whole
+        found = [entry for entry in found if set(categories) == categories_of(entry, published)]
+    # a preset that was published itself, else the paper's own; "tiny" is neither
+    found = [entry for entry in found if entry["preset"] == row["preset"]] or [
+        entry for entry in found if entry["preset"] == "paper"
+    ]
+    entry = found[0] if found else {"value": None, "dataset": None, "source": None}
+    gap = result["mean"] - entry["value"] if found and values else None
+    return result | {"published": entry["value"], "gap": gap, "data set": entry["dataset"], "source": entry["source"]}
+
+
+def categories_of(entry: dict, published: dict) -> set[str]:
+    """The categories over which a published mean goes."""
+    keys = (key for key, found in published.items() if any(one["dataset"] == entry["dataset"] for one in found))
+    return {category for _, _, category, _ in keys} - {"mean"}
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Rows that share their keys, as a table."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
+
+
+def grid(rows: list[dict], lines: list[dict], metric: str) -> list[list[str]]:
+    """The table of a metric as text: a row a category, a column a variant; no row where nobody has the metric."""
+    own = [entry for entry in lines if entry["metric"] == metric]
+    variants, categories = (list(dict.fromkeys(entry[key] for entry in own)) for key in ("variant", "category"))
+    if all(entry["mean"] is None for entry in own):
+        return []
+    categories.sort(key=lambda name: name == "mean")
+    places = {(entry["variant"], entry["category"]): entry for entry in own}
+    states = {}
+    for row in rows:
+        states.setdefault((row["variant"], row["category"]), []).append(row["state"])
+    return [["category", *variants], *(
+        [category, *(written(places.get((v, category)), states.get((v, category), [])) for v in variants)]
+        for category in categories
+    )]  # fmt: skip
+
+
+def written(entry: dict | None, states: list[str]) -> str:
+    """A place of a table: mean, deviation and number of seeds, what was published and how far it is; or why not."""
+    if entry is None:
+        return ""
+    if entry["mean"] is None:
+        return "failed" if "failed" in states else "open" if "open" in states else "n/a"
+    text = f"{entry['mean']:.3f}"
+    text += f" ± {entry['deviation']:.3f} ({entry['seeds']})" if entry["deviation"] is not None else ""
+    text += f" [{entry['published']:.3f}, {entry['gap']:+.3f}]" if entry["published"] is not None else ""
+    missing = sum(state != "done" for state in states)
+    return text + (f", {missing} missing" if missing else "")
+
+
+NOTE = (
+    "Mean ± standard deviation over seeds (their number); in brackets the published number, always of the paper's full "
+    "size, found by the category's name, and the gap to it. A mean takes the seeds that finished every category of its "
+    "column. Nothing was selected on test images: every cell is of the step that its row names."
+)
+
+
+def cell_table(rows: list[dict]) -> list[list[str]]:
+    """What became of each cell: step and rule of its weights, time, or why there is none."""
+    head = ["variant", "category", "seed", "weights", "training", "machine"]
+    return [head, *(
+        [row["variant"], row["category"], str(row["seed"]),
+         row["checkpoint"] or f"{row['state']}: {row['reason']}",
+         "" if row["train_seconds"] is None else clock(row["train_seconds"]),
+         " ".join(filter(None, (row["machine"], row["device"])))] for row in rows
+    )]  # fmt: skip
+
+
+def tables(rows: list[dict], lines: list[dict]) -> dict[str, list[list[str]]]:
+    """Heading -> table of text."""
+    found = {LABELS[metric]: grid(rows, lines, metric) for metric in METRICS}
+    return {heading: cells for heading, cells in found.items() if cells} | {"Cells": cell_table(rows)}
+
+
+def markdown(rows: list[dict], lines: list[dict]) -> str:
+    """summary.md."""
+    sources = dict.fromkeys(f"{entry['data set']}: {entry['source']}" for entry in lines if entry["source"])
+    parts = ["# Benchmark", NOTE]
+    for heading, (head, *body) in tables(rows, lines).items():
+        rules = ["---"] * len(head)
+        parts += [f"## {heading}", "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rules, *body))]
+    if sources:
+        parts += ["## Published numbers", "\n".join(f"* {source}" for source in sources)]
+    return "\n\n".join(parts) + "\n"
+
+
+def html_tables(rows: list[dict], lines: list[dict]) -> str:
+    """The same for index.html."""
+    markup = f'<p class="note">{escape(NOTE)}</p>'
+    for heading, (head, *body) in tables(rows, lines).items():
+        cells = ["".join(f'<th scope="col">{escape(word)}</th>' for word in head)]
+        cells += ["".join(f"<td>{escape(word)}</td>" for word in words) for words in body]
+        markup += f"<h3>{escape(heading)}</h3>{table(cells)}"
+    return markup
+
+
+if __name__ == "__main__":
+    sys.exit(main())

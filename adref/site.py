@@ -1,0 +1,169 @@
+"""python -m adref.site FOLDER: writes FOLDER/index.html over all evaluated runs below it
+
+A table that sorts, with links to every report, and for each category some test pictures with the maps of all runs.
+"""
+
+import argparse
+import json
+import sys
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from adref.data import Category, Record, find_category, read_image
+from adref.evaluate import name_of, native_mask
+from adref.options import Parser, UserError
+from adref.report import LABELS, embed, overlay, table, write_page
+from adref.run import guarded, read_config, read_log
+
+SIDE = 128  # pixels of the longer side of a small picture
+PICTURES = 6  # of a category
+
+
+class Run(NamedTuple):
+    """An evaluated run."""
+
+    folder: Path
+    name: str  # its place below the folder of the site
+    config: dict
+    metrics: dict
+    seconds: float  # of training
+
+    @property
+    def variant(self) -> str:
+        """Method, preset and ablation."""
+        return "-".join(filter(None, (self.config["method"], self.config["preset"], self.config["ablation"])))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = Parser(prog="python -m adref.site", description=__doc__.split(": ", 1)[1],
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder with run directories anywhere below it")
+    return guarded(lambda: run_command(parser.parse_args(argv).folder))
+
+
+def run_command(folder: Path) -> int:
+    """What `main` does when nothing goes wrong."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder")
+    if not find_runs(folder):
+        raise UserError(f"{folder} has no evaluated run: no evaluation/metrics.json below it")
+    print(f"Site: {write_site(folder, {}).resolve()}")
+    return 0
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """The evaluated runs below a folder, by their places."""
+    runs = []
+    for path in sorted(folder.glob("**/evaluation/metrics.json")):
+        run = path.parent.parent
+        if (run / "config.json").exists():
+            seconds = sum(line["seconds"] for line in read_log(run))
+            place = str(run.relative_to(folder))
+            runs.append(Run(run, place, read_config(run), json.loads(path.read_text()), seconds))
+    return runs
+
+
+def write_site(folder: Path, before: dict[str, str]) -> Path:
+    """Writes index.html; returns its path.
+
+    Args:
+        folder: below which runs lie.
+        before: sections that stand first, heading -> markup.
+    """
+    runs = find_runs(folder)
+    sections = {**before, "Runs": run_table(runs)}
+    for category in dict.fromkeys(run.config["category"] for run in runs):
+        sections[f"Maps of {category}"] = maps([run for run in runs if run.config["category"] == category])
+    write_page(folder / "index.html", f"Runs in {folder.resolve().name}", sections, SCRIPT)
+    return folder / "index.html"
+
+
+def run_table(runs: list[Run]) -> str:
+    """A row a run; a click on a head sorts by its column, another turns the order round."""
+    metrics = [name for name in LABELS if any(run.metrics.get(name) is not None for run in runs)]
+    heads = ["Run", "Category", "Seed", *(LABELS[name] for name in metrics), "Training, s", "Weights"]
+    rows = ["".join(f'<th scope="col"><button>{escape(head)}</button></th>' for head in heads)]
+    for run in runs:
+        report = run.folder / "report.html"
+        link = f'<a href="{escape(run.name)}/report.html">{escape(run.variant)}</a>' if report.exists() else run.variant
+        cells = [
+            f'<th scope="row">{link}<small>{escape(run.name)}</small></th>',
+            f"<td>{escape(run.config['category'])}",
+        ]
+        cells.append(f"<td>{run.config['flags']['seed']}")
+        values = [run.metrics.get(name) for name in metrics]
+        cells += [f"<td>{'n/a' if value is None else f'{value:.3f}'}" for value in values]
+        rows.append("".join([*cells, f"<td>{run.seconds:.0f}", f"<td>{escape(run.metrics['checkpoint'])}"]))
+    return f'<div id="runs">{table(rows)}</div>'
+
+
+def maps(runs: list[Run]) -> str:
+    """Some test pictures of a category: input, true mask, the map of every run in its own colours; the first seeds."""
+    first = min(run.config["flags"]["seed"] for run in runs)
+    shown = [run for run in runs if run.config["flags"]["seed"] == first]
+    try:
+        category = find_category(Path(shown[0].config["flags"]["data"]), shown[0].config["category"])
+    except (UserError, OSError) as error:
+        return f'<p class="note">No pictures: {escape(str(error))}</p>'
+    rows = [
+        "".join(f'<th scope="col">{escape(word)}</th>' for word in ("input", "true mask", *(r.variant for r in shown)))
+    ]
+    for record in examples(category):
+        image = read_image(record.path)
+        mask = native_mask(record, image.shape[:2])
+        pictures = [small(image), "n/a" if mask is None else small(np.repeat(mask[..., None], 3, 2) * np.uint8(255))]
+        for run in shown:
+            path = run.folder / "evaluation" / "maps" / record.defect / f"{record.path.stem}.npy"
+            found = np.load(path) if path.exists() else np.empty(0)
+            fits = found.shape == image.shape[:2]
+            pictures.append(small(overlay(image, found, *run.metrics["map_scale"])) if fits else "n/a")
+        name = escape(name_of(record))
+        rows.append("".join(f"<td>{p if p == 'n/a' else embed(p, 'picture', name)}</td>" for p in pictures))
+        rows[-1] += f"<td>{name}</td>"
+    return f'<div class="maps">{table(rows)}</div>'
+
+
+def examples(category: Category) -> list[Record]:
+    """A few test pictures: the first of each kind of defect, then the second and so on, and one good one."""
+    kinds, good = {}, [record for record in category.test if not record.label]
+    for record in category.test:
+        if record.label:
+            kinds.setdefault(record.defect, []).append(record)
+    rank = {record.path: (kinds[defect].index(record), defect) for defect, found in kinds.items() for record in found}
+    bad = sorted((record for found in kinds.values() for record in found), key=lambda record: rank[record.path])
+    return [*bad[: PICTURES - 1], *good[:1]]
+
+
+def small(image: np.ndarray) -> Image.Image:
+    """A picture, uint8 (H, W, 3), no longer than `SIDE`."""
+    scale = min(1.0, SIDE / max(image.shape[:2]))
+    size = [max(1, round(scale * side)) for side in image.shape[1::-1]]
+    return Image.fromarray(image).resize(size, Image.Resampling.BOX)
+
+
+SCRIPT = """
+"use strict";
+const rows = [...document.querySelectorAll("#runs tr")], head = rows.shift();
+const value = (row, i) => row.children[i].textContent;
+const number = text => text === "n/a" ? -Infinity : Number(text);
+[...head.children].forEach((cell, i) => {
+  cell.firstElementChild.onclick = () => {
+    const down = cell.getAttribute("aria-sort") !== "descending";
+    for (const other of head.children) other.removeAttribute("aria-sort");
+    cell.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const numeric = rows.every(row => value(row, i) === "n/a" || !Number.isNaN(Number(value(row, i))));
+    const order = (a, b) => numeric ? number(value(a, i)) - number(value(b, i)) :
+      value(a, i).localeCompare(value(b, i));
+    rows.sort((a, b) => (down ? -1 : 1) * order(a, b)).forEach(row => head.parentNode.append(row));
+  };
+});
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
