@@ -6,9 +6,6 @@ what was killed goes on. Start the command several times, also on machines that 
 """
 
 import argparse
-import csv
-import fcntl
-import io
 import itertools
 import json
 import multiprocessing
@@ -16,13 +13,8 @@ import os
 import shlex
 import signal
 import socket
-import statistics
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,20 +22,17 @@ import torch
 
 from adref import options as option_tools
 from adref import train
+from adref.claims import ELSEWHERE, claimed, is_free, put
 from adref.config import Flags
 from adref.data import find_categories, require_sound
 from adref.method import Method, Trainable
 from adref.methods import METHODS, find_method
 from adref.options import UserError, flag
-from adref.report import LABELS, table
-from adref.run import guarded, read_log, write_atomically, write_json
-from adref.site import write_site
+from adref.run import guarded, read_log, write_json
+from adref.site import METRICS, clock
+from adref.summary import summarise
 
-METRICS = [name for name in LABELS if name != "image_best_f1"]  # whose threshold is chosen on test images
 OWN_FLAGS = ("data", "category", "seed", "device")  # what cells are made of; the rest may follow --
-HEARTBEAT = 20.0  # seconds between two signs of life of a claim
-PATIENCE = 600.0  # seconds without one after which another machine takes the cell
-ELSEWHERE = 75  # exit code of a process that finds its cell claimed
 
 
 class Cell(NamedTuple):
@@ -201,81 +190,13 @@ def begin(cell: Cell, retry: bool) -> None:
     """
     cell.folder.mkdir(parents=True, exist_ok=True)
     path = cell.folder / "cell.json"
-    if not path.exists():
-        write_json(path, {"argv": cell.argv})
-    elif (before := json.loads(path.read_text())["argv"]) != list(cell.argv):
+    if put(path, json.dumps({"argv": cell.argv})):
+        return
+    if (before := json.loads(path.read_text())["argv"]) != list(cell.argv):
         raise UserError(f"{cell.folder} was made with {shlex.join(before)}, now {shlex.join(cell.argv)}; "
                         "give another --out")  # fmt: skip
     if retry and cell.result.exists() and json.loads(cell.result.read_text())["state"] == "failed":
         cell.result.unlink()
-
-
-# -- claims -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
-    """True while this process alone may work in a folder, False where another does.
-
-    A claim is a file claim.N that is linked into place, which one process can do. Who finds the last claim dead makes
-    the next number; nobody ever removes one, so that two who find it dead at once cannot both win. A claim is dead
-    when its process is gone, or, on another machine, when its file has not been touched for `PATIENCE` seconds.
-    """
-    last, own = last_claim(folder), {"host": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())}
-    if last and not is_dead(folder / f"claim.{last}"):
-        yield False
-        return
-    path, draft = folder / f"claim.{last + 1}", folder / f".claim-{own['host']}-{own['pid']}"
-    draft.write_text(json.dumps(own))
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        yield False
-        return
-    finally:
-        draft.unlink()
-    over = threading.Event()
-
-    def live() -> None:
-        while not over.wait(HEARTBEAT):
-            if last_claim(folder) > last + 1:
-                os._exit(ELSEWHERE)  # this process was thought dead, as after a long sleep of its machine
-            os.utime(path)
-
-    threading.Thread(target=live, daemon=True).start()
-    try:
-        yield True
-    finally:
-        over.set()
-
-
-def last_claim(folder: Path) -> int:
-    """Number of the newest claim, 0 where there is none."""
-    return max((int(path.suffix[1:]) for path in folder.glob("claim.*")), default=0)
-
-
-def is_dead(claim: Path) -> bool:
-    """Whether nobody works under a claim any more."""
-    owner = json.loads(claim.read_text())
-    if owner["host"] == socket.gethostname():
-        return started(owner["pid"]) != owner["started"]
-    probe = claim.with_name(f".now-{socket.gethostname()}-{os.getpid()}")
-    probe.touch()  # the clock of the machine that holds the files
-    now = probe.stat().st_mtime
-    probe.unlink()
-    return now - claim.stat().st_mtime > PATIENCE
-
-
-def started(pid: int) -> str | None:
-    """When a process of this machine began, None where there is none: a number is given to another one day."""
-    try:
-        os.kill(pid, 0)
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]  # dead, and nobody has asked for its exit code
-    except ProcessLookupError:
-        return None
-    except OSError:  # of another user, or a system without /proc
-        return "unknown"
 
 
 # -- work -------------------------------------------------------------------------------------------------------------
@@ -338,12 +259,6 @@ def work_off(cells: list[Cell], places: list[str], jobs: int | None, out: Path) 
             process.join()  # Ctrl-C reached it, too, and it saves
 
 
-def is_free(folder: Path) -> bool:
-    """Whether nobody works in a folder."""
-    last = last_claim(folder)
-    return last == 0 or is_dead(folder / f"claim.{last}")
-
-
 def work(cell: Cell, device: str, threads: int | None) -> None:
     """Trains, or goes on, and evaluates; ends the process with 0, 1 (failed), 130 (interrupted) or `ELSEWHERE`."""
     with claimed(cell.folder) as ours:
@@ -372,7 +287,7 @@ def work(cell: Cell, device: str, threads: int | None) -> None:
             sys.exit(1)
         metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
         config = json.loads((run / "config.json").read_text())
-        kept = {name: metrics[name] for name in METRICS} | {"reasons": metrics["reasons"]}
+        kept = {name: metrics.get(name) for name in METRICS} | {"reasons": metrics["reasons"]}
         seconds = sum(line["seconds"] for line in read_log(run))
         write_json(cell.result, {"state": "done", "reason": None, "metrics": kept, "checkpoint": metrics["checkpoint"],
                                  "train_seconds": seconds, "images": metrics["images"], "device": config["device"],
@@ -391,187 +306,6 @@ def headline(cell: Cell, out: Path) -> str:
         return f"{name} failed: {result['reason']} (see {cell.folder / 'log.txt'})"
     value = result["metrics"]["image_auroc"]
     return f"{name}, image AUROC {'n/a' if value is None else f'{value:.3f}'}, {clock(result['train_seconds'])}"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
-
-
-# -- the summary ------------------------------------------------------------------------------------------------------
-
-
-def summarise(out: Path) -> list[dict]:
-    """Writes the tables of all cells in a folder; returns a row a cell."""
-    with open(out / ".summary.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several commands may end at once
-        rows = read_cells(out)
-        lines = aggregate(rows, read_published())
-        write_json(out / "summary.json", {"cells": rows, "table": lines})
-        write_csv(out / "cells.csv", rows)
-        write_csv(out / "summary.csv", lines)
-        text = markdown(rows, lines)
-        write_atomically(out / "summary.md", lambda file: file.write(text.encode()))
-        write_site(out, {"Tables": html_tables(rows, lines)})
-    return rows
-
-
-def read_cells(out: Path) -> list[dict]:
-    """A row a cell, finished or not."""
-    rows = []
-    for path in sorted(out.glob("*/*/seed-*/cell.json")):
-        variant, category, seed = path.parent.relative_to(out).parts
-        argv = json.loads(path.read_text())["argv"]
-        result = path.with_name("result.json")
-        found = json.loads(result.read_text()) if result.exists() else {"state": "open", "reason": "not finished"}
-        preset, ablation = (argv[argv.index(word) + 1] if word in argv else None for word in ("--preset", "--ablation"))
-        row = {"variant": variant, "method": argv[0], "preset": preset, "ablation": ablation, "category": category,
-               "seed": int(seed.removeprefix("seed-")), "state": found["state"], "reason": found["reason"]}  # fmt: skip
-        row |= {name: found.get("metrics", {}).get(name) for name in METRICS}
-        row |= {name: found.get(name) for name in ("checkpoint", "train_seconds", "device", "machine", "torch")}
-        rows.append(row)
-    return rows
-
-
-def read_published() -> dict[tuple, list[dict]]:
-    """(method, ablation, category, metric) -> rows of published.csv: one a preset, of several data sets for "mean"."""
-    published = {}
-    with open(Path(__file__).with_name("published.csv"), newline="") as file:
-        for row in csv.DictReader(file):
-            row["value"] = float(row["value"])
-            key = row["method"], row["ablation"] or None, row["category"], row["metric"]
-            published.setdefault(key, []).append(row)
-    return published
-
-
-def aggregate(rows: list[dict], published: dict) -> list[dict]:
-    """A row for each variant, category (and "mean") and metric: mean and deviation over seeds, published, gap."""
-    lines = []
-    for variant in dict.fromkeys(row["variant"] for row in rows):
-        own = [row for row in rows if row["variant"] == variant]
-        categories = list(dict.fromkeys(row["category"] for row in own))
-        for metric in METRICS:
-            by_seed = {}
-            for category in categories:
-                found = {row["seed"]: row[metric] for row in own
-                         if row["category"] == category and row[metric] is not None}  # fmt: skip
-                lines.append(line(own[0], category, metric, list(found.values()), published, categories))
-                for seed, value in found.items():
-                    by_seed.setdefault(seed, []).append(value)
-            complete = [statistics.fmean(values) for values in by_seed.values() if len(values) == len(categories)]
-            if len(categories) > 1:
-                lines.append(line(own[0], "mean", metric, complete, published, categories))
-    return lines
-
-
-def line(row: dict, category: str, metric: str, values: list[float], published: dict, categories: list[str]) -> dict:
-    """A line of the summary; `values` are one a seed. The deviation is that of a sample, n - 1."""
-    result = {name: row[name] for name in ("variant", "method", "preset", "ablation")}
-    result |= {"category": category, "metric": metric, "seeds": len(values)}
-    result |= {"mean": statistics.fmean(values) if values else None}
-    result |= {"deviation": statistics.stdev(values) if len(values) > 1 else None}
-    found = published.get((row["method"], row["ablation"], category, metric), [])
-    if category == "mean":  # of a data set that was run whole
-        found = [entry for entry in found if set(categories) == categories_of(entry, published)]
-    # a preset that was published itself, else the paper's own; "tiny" is neither
-    found = [entry for entry in found if entry["preset"] == row["preset"]] or [
-        entry for entry in found if entry["preset"] == "paper"
-    ]
-    entry = found[0] if found else {"value": None, "dataset": None, "source": None}
-    gap = result["mean"] - entry["value"] if found and values else None
-    return result | {"published": entry["value"], "gap": gap, "data set": entry["dataset"], "source": entry["source"]}
-
-
-def categories_of(entry: dict, published: dict) -> set[str]:
-    """The categories over which a published mean goes."""
-    keys = (key for key, found in published.items() if any(one["dataset"] == entry["dataset"] for one in found))
-    return {category for _, _, category, _ in keys} - {"mean"}
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Rows that share their keys, as a table."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
-
-
-def grid(rows: list[dict], lines: list[dict], metric: str) -> list[list[str]]:
-    """The table of a metric as text: a row a category, a column a variant; no row where nobody has the metric."""
-    own = [entry for entry in lines if entry["metric"] == metric]
-    variants, categories = (list(dict.fromkeys(entry[key] for entry in own)) for key in ("variant", "category"))
-    if all(entry["mean"] is None for entry in own):
-        return []
-    categories.sort(key=lambda name: name == "mean")
-    places = {(entry["variant"], entry["category"]): entry for entry in own}
-    states = {}
-    for row in rows:
-        states.setdefault((row["variant"], row["category"]), []).append(row["state"])
-    return [["category", *variants], *(
-        [category, *(written(places.get((v, category)), states.get((v, category), [])) for v in variants)]
-        for category in categories
-    )]  # fmt: skip
-
-
-def written(entry: dict | None, states: list[str]) -> str:
-    """A place of a table: mean, deviation and number of seeds, what was published and how far it is; or why not."""
-    if entry is None:
-        return ""
-    if entry["mean"] is None:
-        return "failed" if "failed" in states else "open" if "open" in states else "n/a"
-    text = f"{entry['mean']:.3f}"
-    text += f" ± {entry['deviation']:.3f} ({entry['seeds']})" if entry["deviation"] is not None else ""
-    text += f" [{entry['published']:.3f}, {entry['gap']:+.3f}]" if entry["published"] is not None else ""
-    missing = sum(state != "done" for state in states)
-    return text + (f", {missing} missing" if missing else "")
-
-
-NOTE = (
-    "Mean ± standard deviation over seeds (their number); in brackets the published number, always of the paper's full "
-    "size, found by the category's name, and the gap to it. A mean takes the seeds that finished every category of its "
-    "column. Nothing was selected on test images: every cell is of the step that its row names."
-)
-
-
-def cell_table(rows: list[dict]) -> list[list[str]]:
-    """What became of each cell: step and rule of its weights, time, or why there is none."""
-    head = ["variant", "category", "seed", "weights", "training", "machine"]
-    return [head, *(
-        [row["variant"], row["category"], str(row["seed"]),
-         row["checkpoint"] or f"{row['state']}: {row['reason']}",
-         "" if row["train_seconds"] is None else clock(row["train_seconds"]),
-         " ".join(filter(None, (row["machine"], row["device"])))] for row in rows
-    )]  # fmt: skip
-
-
-def tables(rows: list[dict], lines: list[dict]) -> dict[str, list[list[str]]]:
-    """Heading -> table of text."""
-    found = {LABELS[metric]: grid(rows, lines, metric) for metric in METRICS}
-    return {heading: cells for heading, cells in found.items() if cells} | {"Cells": cell_table(rows)}
-
-
-def markdown(rows: list[dict], lines: list[dict]) -> str:
-    """summary.md."""
-    sources = dict.fromkeys(f"{entry['data set']}: {entry['source']}" for entry in lines if entry["source"])
-    parts = ["# Benchmark", NOTE]
-    for heading, (head, *body) in tables(rows, lines).items():
-        rules = ["---"] * len(head)
-        parts += [f"## {heading}", "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rules, *body))]
-    if sources:
-        parts += ["## Published numbers", "\n".join(f"* {source}" for source in sources)]
-    return "\n\n".join(parts) + "\n"
-
-
-def html_tables(rows: list[dict], lines: list[dict]) -> str:
-    """The same for index.html."""
-    markup = f'<p class="note">{escape(NOTE)}</p>'
-    for heading, (head, *body) in tables(rows, lines).items():
-        cells = ["".join(f'<th scope="col">{escape(word)}</th>' for word in head)]
-        cells += ["".join(f"<td>{escape(word)}</td>" for word in words) for words in body]
-        markup += f"<h3>{escape(heading)}</h3>{table(cells)}"
-    return markup
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def _value(name: str, numbers: dict, reasons: dict) -> str:
     return f"<b>n/a</b> <small>{escape(reasons.get(name, 'no reason was given'))}</small>"
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     """A metric's name for the eye; another reading of one is called after it: "aupro_0.3_realnet"."""
     known = next((key for key in LABELS if name.startswith(f"{key}_")), None)
     return LABELS.get(name) or (f"{LABELS[known]}, {name[len(known) + 1 :]}" if known else name)
@@ -160,7 +160,7 @@ def _cards(metrics: dict) -> str:
         interval = metrics.get(f"{name}_interval")
         note = "<small>95 % interval {:.3f} to {:.3f}</small>".format(*interval) if interval else ""
         shown = _value(name, metrics, metrics.get("reasons", {}))
-        cards += f"<div><dt>{escape(_label(name))}</dt><dd>{shown}{note}</dd></div>"
+        cards += f"<div><dt>{escape(label(name))}</dt><dd>{shown}{note}</dd></div>"
     return f'<dl class="cards">{cards}</dl>'
 
 
@@ -390,7 +390,8 @@ tr > :first-child, #Run td, caption { text-align: left } td, td b { font-weight:
 .split { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 16px 48px }
 .confusion { table-layout: fixed } .confusion td { border-top: 3px solid var(--kind, transparent) }
 .hit { --kind: var(--hit) } .miss { --kind: var(--miss) } .false { --kind: var(--false) }
-.correct { --kind: var(--correct) } .charts + h3 { margin-top: 32px } .chart > small { text-align: center }
+.correct { --kind: var(--correct) } .charts + h3, .scroll + h3 { margin-top: 32px }
+.chart > small { text-align: center }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 16px 24px }
 .wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)) } #Defects small { min-width: 140px }
 .chart > div { position: relative; margin: 12px 10px 26px 44px } .split .chart > div { margin: 12px 8px 26px }

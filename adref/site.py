@@ -16,9 +16,11 @@ from PIL import Image
 from adref.data import Category, Record, find_category, read_image
 from adref.evaluate import name_of, native_mask
 from adref.options import Parser, UserError
-from adref.report import LABELS, embed, overlay, table, write_page
+from adref.report import LABELS, embed, label, overlay, table, write_page
 from adref.run import guarded, read_config, read_log
 
+# All but the best F1, whose threshold is chosen on test images, and with RealNet's own reading of PRO.
+METRICS = [*(name for name in LABELS if name != "image_best_f1"), "aupro_0.3_realnet"]
 SIDE = 128  # pixels of the longer side of a small picture
 PICTURES = 6  # of a category
 
@@ -50,6 +52,8 @@ def run_command(folder: Path) -> int:
     """What `main` does when nothing goes wrong."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
+    if (folder / "summary.json").exists():
+        raise UserError(f"{folder} is a benchmark's, whose command writes this page, tables included")
     if not find_runs(folder):
         raise UserError(f"{folder} has no evaluated run: no evaluation/metrics.json below it")
     print(f"Site: {write_site(folder, {}).resolve()}")
@@ -85,47 +89,44 @@ def write_site(folder: Path, before: dict[str, str]) -> Path:
 
 def run_table(runs: list[Run]) -> str:
     """A row a run; a click on a head sorts by its column, another turns the order round."""
-    metrics = [name for name in LABELS if any(run.metrics.get(name) is not None for run in runs)]
-    heads = ["Run", "Category", "Seed", *(LABELS[name] for name in metrics), "Training, s", "Weights"]
+    metrics = [name for name in METRICS if any(run.metrics.get(name) is not None for run in runs)]
+    heads = ["Run", "Category", "Seed", *map(label, metrics), "Training, s"]
     rows = ["".join(f'<th scope="col"><button>{escape(head)}</button></th>' for head in heads)]
     for run in runs:
-        report = run.folder / "report.html"
-        link = f'<a href="{escape(run.name)}/report.html">{escape(run.variant)}</a>' if report.exists() else run.variant
-        cells = [
-            f'<th scope="row">{link}<small>{escape(run.name)}</small></th>',
-            f"<td>{escape(run.config['category'])}",
-        ]
-        cells.append(f"<td>{run.config['flags']['seed']}")
+        name, place, weights = map(escape, (run.variant, run.name, run.metrics["checkpoint"]))
+        link = f'<a href="{place}/report.html">{name}</a>' if (run.folder / "report.html").exists() else name
         values = [run.metrics.get(name) for name in metrics]
-        cells += [f"<td>{'n/a' if value is None else f'{value:.3f}'}" for value in values]
-        rows.append("".join([*cells, f"<td>{run.seconds:.0f}", f"<td>{escape(run.metrics['checkpoint'])}"]))
+        cells = [escape(run.config["category"]), str(run.config["flags"]["seed"])]
+        cells += ["n/a" if value is None else f"{value:.3f}" for value in values]
+        head = f'<th scope="row">{link}<small>{place}</small><small>{weights}</small></th>'
+        rows.append(head + "".join(f"<td>{cell}</td>" for cell in [*cells, f"{run.seconds:.0f}"]))
     return f'<div id="runs">{table(rows)}</div>'
 
 
 def maps(runs: list[Run]) -> str:
-    """Some test pictures of a category: input, true mask, the map of every run in its own colours; the first seeds."""
+    """Some test pictures of a category: input, true mask, maps in each run's own colours, of the least seed."""
     first = min(run.config["flags"]["seed"] for run in runs)
     shown = [run for run in runs if run.config["flags"]["seed"] == first]
     try:
         category = find_category(Path(shown[0].config["flags"]["data"]), shown[0].config["category"])
     except (UserError, OSError) as error:
         return f'<p class="note">No pictures: {escape(str(error))}</p>'
-    rows = [
-        "".join(f'<th scope="col">{escape(word)}</th>' for word in ("input", "true mask", *(r.variant for r in shown)))
-    ]
+    known = [run.variant for run in shown]
+    names = [run.variant if known.count(run.variant) == 1 else run.name for run in shown]
+    rows = ["".join(f'<th scope="col">{escape(word)}</th>' for word in ("picture", "input", "true mask", *names))]
     for record in examples(category):
         image = read_image(record.path)
         mask = native_mask(record, image.shape[:2])
-        pictures = [small(image), "n/a" if mask is None else small(np.repeat(mask[..., None], 3, 2) * np.uint8(255))]
-        for run in shown:
+        pictures = {"input": image, "true mask": None if mask is None else np.uint8(255) * mask[..., None].repeat(3, 2)}
+        for run, name in zip(shown, names):
             path = run.folder / "evaluation" / "maps" / record.defect / f"{record.path.stem}.npy"
             found = np.load(path) if path.exists() else np.empty(0)
-            fits = found.shape == image.shape[:2]
-            pictures.append(small(overlay(image, found, *run.metrics["map_scale"])) if fits else "n/a")
-        name = escape(name_of(record))
-        rows.append("".join(f"<td>{p if p == 'n/a' else embed(p, 'picture', name)}</td>" for p in pictures))
-        rows[-1] += f"<td>{name}</td>"
-    return f'<div class="maps">{table(rows)}</div>'
+            fits = found.shape == image.shape[:2]  # pictures may have changed since
+            pictures[name] = overlay(image, found, *run.metrics["map_scale"]) if fits else None
+        place = name_of(record)
+        cells = ("n/a" if found is None else embed(small(found), kind, place) for kind, found in pictures.items())
+        rows.append(f'<th scope="row">{escape(place)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells))
+    return table(rows)
 
 
 def examples(category: Category) -> list[Record]:
@@ -140,10 +141,16 @@ def examples(category: Category) -> list[Record]:
 
 
 def small(image: np.ndarray) -> Image.Image:
-    """A picture, uint8 (H, W, 3), no longer than `SIDE`."""
-    scale = min(1.0, SIDE / max(image.shape[:2]))
+    """A picture, uint8 (H, W, 3), `SIDE` long."""
+    scale = SIDE / max(image.shape[:2])
     size = [max(1, round(scale * side)) for side in image.shape[1::-1]]
-    return Image.fromarray(image).resize(size, Image.Resampling.BOX)
+    return Image.fromarray(image).resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
 
 
 SCRIPT = """

@@ -14,6 +14,8 @@ import argparse
 import csv
 import importlib
 import io
+import os
+import shutil
 import sys
 from html import escape
 from pathlib import Path
@@ -53,9 +55,18 @@ def run_command(argv: list[str]) -> int:
         module.add_arguments(parser)
     arguments = parser.parse_args(argv[1:] if module else argv)
     refuse_existing(arguments.out, "give another name")
+    if not 0 <= arguments.seed < 2**63:
+        raise UserError(f"--seed takes 0 to 2^63 - 1; got {arguments.seed}")
     runs = open_runs(arguments.runs, arguments.data, arguments.device)
-    result = module.study(runs, arguments)
-    write(arguments.out, name, runs, result)
+    partial = arguments.out.with_name(f".{arguments.out.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # of a study that was killed
+        partial.mkdir(parents=True)  # now, and not after minutes of work
+        result = module.study(runs, arguments)
+        write(partial, name, runs, result)
+        os.replace(partial, arguments.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     print(text_table(result.rows))
     print("\n".join(result.notes))
     print(f"Page: {(arguments.out / 'index.html').resolve()}")
@@ -98,8 +109,7 @@ def shown(value) -> str:
 
 
 def write(out: Path, name: str, runs: list[Opened], result: Result) -> None:
-    """The three files of a study."""
-    out.mkdir(parents=True, exist_ok=True)
+    """The three files of a study, in a folder that is there."""
     about = {"study": name, **versions(), "runs": {run.name: str(run.folder.resolve()) for run in runs}}
     about |= {"settings": result.settings, "rows": result.rows, "notes": result.notes}
     write_json(out / "study.json", about)
@@ -107,17 +117,17 @@ def write(out: Path, name: str, runs: list[Opened], result: Result) -> None:
     writer = csv.DictWriter(text, list(result.rows[0]) if result.rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows(result.rows)
-    write_atomically(out / "rows.csv", lambda file: file.write(text.getvalue().encode()))
+    write_atomically(out / "rows.csv", lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
     head = "".join(f'<th scope="col">{escape(key.replace("_", " "))}</th>' for key in (result.rows or [{}])[0])
     lines = ("".join(f"<td>{escape(shown(value))}</td>" for value in row.values()) for row in result.rows)
     sections = {"Numbers": "".join(f'<p class="note">{escape(note)}</p>' for note in result.notes)}
     sections["Numbers"] += table([head, *lines]) if result.rows else ""
-    sections |= {heading: f'<div class="charts wide">{markup}</div>' for heading, markup in result.charts.items()}
+    sections |= {escape(word): f'<div class="charts wide">{markup}</div>' for word, markup in result.charts.items()}
     for heading, figures in result.figures.items():
         parts = ((embed_array(figure.picture, figure.caption), escape(figure.caption)) for figure in figures)
         markup = "".join(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>" for picture, caption in parts)
-        sections[heading] = f'<div class="portraits">{markup}</div>'
-    facts = {**{run.name: str(run.folder) for run in runs}, **result.settings, **versions()}
+        sections[escape(heading)] = f'<div class="portraits">{markup}</div>'
+    facts = {**{f"run {run.name}": str(run.folder) for run in runs}, **result.settings, **versions()}
     sections["Run"] = table(f'<th scope="row">{escape(str(k))}</th><td>{escape(str(v))}</td>' for k, v in facts.items())
     write_page(out / "index.html", f"{name}: {', '.join(run.name for run in runs)}", sections)
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -130,3 +131,22 @@ def small_run(tmp_path_factory, textures) -> Path:
     arguments = ["draem", "--data", root / "data", "--textures", textures, "--out", root / "run", *SMALL]
     assert main(list(map(str, arguments))) == 0
     return root / "run"
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A real Chromium without a window."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    quiet = ("quic", "background-networking", "component-update", "sync", "gpu")
+    flags = ["--headless=new", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    for flag in [*flags, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()

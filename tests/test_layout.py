@@ -25,9 +25,9 @@ ORDER = (
     {"methods"},
     {"data", "sample_data"},
     {"samples"},
-    {"run", "report", "distributed"},
+    {"run", "report", "distributed", "claims"},
     {"config"},
-    {"train", "evaluate", "predict", "synthesize", "benchmark", "site", "study", "studies"},
+    {"train", "evaluate", "predict", "synthesize", "benchmark", "site", "study", "studies", "summary"},
 )
 
 
