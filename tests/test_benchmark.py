@@ -133,7 +133,8 @@ def test_a_failed_cell_is_shown_and_the_others_go_on(finished):
     for row in rows[:2] + rows[4:]:
         folder = finished / row["variant"] / row["category"] / "seed-0"
         metrics = json.loads((folder / "run/evaluation/metrics.json").read_text())
-        assert {name: float(row[name]) for name in summary.METRICS} == {name: metrics[name] for name in summary.METRICS}
+        for name in summary.METRICS:
+            assert row[name] == str(metrics.get(name, ""))
         assert row["checkpoint"] == "step 6, the last" and float(row["train_seconds"]) > 0
     text = (finished / "summary.md").read_text()
     assert "| failed |" in text and "failed: --size takes multiples of 128" in text

@@ -6,11 +6,13 @@ A study is a module adref.studies.NAME with the functions
 of which the second raises UserError. `arguments.seed` is there for all of them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from adref.data import Category
 from adref.method import Method
@@ -42,3 +44,14 @@ class Result(NamedTuple):
     notes: list[str]  # sentences: what the numbers mean, and what they do not
     figures: dict[str, list[Figure]]  # heading -> pictures, a line each heading
     charts: dict[str, str]  # heading -> markup of report.chart
+
+
+def column(pictures: Sequence[np.ndarray], width: int) -> np.ndarray:
+    """Pictures, uint8 (h, w, 3) in any size, brought to one width and set one below the other, white between them."""
+    parts = []
+    for picture in map(Image.fromarray, pictures):
+        size = width, max(1, round(picture.height * width / picture.width))
+        # Enlarged pixels stay squares: a study may be about a single one.
+        filter = Image.Resampling.NEAREST if width > picture.width else Image.Resampling.BOX
+        parts += [np.asarray(picture.resize(size, filter)), np.full((4, width, 3), 255, np.uint8)]
+    return np.concatenate(parts[:-1])
