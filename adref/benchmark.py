@@ -28,7 +28,7 @@ from adref.data import find_categories, require_sound
 from adref.method import Method, Trainable
 from adref.methods import METHODS, find_method
 from adref.options import UserError, flag
-from adref.run import guarded, read_log, write_json
+from adref.run import find_device, guarded, read_log, write_json
 from adref.site import METRICS, clock
 from adref.summary import summarise
 
@@ -57,14 +57,14 @@ def run_command(argv: list[str]) -> int:
     """What `main` does when nothing goes wrong; 1 where a cell failed."""
     end = argv.index("--") if "--" in argv else len(argv)
     arguments, extra = parse_arguments(argv[:end]), argv[end + 1 :]
-    cells, out = plan(arguments, extra), arguments.out
+    cells, places, out = plan(arguments, extra), devices(arguments.device), arguments.out
     out.mkdir(parents=True, exist_ok=True)
     for cell in cells:
         begin(cell, arguments.retry)
     left = [cell for cell in cells if not cell.result.exists()]
     print(f"{len(cells)} cells, {len(cells) - len(left)} of them finished before. Folder: {out}")
     try:
-        work_off(left, devices(arguments.device), arguments.jobs, out)
+        work_off(left, places, arguments.jobs, out)
     finally:
         rows = summarise(out)
     failed = [row for row in rows if row["state"] == "failed"]
@@ -126,17 +126,21 @@ def plan(arguments: argparse.Namespace, extra: list[str]) -> list[Cell]:
         known = {key for method in methods.values() for key in known_flags(method)}
         if name not in known:
             option_tools.refuse_unknown(flag(name), known)
+    values = {key: ",".join(words) for key, words in given.items()}
+    run_flags = {key: value for key, value in values.items() if key in option_tools.names(Flags)}
+    for seed in arguments.seeds:
+        option_tools.replace(Flags(), {**run_flags, "seed": seed})
     for name, preset, ablation in variants:
-        method, changes = methods[name], {key: ",".join(values) for key, values in given.items()}
-        changes = {key: value for key, value in changes.items() if key in option_tools.names(method.Options)}
+        method = methods[name]
+        changes = {key: value for key, value in values.items() if key in option_tools.names(method.Options)}
         option_tools.build(method.Options, method.presets, method.ablations, preset, ablation, changes)
     cells = []
     for seed, (category, root) in itertools.product(dict.fromkeys(arguments.seeds), roots.items()):
         for name, preset, ablation in variants:
             argv = [name, "--data", os.path.abspath(root), "--category", category, "--seed", str(seed)]
             argv += ["--preset", preset, *(["--ablation", ablation] if ablation else [])]
-            for key, values in given.items():
-                argv += [flag(key), *values] if key in known_flags(methods[name]) else []
+            for key, words in given.items():
+                argv += [flag(key), *words] if key in known_flags(methods[name]) else []
             variant = "-".join(part for part in (name, preset, ablation) if part)
             cells.append(Cell(arguments.out / variant / category / f"seed-{seed}", tuple(argv)))
     return cells
@@ -203,7 +207,9 @@ def begin(cell: Cell, retry: bool) -> None:
 
 
 def devices(names: list[str]) -> list[str]:
-    """Devices of cells: every GPU, or the CPU, for auto."""
+    """Devices of cells: every GPU, or the CPU, for auto. Raises UserError for one that is not there."""
+    for name in names:
+        find_device(name)
     every = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
     return every if names == ["auto"] else names
 

@@ -91,7 +91,10 @@ def test_a_flag_goes_to_the_methods_that_know_it(roots, tmp_path):
         ("--methods draem -- --epochs 0.5", "--epochs takes a whole number; got '0.5'"),
         ("--methods draem -- --seed 3", "--seed stands before --"),
         ("--methods draem -- 5", "what follows -- are flags of adref.train; got '5'"),
+        ("--methods draem -- --holdout 2", "--holdout takes 0 to 0.9; got 2"),
         ("--seeds x", "invalid int value"),
+        ("--seeds 0 -3", "--seed takes 0 to"),
+        ("--device tpu", "--device takes auto, cpu, cuda"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(words, said, roots, tmp_path, capsys):

@@ -202,8 +202,9 @@ def test_training_refuses_a_bad_data_set_with_the_words_of_the_check(data, textu
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("module", ["adref.train", "adref.evaluate", "adref.predict", "adref.data"])
-def test_help_of_every_command(module):
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "data", "synthesize", "benchmark", "study", "site"])
+def test_help_of_every_command(name):
+    module = f"adref.{name}"
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and f"python -m {module}" in done.stdout and not done.stderr
     if module == "adref.train":  # meaning, default and source of each option
