@@ -387,6 +387,7 @@ dd b, .confusion td b { font-size: 28px; font-weight: 600; display: block } #Run
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 15px }
 th, td { text-align: right; padding: 8px; border-bottom: 1px solid var(--rule); vertical-align: top; font-weight: 500 }
 tr > :first-child, #Run td, caption { text-align: left } td, td b { font-weight: 400 } #Defects td { min-width: 92px }
+#Numbers td { overflow-wrap: break-word }
 .split { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 16px 48px }
 .confusion { table-layout: fixed } .confusion td { border-top: 3px solid var(--kind, transparent) }
 .hit { --kind: var(--hit) } .miss { --kind: var(--miss) } .false { --kind: var(--false) }

@@ -104,7 +104,9 @@ def text_table(rows: list[dict]) -> str:
 
 
 def shown(value) -> str:
-    """A number with four digits, text as it is, "n/a" for None."""
+    """A number with four digits, a whole one in groups of three, text as it is, "n/a" for None."""
+    if type(value) is int:
+        return f"{value:,}"
     return "n/a" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -126,7 +128,10 @@ def write(out: Path, name: str, runs: list[Opened], result: Result) -> None:
     for heading, figures in result.figures.items():
         parts = ((embed_array(figure.picture, figure.caption), escape(figure.caption)) for figure in figures)
         markup = "".join(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>" for picture, caption in parts)
-        sections[escape(heading)] = f'<div class="portraits">{markup}</div>'
+        line = min(max(len(figures), 1), 8)  # what stands in a line where the page is wide
+        least = f"clamp(110px, calc(100% / {line} - 16px), 150px)"
+        style = f"grid-template-columns:repeat(auto-fill,minmax({least},1fr))"
+        sections[escape(heading)] = f'<div class="portraits" style="{style}">{markup}</div>'
     facts = {**{f"run {run.name}": str(run.folder) for run in runs}, **result.settings, **versions()}
     sections["Run"] = table(f'<th scope="row">{escape(str(k))}</th><td>{escape(str(v))}</td>' for k, v in facts.items())
     write_page(out / "index.html", f"{name}: {', '.join(run.name for run in runs)}", sections)
