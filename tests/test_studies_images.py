@@ -679,7 +679,7 @@ def test_anomalies_of_another_run(data):
     found = study_reconstruction(runs, anomaly_from="b")
     assert found.settings["anomaly_from"] == "b" and found.notes[0].startswith("5 anomalies of b (fake) on normal")
     with pytest.raises(
-        UserError, match=r"a \(fake\) draws no anomaly that leaves a part of a picture clean; --anomaly"
+        UserError, match=r"^a \(fake\) draws no anomaly that leaves a part of a picture clean; --anomaly"
     ):
         study_reconstruction(runs)
 
@@ -699,8 +699,10 @@ def test_methods_that_draw_no_anomalies_say_so(data, textures, tmp_path, capsys)
     capsys.readouterr()
     runs = {name: str(tmp_path / name) for name in small}
     words = ["--out", str(tmp_path / "out"), "--n", "6", "--device", "cpu"]
-    for name, text in (("noise_to_norm", "draws no anomaly that leaves a part of a picture clean; --anomaly-from"),
-                       ("vit_autoencoder", "trains on clean pictures alone")):  # fmt: skip
+    for name, text in (
+        ("noise_to_norm", "draws no anomaly that leaves a part of a picture clean; --anomaly-from"),
+        ("vit_autoencoder", "trains on clean pictures alone: there is nothing to draw; --anomaly-from"),
+    ):
         assert main(["reconstruction", runs[name], *words]) == 2
         assert text in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert main(["reconstruction", *runs.values(), *words, "--anomaly-from", "draem"]) == 0

@@ -94,16 +94,18 @@ def draw_anomalies(runs: list[Opened], source: Opened, count: int, seed: int) ->
         raise UserError(f"{source.category.name} has no normal picture that no run trained on")
     sources, _ = open_sources(source.method, unseen, flags[source.name])
     drawn = draw_examples(source.method, sources._replace(stage=source.method.stages[0], journal=[]), seed)
-    found = []
-    for _, (example, _) in zip(range(TRIES * count), drawn):
-        if example and not (example.pictures["mask"] > 0).all():  # noise, for one, is everywhere
-            found.append(example.pictures)
-        if len(found) == count:
-            break
+    found, remedy = [], "--anomaly-from takes the name of another run"
+    try:
+        for _, (example, _) in zip(range(TRIES * count), drawn):
+            if example and not (example.pictures["mask"] > 0).all():  # noise, for one, is everywhere
+                found.append(example.pictures)
+            if len(found) == count:
+                break
+    except UserError as error:
+        raise UserError(f"{source.name}: {error}; {remedy}") from None
     if not found:
         method = source.config["method"]
-        raise UserError(f"{source.name} ({method}) draws no anomaly that leaves a part of a picture clean; "
-                        "--anomaly-from takes the name of a run that does")  # fmt: skip
+        raise UserError(f"{source.name} ({method}) draws no anomaly that leaves a part of a picture clean; {remedy}")
     return found
 
 
