@@ -39,7 +39,7 @@ Algorithms and tables
     (Algorithm S1) the same on DDIM's deterministic steps                    SDAS.sample
 
 Not built
-    Table S6, Frechet and perceptual distances of the pictures: its values are not in the text at hand.
+    Table S6, whose values are not in the text at hand; adref.study synthesis has Frechet distances, no perceptual ones.
 """
 
 import copy

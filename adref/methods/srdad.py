@@ -51,7 +51,6 @@ Algorithms and tables
 
 Not built
     Tables 1 to 3 and all curves: the text at hand has no numbers of them to stand beside ours.
-    Studies of tiny anomalies, blur and noise, t-SNE and multiply-adds (its sections behind table 4).
     Blending with OpenCV's seamlessClone in place of the exact solution of equation 5.
 """
 

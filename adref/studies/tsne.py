@@ -75,9 +75,8 @@ def study(runs: list[Opened], arguments: argparse.Namespace) -> Result:
         labels = np.repeat(found, [len(groups[kind]) for kind in found])
         if len(labels) < 5 or len(found) < 2:
             raise UserError(f"{run.name}: a map needs two kinds and five pictures; there are {words}")
-        features = np.concatenate([groups[kind] for kind in found])
-        points = standardised(features)
-        if not np.isfinite(features).all() or points.shape[1] == 0:
+        points = standardised(np.concatenate([groups[kind] for kind in found]))
+        if points.shape[1] == 0:
             raise UserError(f"{run.name}: features of {layers[run.name]} are not finite, or alike in all pictures")
         perplexity = min(arguments.perplexity, (len(labels) - 1) / 3)
         embedding, divergence = exact_tsne(points, perplexity)
@@ -192,7 +191,10 @@ def pooled(output: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def standardised(features: np.ndarray) -> np.ndarray:
-    """Features (N, D), each column with mean 0 and standard deviation 1; without those that do not vary."""
+    """Features (N, D), each column with mean 0 and standard deviation 1; without those that do not vary.
+
+    No column is left where a number is not finite.
+    """
     deviation = features.std(axis=0)
     varied = deviation > 1e-12 * np.abs(features).max()
     return (features - features.mean(axis=0))[:, varied] / deviation[varied]
