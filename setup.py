@@ -23,7 +23,7 @@ setup(
         "onnx": ONNX,
         # what the scripts under tools/ compare with
         "peers": [
-            "scikit-learn>=1.4",
+            "scikit-learn>=1.5",
             "scikit-image>=0.22",
             "opencv-python-headless>=4.8",
             "pytorch-msssim>=1.0",
