@@ -63,6 +63,7 @@ def aggregate(rows: list[dict], published: dict) -> list[dict]:
         own = [row for row in rows if row["variant"] == variant]
         categories = list(dict.fromkeys(row["category"] for row in own))
         for metric in METRICS:
+            without = {row["category"] for row in own if row["state"] == "done" and row[metric] is None}  # no masks
             by_seed = {}
             for category in categories:
                 found = {row["seed"]: row[metric] for row in own
@@ -70,7 +71,8 @@ def aggregate(rows: list[dict], published: dict) -> list[dict]:
                 lines.append(line(own[0], category, metric, list(found.values()), published, categories))
                 for seed, value in found.items():
                     by_seed.setdefault(seed, []).append(value)
-            complete = [statistics.fmean(values) for values in by_seed.values() if len(values) == len(categories)]
+            count = len(set(categories) - without)
+            complete = [statistics.fmean(values) for values in by_seed.values() if len(values) == count]
             if len(categories) > 1:
                 lines.append(line(own[0], "mean", metric, complete, published, categories))
     return lines
@@ -145,7 +147,8 @@ def written(entry: dict | None, states: list[str]) -> str:
 NOTE = (
     "Mean ± standard deviation over seeds (their number); in brackets the published number, always of the paper's full "
     "size, found by the category's name, and the gap to it. A mean takes the seeds that finished every category of its "
-    "column. Nothing was selected on test images: every cell is of the step that its row names."
+    "column, but for categories without masks. Nothing was selected on test images: every cell is of the step that its "
+    "row names."
 )
 
 

@@ -284,7 +284,10 @@ def test_a_metric_that_a_category_cannot_have():
     rows = [cell("draem", "plain", 0, None), cell("draem", "masked", 0, 0.5)]
     lines = summary.aggregate(rows, {})
     table = summary.grid(rows, lines, "image_auroc")
-    assert table == [["category", "draem-paper"], ["plain", "n/a"], ["masked", "0.500"], ["mean", "n/a"]]
+    assert table == [["category", "draem-paper"], ["plain", "n/a"], ["masked", "0.500"], ["mean", "0.500"]]
+    rows[0]["state"] = "failed"  # it could have had it
+    table = summary.grid(rows, summary.aggregate(rows, {}), "image_auroc")
+    assert [cells[1] for cells in table[1:]] == ["failed", "0.500", "n/a"]
     assert summary.grid(rows, lines, "pixel_auroc") == []
 
 
