@@ -19,7 +19,7 @@ setup(
     install_requires=["torch>=2.2", "numpy>=1.26", "pillow>=10.1", "scipy>=1.11"],
     extras_require={
         # selenium drives a real browser, where Chromium and its driver are installed, to test report.html
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "selenium>=4.15", *ONNX],
+        "test": ["pytest>=8", "pytest-xdist>=3.8", "ruff>=0.6", "selenium>=4.15", *ONNX],
         "onnx": ONNX,
         # what the scripts under tools/ compare with
         "peers": [

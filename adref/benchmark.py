@@ -64,7 +64,7 @@ def run_command(argv: list[str]) -> int:
     left = [cell for cell in cells if not cell.result.exists()]
     print(f"{len(cells)} cells, {len(cells) - len(left)} of them finished before. Folder: {out}")
     try:
-        work_off(left, places, arguments.jobs, out)
+        work_off(left, places, arguments, out)
     finally:
         rows = summarise(out)
     failed = [row for row in rows if row["state"] == "failed"]
@@ -92,7 +92,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
                         help="cells beside the plain ones, of the methods that have them")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of all cells")
     parser.add_argument("--device", nargs="+", default=["auto"], help="auto is every GPU, or the CPU [auto]")
-    parser.add_argument("--jobs", type=int, help="cells at once [one a device]; on a CPU they share its cores")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="cells at once [one a GPU; on a CPU as many as it has room for]"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N",
+                        help="of a cell on a CPU; another number changes the last digits of all numbers [1]")  # fmt: skip
     parser.add_argument("--retry", action="store_true", help="try failed cells again")
     return parser.parse_args(argv)
 
@@ -106,8 +110,9 @@ def plan(arguments: argparse.Namespace, extra: list[str]) -> list[Cell]:
     Raises:
         UserError: a method, preset, ablation, category or flag that there is not, or data that cannot be read.
     """
-    if arguments.jobs is not None and arguments.jobs < 1:
-        raise UserError(f"--jobs takes a number above 0; got {arguments.jobs}")
+    for name in ("jobs", "threads"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise UserError(f"--{name} takes a number above 0; got {value}")
     roots = find_roots(arguments.data, arguments.categories)
     variants, given = [], flags_of(extra)
     for word in dict.fromkeys(arguments.methods):
@@ -214,13 +219,14 @@ def devices(names: list[str]) -> list[str]:
     return every if names == ["auto"] else names
 
 
-def work_off(cells: list[Cell], places: list[str], jobs: int | None, out: Path) -> None:
+def work_off(cells: list[Cell], places: list[str], arguments: argparse.Namespace, out: Path) -> None:
     """Runs cells, each in a process of its own, which may die alone; returns when all have a result.
 
     Cells that others have claimed are looked at again, until they are finished or their claims are dead.
     """
-    jobs = jobs or len(places)
-    threads = max(1, torch.get_num_threads() // jobs)
+    jobs, threads = arguments.jobs or len(places), arguments.threads
+    if arguments.jobs is None and places == ["cpu"]:
+        jobs = max(1, (os.cpu_count() or 1) // threads)
     context, running, began = multiprocessing.get_context("spawn"), {}, time.monotonic()
     waiting, total, said = list(cells), len(cells), False
 
