@@ -92,11 +92,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
                         help="cells beside the plain ones, of the methods that have them")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of all cells")
     parser.add_argument("--device", nargs="+", default=["auto"], help="auto is every GPU, or the CPU [auto]")
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="cells at once [one a GPU; on a CPU as many as it has room for]"
-    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="cells at once [one a GPU, or one a core of the CPU]")
     parser.add_argument("--threads", type=int, default=1, metavar="N",
-                        help="of a cell on a CPU; another number changes the last digits of all numbers [1]")  # fmt: skip
+                        help="of a cell on a CPU; another number changes last digits [1]")  # fmt: skip
     parser.add_argument("--retry", action="store_true", help="try failed cells again")
     return parser.parse_args(argv)
 
