@@ -11,10 +11,12 @@ import json
 import multiprocessing
 import os
 import shlex
+import shutil
 import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,12 +25,12 @@ import torch
 from adref import options as option_tools
 from adref import train
 from adref.claims import ELSEWHERE, claimed, is_free, put
-from adref.config import Flags
+from adref.config import FREE_ON_RESUME, PATHS, Flags
 from adref.data import find_categories, require_sound
 from adref.method import Method, Trainable
 from adref.methods import METHODS, find_method
 from adref.options import UserError, flag
-from adref.run import find_device, guarded, read_log, write_json
+from adref.run import find_device, guarded, load_checkpoint, read_json, read_log, write_json
 from adref.site import METRICS, clock
 from adref.summary import summarise
 
@@ -62,14 +64,18 @@ def run_command(argv: list[str]) -> int:
     for cell in cells:
         begin(cell, arguments.retry)
     left = [cell for cell in cells if not cell.result.exists()]
-    print(f"{len(cells)} cells, {len(cells) - len(left)} of them finished before. Folder: {out}")
+    print(f"{len(cells)} cells, {len(cells) - len(left)} of them ended before. Folder: {out}")
     try:
         work_off(left, places, arguments, out)
     finally:
         rows = summarise(out)
-    failed = [row for row in rows if row["state"] == "failed"]
-    for row in failed:
+    own = {cell.folder.relative_to(out).parts for cell in cells}
+    failed = [row for row in rows if row["state"] == "failed"
+              and (row["variant"], row["category"], f"seed-{row['seed']}") in own]  # fmt: skip
+    for row in failed:  # --retry is for these
         print(f"failed: {row['variant']} {row['category']} seed {row['seed']}: {row['reason']}", file=sys.stderr)
+    if failed:
+        print("Failed cells are tried again with --retry", file=sys.stderr)
     print(f"Table: {(out / 'index.html').resolve()}")
     return 1 if failed else 0
 
@@ -84,7 +90,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     scoring = [name for name, method in METHODS.items() if issubclass(method, Method)]
     parser.add_argument("--methods", nargs="+", metavar="M", default=scoring,
                         help=f"METHOD or METHOD:PRESET; of {', '.join(scoring)} [all]")  # fmt: skip
-    parser.add_argument("--data", nargs="+", type=Path, metavar="ROOT", required=True, help="folders of data sets")
+    parser.add_argument("--data", nargs="+", metavar="ROOT", required=True, help="folders of data sets")
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="[all that the folders have]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="[0]")
     parser.add_argument("--preset", default="paper", help="of methods that are named without one [paper]")
@@ -111,11 +117,17 @@ def plan(arguments: argparse.Namespace, extra: list[str]) -> list[Cell]:
     for name in ("jobs", "threads"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise UserError(f"--{name} takes a number above 0; got {value}")
-    roots = find_roots(arguments.data, arguments.categories)
+    if arguments.out.resolve() == Path.cwd() or (arguments.out.exists() and not arguments.out.is_dir()):
+        raise UserError(f"--out takes a folder of its own; got {arguments.out}")
+    if "" in arguments.data:
+        raise UserError("--data takes paths; got an empty name")
+    roots = find_roots([Path(root) for root in arguments.data], arguments.categories)
     variants, given = [], flags_of(extra)
     for word in dict.fromkeys(arguments.methods):
         name, _, preset = word.partition(":")
         method = find_method(name)
+        if word.endswith(":"):
+            raise UserError(f"--methods: {word} names no preset")
         if not issubclass(method, Method):
             raise UserError(f"--methods: {name} scores no images")
         own = [ablation for ablation in arguments.ablations if ablation in method.ablations]
@@ -167,19 +179,32 @@ def find_roots(roots: list[Path], wanted: list[str] | None) -> dict[str, Path]:
 
 
 def flags_of(words: list[str]) -> dict[str, list[str]]:
-    """What follows `--`: name of a flag of adref.train -> its values."""
-    found, name = {}, None
+    """What follows `--`: name of a flag of adref.train -> its values.
+
+    Raises:
+        UserError: what is no flag, a flag of the benchmark itself, or a file that is not there.
+    """
+    if words and not words[0].startswith("--"):
+        raise UserError(f"what follows -- are flags of adref.train; got {words[0]!r}")
+    found = grouped(words)
+    for name, values in found.items():
+        if name in (*OWN_FLAGS, "out", "resume", "preset", "ablation"):
+            raise UserError(f"{flag(name)} stands before --: every cell has its own")
+        path = ",".join(values)
+        if name in PATHS and not Path(path).exists() and (name, path) != ("backbone_weights", "random"):
+            raise UserError(f"{flag(name)}: there is no {path or 'empty name'}")
+    return found
+
+
+def grouped(words: Sequence[str]) -> dict[str, list[str]]:
+    """Flags and their values: `--a=1 --b-c 2 3` -> a: 1, b_c: 2, 3."""
+    found: dict[str, list[str]] = {}
     for word in words:
         if word.startswith("--"):
             name, _, value = word[2:].partition("=")
-            name = name.replace("-", "_")
-            if name in (*OWN_FLAGS, "out", "resume", "preset", "ablation"):
-                raise UserError(f"{flag(name)} stands before --: every cell has its own")
-            found[name] = [value] if value else []
-        elif name is None:
-            raise UserError(f"what follows -- are flags of adref.train; got {word!r}")
+            values = found[name.replace("-", "_")] = [value] if value else []
         else:
-            found[name].append(word)
+            values.append(word)
     return found
 
 
@@ -199,11 +224,40 @@ def begin(cell: Cell, retry: bool) -> None:
     path = cell.folder / "cell.json"
     if put(path, json.dumps({"argv": cell.argv})):
         return
-    if (before := json.loads(path.read_text())["argv"]) != list(cell.argv):
-        raise UserError(f"{cell.folder} was made with {shlex.join(before)}, now {shlex.join(cell.argv)}; "
-                        "give another --out")  # fmt: skip
-    if retry and cell.result.exists() and json.loads(cell.result.read_text())["state"] == "failed":
+    before, state = read_json(path, "argv")["argv"], None
+    if cell.result.exists():
+        state = read_json(cell.result, "state", "reason")["state"]
+    run = cell.folder / "run"
+    old, new = meaning(before), meaning(cell.argv)
+    if old != new:
+        if run.exists():
+            ours, theirs = (spoken({key: words for key, words in some.items() if other.get(key) != words})
+                            for some, other in ((new, old), (old, new)))  # fmt: skip
+            raise UserError(f"{cell.folder} was made with {theirs}, now {ours}; give another --out")
+        write_json(path, {"argv": cell.argv})  # nothing was trained
+        retry = True
+    if retry and state == "failed":
         cell.result.unlink()
+        try:
+            load_checkpoint(run)
+        except UserError:  # from the beginning
+            shutil.rmtree(run, ignore_errors=True)
+
+
+def meaning(argv: Sequence[str]) -> dict[str, list[str]]:
+    """The flags of adref.train, without those that a resumed run may be given anew."""
+    return {name: words for name, words in grouped(argv[1:]).items() if name not in FREE_ON_RESUME}
+
+
+def resumed(argv: Sequence[str]) -> list[str]:
+    """The command line with which a cell goes on."""
+    free = {name: words for name, words in grouped(argv[1:]).items() if name in FREE_ON_RESUME}
+    return ["--resume", *(word for name, words in free.items() for word in (flag(name), *words))]
+
+
+def spoken(flags: dict[str, list[str]]) -> str:
+    """Flags as they are typed."""
+    return shlex.join(word for name, words in flags.items() for word in (flag(name), *words)) or "the defaults"
 
 
 # -- work -------------------------------------------------------------------------------------------------------------
@@ -230,7 +284,7 @@ def work_off(cells: list[Cell], places: list[str], arguments: argparse.Namespace
 
     def stop(*_) -> None:
         for process, _ in running.values():
-            os.kill(process.pid, signal.SIGINT)
+            process.terminate()  # it saves
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
@@ -246,7 +300,8 @@ def work_off(cells: list[Cell], places: list[str], arguments: argparse.Namespace
                     running[slot] = process, cell
             if waiting and not running:
                 if not said:
-                    print(f"{len(waiting)} cells are claimed by other processes; waiting for them", flush=True)
+                    print(f"waiting for {len(waiting)} cells that other processes have claimed, such as "
+                          f"{waiting[0].folder}", flush=True)  # fmt: skip
                 said = True
                 time.sleep(1)
             for slot, (process, cell) in list(running.items()):
@@ -281,7 +336,7 @@ def work(cell: Cell, device: str, threads: int | None) -> None:
         if threads:
             torch.set_num_threads(threads)
         run = cell.folder / "run"
-        argv = ["--resume"] if (run / "config.json").exists() else list(cell.argv)
+        argv = resumed(cell.argv) if (run / "config.json").exists() else list(cell.argv)
         try:
             code = train.main([*argv, "--out", str(run), "--device", device])
         except Exception as error:  # whatever it is, the other cells go on

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ def claimed(folder: Path) -> Iterator[bool]:
     the next number; nobody ever removes one, so that two who find it dead at once cannot both win. A claim is dead
     when its process is gone, or, on another machine, when its file has not been touched for `PATIENCE` seconds.
     """
-    last, own = last_claim(folder), {"host": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())}
+    last, own = last_claim(folder), {"machine": machine(), "pid": os.getpid(), "started": started(os.getpid())}
     if last and not is_dead(folder / f"claim.{last}"):
         yield False
         return
@@ -46,7 +47,7 @@ def claimed(folder: Path) -> Iterator[bool]:
 
 def put(path: Path, text: str) -> bool:
     """Makes a file, whole from the moment it exists; False where there is one: of several processes one makes it."""
-    draft = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}")
+    draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     draft.write_text(text)
     try:
         os.link(draft, path)
@@ -59,19 +60,32 @@ def put(path: Path, text: str) -> bool:
 
 def last_claim(folder: Path) -> int:
     """Number of the newest claim, 0 where there is none."""
-    return max((int(path.suffix[1:]) for path in folder.glob("claim.*")), default=0)
+    numbers = (path.suffix[1:] for path in folder.glob("claim.*"))
+    return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
 
 def is_dead(claim: Path) -> bool:
-    """Whether nobody works under a claim any more."""
-    owner = json.loads(claim.read_text())
-    if owner["host"] == socket.gethostname():
-        return started(owner["pid"]) != owner["started"]
-    probe = claim.with_name(f".now-{socket.gethostname()}-{os.getpid()}")
+    """Whether nobody works under a claim any more; one that cannot be read is no claim."""
+    try:
+        owner = json.loads(claim.read_text())
+        if owner["machine"] == machine():
+            return started(owner["pid"]) != owner["started"]
+    except (ValueError, KeyError, TypeError):
+        return True
+    probe = claim.with_name(f".now-{uuid.uuid4().hex}")
     probe.touch()  # the clock of the machine that holds the files
     now = probe.stat().st_mtime
     probe.unlink()
     return now - claim.stat().st_mtime > PATIENCE
+
+
+def machine() -> str:
+    """The name of this machine, when it was started, and its table of processes: containers may share all but that."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # a system without /proc
+        return socket.gethostname()
 
 
 def started(pid: int) -> str | None:

@@ -13,6 +13,7 @@ import os
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -109,12 +110,13 @@ def write_page(path, title: str, sections: dict[str, str], script: str = "", dat
 
     Args:
         title: text of the heading.
-        sections: name -> markup, linked at the top; empty ones are left out.
+        sections: name (text) -> markup, linked at the top; empty ones are left out.
         script: runs at the end, and alone: a digest of it is in the page's policy.
         data: what the script reads as JSON from the element of the id "data".
     """
-    links = "".join(f'<a href="#{name}">{name}</a>' for name, part in sections.items() if part)
-    body = "".join(f'<section id="{k}"><h2>{k}</h2>{part}</section>\n' for k, part in sections.items() if part)
+    shown = {name: (escape(name), part) for name, part in sections.items() if part}
+    links = "".join(f'<a href="#{quote(name)}">{text}</a>' for name, (text, _) in shown.items())
+    body = "".join(f'<section id="{text}"><h2>{text}</h2>{part}</section>\n' for text, part in shown.values())
     # No name can end the script element; the policy lets this one script run and nothing load, a second wall.
     data = json.dumps(data).replace("<", "\\u003c")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -122,6 +124,7 @@ def write_page(path, title: str, sections: dict[str, str], script: str = "", dat
     note = "<noscript>What answers to a click needs JavaScript; all other numbers stand as they are.</noscript>"
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="generator" content="adref">
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <title>{escape(title)}</title><style>{STYLE}</style></head>
 <body><header><h1>{escape(title)}</h1><nav aria-label="Sections">{links}</nav></header>

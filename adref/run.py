@@ -92,6 +92,21 @@ def write_json(path: Path, value) -> None:
     write_atomically(path, lambda file: file.write(text.encode(errors="surrogateescape")))
 
 
+def read_json(path: Path, *keys: str) -> dict:
+    """What `write_json` wrote.
+
+    Raises:
+        UserError: the file is damaged, or one of the keys is not there.
+    """
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict) or (missing := [key for key in keys if key not in value]):
+            raise ValueError(f"it has no {missing[0]}" if isinstance(value, dict) else "it is no object")
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and run the command again") from None
+    return value
+
+
 def _plain(value):
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}

@@ -4,11 +4,11 @@ A table that sorts, with links to every report, and for each category some test 
 """
 
 import argparse
-import json
 import sys
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,7 @@ from adref.data import Category, Record, find_category, read_image
 from adref.evaluate import name_of, native_mask
 from adref.options import Parser, UserError
 from adref.report import LABELS, embed, label, overlay, table, write_page
-from adref.run import guarded, read_config, read_log
+from adref.run import guarded, read_config, read_json, read_log
 
 # All but the best F1, whose threshold is chosen on test images, and with RealNet's own reading of PRO.
 METRICS = [*(name for name in LABELS if name != "image_best_f1"), "aupro_0.3_realnet"]
@@ -54,6 +54,9 @@ def run_command(folder: Path) -> int:
         raise UserError(f"{folder} is no folder")
     if (folder / "summary.json").exists():
         raise UserError(f"{folder} is a benchmark's, whose command writes this page, tables included")
+    page = folder / "index.html"
+    if page.exists() and 'name="generator" content="adref"' not in page.read_text(errors="replace"):
+        raise UserError(f"{page} is not of this command; move it away")
     if not find_runs(folder):
         raise UserError(f"{folder} has no evaluated run: no evaluation/metrics.json below it")
     print(f"Site: {write_site(folder, {}).resolve()}")
@@ -65,10 +68,13 @@ def find_runs(folder: Path) -> list[Run]:
     runs = []
     for path in sorted(folder.glob("**/evaluation/metrics.json")):
         run = path.parent.parent
-        if (run / "config.json").exists():
-            seconds = sum(line["seconds"] for line in read_log(run))
-            place = str(run.relative_to(folder))
-            runs.append(Run(run, place, read_config(run), json.loads(path.read_text()), seconds))
+        try:
+            config, metrics = read_config(run), read_json(path, "checkpoint", "map_scale")
+        except UserError as error:  # the others are shown
+            print(f"note: left out: {error}", file=sys.stderr)
+            continue
+        seconds = sum(line["seconds"] for line in read_log(run))
+        runs.append(Run(run, str(run.relative_to(folder)), config, metrics, seconds))
     return runs
 
 
@@ -94,7 +100,7 @@ def run_table(runs: list[Run]) -> str:
     rows = ["".join(f'<th scope="col"><button>{escape(head)}</button></th>' for head in heads)]
     for run in runs:
         name, place, weights = map(escape, (run.variant, run.name, run.metrics["checkpoint"]))
-        link = f'<a href="{place}/report.html">{name}</a>' if (run.folder / "report.html").exists() else name
+        link = f'<a href="{quote(run.name)}/report.html">{name}</a>' if (run.folder / "report.html").exists() else name
         values = [run.metrics.get(name) for name in metrics]
         cells = [escape(run.config["category"]), str(run.config["flags"]["seed"])]
         cells += ["n/a" if value is None else f"{value:.3f}" for value in values]

@@ -24,7 +24,17 @@ from adref import options as option_tools
 from adref.data import find_category, require_sound
 from adref.options import UserError
 from adref.report import embed_array, table, write_page
-from adref.run import find_device, guarded, load, read_config, refuse_existing, versions, write_atomically, write_json
+from adref.run import (
+    find_device,
+    guarded,
+    load,
+    load_checkpoint,
+    read_config,
+    refuse_existing,
+    versions,
+    write_atomically,
+    write_json,
+)
 from adref.studies import Opened, Result
 
 NAMES = ("tiny", "robustness", "tsne", "reconstruction", "complexity", "synthesis")
@@ -74,7 +84,7 @@ def run_command(argv: list[str]) -> int:
 
 
 def open_runs(folders: list[Path], data: Path | None, device: str) -> list[Opened]:
-    """Finished runs, by names that differ.
+    """Runs by names that differ, as short as can be.
 
     Raises:
         UserError: no run, data that are not there, or the same run twice.
@@ -82,7 +92,9 @@ def open_runs(folders: list[Path], data: Path | None, device: str) -> list[Opene
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("the same RUN is named twice")
     place, opened, known = find_device(device), [], {}
-    names = [folder.resolve().name for folder in folders]
+    parts = [folder.resolve().parts for folder in folders]
+    names = [next("/".join(own[-k:]) for k in range(1, len(own) + 1) if [p[-k:] for p in parts].count(own[-k:]) == 1)
+             for own in parts]  # fmt: skip
     for folder, name in zip(folders, names):
         config, method = read_config(folder), load(folder, str(place))
         key = str(data or config["flags"]["data"]), config["category"]
@@ -91,8 +103,9 @@ def open_runs(folders: list[Path], data: Path | None, device: str) -> list[Opene
                 raise UserError(f"the data set {key[0]} is not there; --data takes where it is now")
             known[key] = find_category(Path(key[0]), config["category"])
             require_sound(known[key])
-        unique = name if names.count(name) == 1 else str(folder)
-        opened.append(Opened(unique, folder, config, method, known[key], place))
+        if "calibration" not in load_checkpoint(folder):
+            print(f"note: {folder} has not finished training", file=sys.stderr)
+        opened.append(Opened(name, folder, config, method, known[key], place))
     return opened
 
 
@@ -131,7 +144,7 @@ def write(out: Path, name: str, runs: list[Opened], result: Result) -> None:
         line = min(max(len(figures), 1), 8)  # what stands in a line where the page is wide
         least = f"clamp(110px, calc(100% / {line} - 16px), 150px)"
         style = f"grid-template-columns:repeat(auto-fill,minmax({least},1fr))"
-        sections[escape(heading)] = f'<div class="portraits" style="{style}">{markup}</div>'
+        sections[heading] = f'<div class="portraits" style="{style}">{markup}</div>'
     facts = {**{f"run {run.name}": str(run.folder) for run in runs}, **result.settings, **versions()}
     sections["Run"] = table(f'<th scope="row">{escape(str(k))}</th><td>{escape(str(v))}</td>' for k, v in facts.items())
     write_page(out / "index.html", f"{name}: {', '.join(run.name for run in runs)}", sections)

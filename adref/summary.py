@@ -3,13 +3,12 @@
 import csv
 import fcntl
 import io
-import json
 import statistics
 from html import escape
 from pathlib import Path
 
 from adref.report import label, table
-from adref.run import write_atomically, write_json
+from adref.run import read_json, write_atomically, write_json
 from adref.site import METRICS, clock, write_site
 
 
@@ -33,9 +32,11 @@ def read_cells(out: Path) -> list[dict]:
     rows = []
     for path in sorted(out.glob("*/*/seed-*/cell.json")):
         variant, category, seed = path.parent.relative_to(out).parts
-        argv = json.loads(path.read_text())["argv"]
+        if not seed.removeprefix("seed-").isdecimal():  # somebody's copy
+            continue
+        argv = read_json(path, "argv")["argv"]
         result = path.with_name("result.json")
-        found = json.loads(result.read_text()) if result.exists() else {"state": "open", "reason": "not finished"}
+        found = read_json(result, "state", "reason") if result.exists() else {"state": "open", "reason": "not finished"}
         preset, ablation = (argv[argv.index(word) + 1] if word in argv else None for word in ("--preset", "--ablation"))
         row = {"variant": variant, "method": argv[0], "preset": preset, "ablation": ablation, "category": category,
                "seed": int(seed.removeprefix("seed-")), "state": found["state"], "reason": found["reason"]}  # fmt: skip
@@ -174,8 +175,10 @@ def markdown(rows: list[dict], lines: list[dict]) -> str:
     sources = dict.fromkeys(f"{entry['data set']}: {entry['source']}" for entry in lines if entry["source"])
     parts = ["# Benchmark", NOTE]
     for heading, (head, *body) in tables(rows, lines).items():
-        rules = ["---"] * len(head)
-        parts += [f"## {heading}", "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rules, *body))]
+        lines_of_text = (
+            " | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (head, ["---"] * len(head), *body)
+        )
+        parts += [f"## {heading}", "\n".join(f"| {text} |" for text in lines_of_text)]
     if sources:
         parts += ["## Published numbers", "\n".join(f"* {source}" for source in sources)]
     return "\n\n".join(parts) + "\n"

@@ -251,7 +251,7 @@ class Interrupt:
         return self
 
     def _handle(self, number, frame) -> None:
-        if self.raised:
+        if self.raised and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.raised = True
 
@@ -261,8 +261,9 @@ class Interrupt:
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Data workers leave Ctrl-C to the process that started them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Data workers leave Ctrl-C and a scheduler's SIGTERM to the process that started them, and end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: torch.device) -> bool:

@@ -80,6 +80,10 @@ def test_a_flag_goes_to_the_methods_that_know_it(roots, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("--data  --methods draem", "--data takes paths; got an empty name"),
+        ("--methods draem:", "--methods: draem: names no preset"),
+        ("--methods draem -- --textures /nowhere", "--textures: there is no /nowhere"),
+        ("--out . --methods draem", "--out takes a folder of its own; got ."),
         ("--methods drem", "unknown method drem; known: draem, srdad"),
         ("--methods sdas", "--methods: sdas scores no images"),
         ("--methods draem:tony", "unknown --preset tony; known: paper, tiny"),
@@ -99,7 +103,7 @@ def test_a_flag_goes_to_the_methods_that_know_it(roots, tmp_path):
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(words, said, roots, tmp_path, capsys):
-    assert benchmark.main(["--data", *map(str, roots), "--out", str(tmp_path / "out"), *words.split()]) == 2
+    assert benchmark.main(["--data", *map(str, roots), "--out", str(tmp_path / "out"), *words.split(" ")]) == 2
     output = capsys.readouterr()
     assert said in output.err and output.err.startswith("error: ") and output.err.count("\n") == 1
     assert output.out == "" and not list(tmp_path.iterdir())
@@ -151,14 +155,17 @@ def test_finished_cells_are_skipped_and_failed_ones_tried_again(finished, roots,
     words = ["--data", *map(str, roots), "--out", str(out), *METHODS]
     before = {path: path.stat().st_mtime for path in out.glob("*/*/*/run/checkpoint.pt")}
     assert benchmark.main([*words, "realnet:tiny", "--", *FLAGS]) == 1
-    assert "6 cells, 6 of them finished before" in capsys.readouterr().out and not list(out.glob("*/*/*/claim.2"))
+    assert "6 cells, 6 of them ended before" in capsys.readouterr().out and not list(out.glob("*/*/*/claim.2"))
     assert benchmark.main([*words, "realnet:tiny", "--retry", "--", *FLAGS]) == 1
-    assert "6 cells, 4 of them finished before" in capsys.readouterr().out
+    assert "6 cells, 4 of them ended before" in capsys.readouterr().out
     assert len(list(out.glob("*/*/*/claim.2"))) == 2
     assert before == {path: path.stat().st_mtime for path in out.glob("*/*/*/run/checkpoint.pt")}
     assert benchmark.main([*words, "--", *FLAGS, "--epochs", "3"]) == 2
     said = capsys.readouterr().err
-    assert "was made with draem " in said and said.count("\n") == 1
+    assert "seed-0 was made with --epochs 2, now --epochs 3; give another --out" in said and said.count("\n") == 1
+    # another order, and what a resumed run may be given anew
+    assert benchmark.main([*words, "--", "--workers", "1", *FLAGS[2:], *FLAGS[:2], "--memory-limit", "1"]) == 0
+    assert not list(out.glob("*/*/*/claim.3")) and "ended before" in capsys.readouterr().out
     assert (out / "summary.csv").read_text() == (finished / "summary.csv").read_text()
 
 
@@ -197,18 +204,80 @@ def test_of_two_commands_each_cell_is_run_by_one(finished, roots, tmp_path):
 
 def test_an_interrupted_command_saves_and_goes_on(roots, tmp_path):
     out = tmp_path / "out"
-    words = ["--methods", "draem:tiny", "--categories", "washer", "--", *FLAGS, "--epochs", "4000"]
+    flags = [*FLAGS, "--epochs", "4000", "--workers", "2"]
+    words = ["--methods", "draem:tiny", "--categories", "washer", "--", *flags]
     command = [sys.executable, "-m", "adref.benchmark", "--data", *map(str, roots), "--out", str(out), *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)  # fmt: skip
     log = out / "draem-tiny/washer/seed-0/run/metrics.jsonl"
     while not log.exists() or len(log.read_text().splitlines()) < 3:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: it reaches data workers, too
     assert process.communicate(timeout=60)[1].endswith("interrupted\n") and process.returncode == 130
     assert "Interrupted and saved" in (out / "draem-tiny/washer/seed-0/log.txt").read_text()
     (row,) = rows_of(out / "cells.csv")
     assert (row["state"], row["reason"]) == ("open", "not finished")
     assert "| washer | open |" not in (out / "summary.md").read_text()  # no table of a metric that nobody has
+
+
+def begun(folder: Path) -> benchmark.Cell:
+    """A cell of which nothing was trained yet."""
+    cell = benchmark.Cell(folder / "v/c/seed-0", ("draem", "--data", "a", "--seed", "0", "--epochs", "2"))
+    benchmark.begin(cell, retry=False)
+    return cell
+
+
+def test_new_flags_for_a_cell_that_was_never_trained(tmp_path):
+    cell = begun(tmp_path)
+    benchmark.failed(cell, "no such file")
+    benchmark.begin(cell, retry=False)
+    assert cell.result.exists()
+    other = cell._replace(argv=(*cell.argv[:-1], "3"))
+    benchmark.begin(other, retry=False)
+    assert not cell.result.exists() and json.loads((cell.folder / "cell.json").read_text())["argv"][-1] == "3"
+    (cell.folder / "run").mkdir()
+    with pytest.raises(UserError, match="was made with --epochs 3, now --epochs 2; give another --out"):
+        benchmark.begin(cell, retry=True)
+
+
+def test_a_cell_goes_on_with_what_may_change():
+    argv = ("draem", "--data", "there", "--category", "c", "--workers", "3", "--epochs", "2", "--textures", "T")
+    assert benchmark.resumed(argv) == ["--resume", "--data", "there", "--workers", "3", "--textures", "T"]
+    assert benchmark.meaning(argv) == {"category": ["c"], "epochs": ["2"]}
+
+
+def test_a_damaged_checkpoint_is_given_up_on_retry(tmp_path):
+    cell = begun(tmp_path)
+    benchmark.failed(cell, "damaged")
+    (cell.folder / "run").mkdir()
+    (cell.folder / "run/checkpoint.pt").write_text("x")
+    benchmark.begin(cell, retry=False)
+    assert cell.result.exists() and (cell.folder / "run").exists()
+    benchmark.begin(cell, retry=True)
+    assert not cell.result.exists() and not (cell.folder / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["result.json", "cell.json"])
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}"])
+def test_a_damaged_file_is_named(name, text, finished, roots, tmp_path, capsys):
+    shutil.copytree(finished / "draem-tiny", tmp_path / "out/draem-tiny")
+    path = tmp_path / "out/draem-tiny/washer/seed-0" / name
+    path.write_text(text)
+    words = ["--data", *map(str, roots), "--out", str(tmp_path / "out"), *METHODS[:2], "--", *FLAGS]
+    assert benchmark.main(words) == 2
+    said = capsys.readouterr().err
+    assert f"{path} is damaged (" in said and said.endswith("delete it, and run the command again\n")
+    assert said.count("\n") == 1
+
+
+def test_somebodys_copies_are_no_cells_and_damaged_runs_stop_nothing(finished, roots, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(finished / "draem-tiny", out / "draem-tiny")
+    shutil.copytree(out / "draem-tiny/washer/seed-0", out / "draem-tiny/washer/seed-0-old")
+    (out / "draem-tiny/bottle/seed-0/run/config.json").write_text("{")
+    words = ["--data", *map(str, roots), "--out", str(out), *METHODS[:2], "--", *FLAGS]
+    assert benchmark.main(words) == 0
+    assert "note: left out: " in capsys.readouterr().err and len(rows_of(out / "cells.csv")) == 2
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

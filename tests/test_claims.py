@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 import time
 
@@ -69,7 +68,7 @@ def test_of_six_that_start_at_once_one_wins(tmp_path, dead):
 
 
 def write_claim(folder, **changes) -> None:
-    own = {"host": socket.gethostname(), "pid": os.getpid(), "started": claims.started(os.getpid())}
+    own = {"machine": claims.machine(), "pid": os.getpid(), "started": claims.started(os.getpid())}
     (folder / "claim.1").write_text(json.dumps(own | changes))
 
 
@@ -81,13 +80,21 @@ def test_a_number_that_another_process_has_now_is_dead(tmp_path):
 
 
 def test_another_machine_is_dead_when_it_gives_no_sign_of_life(tmp_path):
-    write_claim(tmp_path, host="elsewhere", pid=1, started="1")
+    write_claim(tmp_path, machine="elsewhere", pid=1, started="1")
     path = tmp_path / "claim.1"
     assert not is_dead(path)
     for age, dead in ((claims.PATIENCE - 5, False), (claims.PATIENCE + 5, True)):
         os.utime(path, (time.time() - age,) * 2)
         assert is_dead(path) == dead
     assert [p.name for p in tmp_path.iterdir()] == ["claim.1"]
+
+
+def test_files_that_are_no_claims(tmp_path):
+    for text in ("", "garbage", "[]", "{}"):
+        (tmp_path / "claim.1").write_text(text)
+        assert is_free(tmp_path)
+    (tmp_path / "claim.7~").touch()
+    assert last_claim(tmp_path) == 1
 
 
 def test_signs_of_life(tmp_path, monkeypatch):

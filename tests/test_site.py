@@ -85,8 +85,15 @@ def test_data_that_are_gone(runs, tmp_path):
     assert "No pictures: " in (tmp_path / "runs/index.html").read_text()
 
 
-@pytest.mark.parametrize(("make", "said"), [(None, "is no folder"), ([], "has no evaluated run"),
-                                            (["summary.json"], "is a benchmark's")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (None, "is no folder"),
+        ([], "has no evaluated run"),
+        (["summary.json"], "is a benchmark's"),
+        (["index.html"], "is not of this command"),
+    ],
+)
 def test_mistakes(make, said, tmp_path, capsys):
     if make is not None:
         (tmp_path / "f").mkdir()
@@ -94,7 +101,21 @@ def test_mistakes(make, said, tmp_path, capsys):
             (tmp_path / "f" / name).touch()
     assert site.main([str(tmp_path / "f")]) == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1 and not list(tmp_path.glob("f/index.html"))
+    assert said in error and error.count("\n") == 1 and not any(p.stat().st_size for p in tmp_path.glob("f/index.html"))
+
+
+def test_names_with_signs(runs, tmp_path, browser):
+    shutil.copytree(runs / "one/a", tmp_path / "runs #1 & <b>%20")
+    sections = {"a <b>&\"' #1%20": "<p>text</p>", "Runs": site.run_table(site.find_runs(tmp_path))}
+    site.write_page(tmp_path / "index.html", "<i>t", sections)
+    browser.get((tmp_path / "index.html").as_uri())
+    assert browser.title == "<i>t"
+    first, _, report = browser.find_elements("css selector", "a")
+    assert first.text == browser.find_element("css selector", "h2").text == "a <b>&\"' #1%20"
+    first.click()
+    assert browser.execute_script("return document.querySelector(':target').querySelector('p').textContent") == "text"
+    report.click()
+    assert browser.title.startswith("draem on part")
 
 
 def test_a_click_sorts(runs, browser):

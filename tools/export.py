@@ -38,7 +38,7 @@ from adref.methods.noise_to_norm import NoiseToNorm, blend
 from adref.methods.sdas import SDAS
 from adref.methods.sernet import SeRNet, repair
 from adref.options import UserError, to_json
-from adref.run import guarded, load, read_config, refuse_existing, sha256, versions, write_json
+from adref.run import guarded, load, load_checkpoint, read_config, refuse_existing, sha256, versions, write_json
 
 LIMIT = 1e-4  # of a difference from the method, in units of the largest value where that is above 1
 TORCH = {"onnx": (2, 9), "pt2": (2, 7)}  # with which this was tried; older exporters fail in one way or another
@@ -392,6 +392,8 @@ def export(run: Path, kind: str, out: Path) -> int:
     refuse(kind)
     config, method = read_config(run), load(run, kind=Trainable).requires_grad_(False)
     refuse_existing(out, "give another name")
+    if "calibration" not in load_checkpoint(run):
+        print(f"note: {run} has not finished training", file=sys.stderr)
     about = {"method": config["method"], **{name: versions()[name] for name in ("adref", "torch")}, "format": kind,
              "checkpoint_sha256": sha256(run / "checkpoint.pt"), "options": to_json(method.options)}  # fmt: skip
     if isinstance(method, Method):
