@@ -24,18 +24,27 @@ def test_one_at_a_time(tmp_path):
     assert not is_free(tmp_path)
 
 
-def hold(folder, ready):
+def hold(folder, began, heartbeat):
+    claims.HEARTBEAT = heartbeat
     with claimed(folder) as ours:
-        ready.put(ours)
+        if ours:
+            began.set()
         time.sleep(60)
 
 
-def test_a_killed_process_holds_nothing(tmp_path):
+def holder(folder, heartbeat=claims.HEARTBEAT) -> multiprocessing.Process:
+    """A process that has claimed a folder."""
     context = multiprocessing.get_context("fork")
-    ready = context.Queue()
-    process = context.Process(target=hold, args=(tmp_path, ready))
+    began = context.Event()
+    process = context.Process(target=hold, args=(folder, began, heartbeat))
     process.start()
-    assert ready.get(timeout=20) and not is_free(tmp_path)
+    assert began.wait(20)
+    return process
+
+
+def test_a_killed_process_holds_nothing(tmp_path):
+    process = holder(tmp_path)
+    assert not is_free(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     while not is_free(tmp_path):  # dead before anyone has asked for its exit code
         time.sleep(0.01)
@@ -113,19 +122,8 @@ def test_signs_of_life(tmp_path, monkeypatch):
     assert path.stat().st_mtime == 1 and threading.active_count() <= threads
 
 
-def sleepy(folder, began):
-    claims.HEARTBEAT = 0.02
-    with claimed(folder):
-        began.set()
-        time.sleep(60)
-
-
 def test_who_was_thought_dead_stops(tmp_path):
-    context = multiprocessing.get_context("fork")
-    began = context.Event()
-    process = context.Process(target=sleepy, args=(tmp_path, began))
-    process.start()
-    assert began.wait(20)
+    process = holder(tmp_path, heartbeat=0.02)
     (tmp_path / "claim.2").write_text((tmp_path / "claim.1").read_text())
     process.join(20)
     assert process.exitcode == claims.ELSEWHERE

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from conftest import rows_of, write_category
 from PIL import Image
 from scipy import linalg, optimize
+from source_studies import noise, points
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
@@ -32,23 +33,6 @@ from adref.study import NAMES, main
 from adref.train import split
 
 TWO, THREE = np.arange(48) < 10, np.array([0] * 10 + [1] * 37 + [2])
-
-
-def noise(seed: int, size: int) -> np.ndarray:
-    """As in tools/source_studies.py."""
-    x = np.arange(size, dtype=np.uint64) + np.uint64(seed * 1_000_003)
-    for shift, factor in ((16, 0x45D9F3B), (16, 0x45D9F3B), (16, 1)):
-        x = ((x ^ (x >> np.uint64(shift))) * np.uint64(factor)) & np.uint64(0xFFFFFFFF)
-    return x
-
-
-def points(seed: int, count: int, width: int) -> np.ndarray:
-    """As in tools/source_studies.py."""
-    x = noise(seed, count * width).reshape(count, width) / 2.0**30
-    x[: count // 3, 0] += 6
-    x[count // 3 : 2 * count // 3, 1] -= 6
-    x[count // 2 :, 2] += 3
-    return x
 
 
 def call(name: str, run, out, *words) -> dict:

@@ -11,10 +11,6 @@ settles in (the affinities of scikit-learn have float32 distances). Kernel dista
 import importlib.metadata
 
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
-from sklearn.metrics import silhouette_score
-from sklearn.metrics.pairwise import polynomial_kernel
 
 
 def noise(seed: int, size: int) -> np.ndarray:
@@ -35,6 +31,9 @@ def points(seed: int, count: int, width: int) -> np.ndarray:
 
 
 def tsne(x: np.ndarray, perplexity: float, exaggeration: float) -> tuple[np.ndarray, float]:
+    from sklearn.decomposition import PCA  # here, for the test takes `points` where there is no scikit-learn
+    from sklearn.manifold import TSNE
+
     components = PCA(min(50, *x.shape), svd_solver="full").fit_transform(x)
     start = PCA(2, svd_solver="full").fit_transform(x)
     model = TSNE(
@@ -46,6 +45,9 @@ def tsne(x: np.ndarray, perplexity: float, exaggeration: float) -> tuple[np.ndar
 
 
 def main() -> None:
+    from sklearn.metrics import silhouette_score
+    from sklearn.metrics.pairwise import polynomial_kernel
+
     print("# scikit-learn", importlib.metadata.version("scikit-learn"), "numpy", importlib.metadata.version("numpy"))
     x = points(1, 48, 60)
     for exaggeration in (1.0, 12.0):
