@@ -334,7 +334,9 @@ def facts(config: dict, metrics: dict, method: Method) -> dict[str, str]:
         **({"Backbone weights": flags["backbone_weights"]} if flags.get("backbone_weights") else {}),
         **{f"SHA-256 of {Path(name).name}": digest for name, digest in config["weights_sha256"].items()},
         "Seed, precision": f"{flags['seed']}, {flags['precision']}",
-        "Device": f"{config['device']} for training, {metrics['device']} for evaluation",
+        "Device": f"{config['device']} for training"
+        + (f" by {config['processes']} processes" if config["processes"] > 1 else "")
+        + f", {metrics['device']} for evaluation",
         "Size of the network's input": " x ".join(map(str, method.options.size)) + " (height x width)",
         "Pixel metrics at": f"{metrics['resolution']} resolution{mode}",
         "Checkpoint": f"{metrics['checkpoint']}; nothing was selected on test images",

@@ -9,8 +9,10 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import PIL
@@ -18,7 +20,7 @@ import scipy
 import torch
 import torch.nn.functional as F
 
-from adref import __version__
+from adref import __version__, distributed
 from adref.data import read_image
 from adref.method import Method, Trainable
 from adref.methods import find_method
@@ -172,8 +174,8 @@ def read_config(run: Path) -> dict:
     """
     path = Path(run) / "config.json"
     try:
-        # Runs before 2026-11-25 lack these.
-        config = {"sizes_digest": None, "anomalies_digest": None, **json.loads(path.read_text())}
+        # Runs before 2026-11-28 lack some of these.
+        config = {"sizes_digest": None, "anomalies_digest": None, "processes": 1, **json.loads(path.read_text())}
         missing = CONFIG_KEYS - set(config)
         if missing or not isinstance(config["options"], dict) or not {"data", "seed"} <= set(config["flags"]):
             raise ValueError(f"keys are missing or damaged: {', '.join(sorted(missing)) or 'options, flags'}")
@@ -286,6 +288,92 @@ class Progress:
             self.last = time.monotonic()
             width = shutil.get_terminal_size().columns - 1
             print("\r" + text[:width].ljust(width), end="\n" if final else "", file=sys.stderr, flush=True)
+
+
+class Journal:
+    """metrics.jsonl, and the progress line; a line is written one step late.
+
+    Its loss terms come to the host while the device computes the next step, so that the device never waits for them.
+    """
+
+    def __init__(self, run: Path):
+        self.run, self.progress, self.totals = run, Progress(), []  # "loss/total" of the lines; the loop clears them
+        self.line, self.terms, self.show = {}, None, None
+        self.path = run / "metrics.jsonl" if distributed.rank() == 0 else Path(os.devnull)
+
+    def __enter__(self) -> "Journal":
+        self.file = self.path.open("a")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    def hold(self, line: dict, terms: dict[str, torch.Tensor], show: Callable[[dict], str]) -> None:
+        """Keeps the line of a step until its loss terms have come; `show` makes it the progress line."""
+        host, arrived = torch.stack([term.float() for term in terms.values()]), None
+        if host.is_cuda:
+            device, host, arrived = host, torch.empty(len(host), pin_memory=True), torch.cuda.Event()
+            host.copy_(device, non_blocking=True)
+            arrived.record()
+        self.line, self.terms, self.show = line, (list(terms), host, arrived), show
+
+    def read(self, *wishes: bool) -> list[tuple[bool, ...]]:
+        """Puts the terms into the line that waits, as means over the processes.
+
+        Args:
+            wishes: what this process would like to do.
+
+        Returns:
+            the wishes of all processes, which agree thereby.
+
+        Raises:
+            TrainingError: a term is not finite.
+        """
+        values = {}
+        if self.terms:
+            names, host, arrived = self.terms
+            if arrived:
+                arrived.synchronize()
+            values = dict(zip(names, host.tolist()))
+        found = distributed.gather((values, wishes))
+        if self.terms:
+            names = dict.fromkeys(name for values, _ in found for name in values)
+            terms = {name: mean(values[name] for values, _ in found if name in values) for name in names}
+            self.add(terms)
+            self.totals.append(terms["loss/total"])
+            self.terms = None
+        return [wishes for _, wishes in found]
+
+    def add(self, values: dict[str, float]) -> None:
+        """Puts more into the line that waits.
+
+        Raises:
+            TrainingError: a value is not finite; the last good checkpoint stays.
+        """
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{name} is {value} ({self.line['stage']}, step {self.line['step']}); {self.run} keeps its last "
+                    "checkpoint. A lower --learning-rate in a new run is the first thing to try"
+                )
+        self.line |= values
+
+    def write(self, *wishes: bool, final: bool = False) -> list[tuple[bool, ...]]:
+        """`read`, and writes the line, if one waits."""
+        found = self.read(*wishes)
+        if self.line:
+            self.file.write(json.dumps(self.line) + "\n")
+            self.file.flush()
+            self.progress(self.show(self.line), final)
+        self.line = {}
+        return found
+
+    def checkpoint(self, state: dict) -> None:
+        """Saves a checkpoint, when the lines before it are on the disk; process 0 does."""
+        self.write()
+        if distributed.rank() == 0:
+            os.fsync(self.file.fileno())
+        distributed.first(partial(save_checkpoint, self.run, state))
 
 
 # -- a trained method -------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""What training draws from: random streams, resized pictures, examples."""
+"""What training draws from: random streams, resized pictures, examples, batches."""
 
+import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adref import distributed
 from adref.data import THREADS, read_image
+from adref.method import Trainable
 
 
 def random_stream(seed: int, purpose: str, *key: int) -> np.random.Generator:
@@ -91,3 +94,45 @@ class TrainingSet(torch.utils.data.Dataset):
         rng = random_stream(self.seed, self.purpose, epoch, position)
         sources = self.sources._replace(index=index if self.images is self.sources.images else None)
         return self.corrupt(self.images[index].float() / 255, rng, self.options, sources)
+
+
+class Batches:
+    """The batches of one stage from a step on, each a list of (epoch, position in the epoch, image index).
+
+    Of several processes each gets its share of every part of a batch.
+    """
+
+    def __init__(self, method: Trainable, stage: str, count: int, seed: int, first_step: int):
+        self.method, self.stage, self.count, self.seed, self.first_step = (
+            method,
+            stage,
+            count,
+            seed,
+            first_step,
+        )
+        self.size, self.parts = method.options.batch_size, method.micro_batches(stage)
+        self.per_epoch = math.ceil(count / self.size)  # the last, smaller batch is kept
+        self.period = self.per_epoch if method.length_unit == "epochs" else 1  # steps a unit of length
+        self.last_step = method.epochs(stage) * self.period
+
+    def __len__(self) -> int:
+        return max(0, self.last_step - self.first_step)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        for epoch in range(self.first_step // self.per_epoch, math.ceil(self.last_step / self.per_epoch)):
+            order = self.method.order(self.count, random_stream(self.seed, f"order {self.stage}", epoch))
+            keys = [(epoch, position, int(index)) for position, index in enumerate(order)]
+            skip = self.first_step % self.per_epoch if epoch == self.first_step // self.per_epoch else 0
+            for step in range(skip, min(self.per_epoch, self.last_step - epoch * self.per_epoch)):
+                batch = keys[step * self.size : (step + 1) * self.size]
+                yield [key for part in parts(len(batch), self.parts) for key in distributed.share(batch[part])]
+
+    def images(self, step: int) -> int:
+        """How many images the batch of a step has, those of all processes; the first step is 1."""
+        return min(self.size, self.count - (step - 1) % self.per_epoch * self.size)
+
+
+def parts(count: int, number: int) -> list[slice]:
+    """Cuts `count` images into `number` parts of one size; the last may be smaller, and there may be fewer."""
+    size = math.ceil(count / number)
+    return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]

@@ -5,14 +5,12 @@ With no argument at all: DRAEM at the preset `tiny` on generated sample pictures
 """
 
 import dataclasses
-import json
 import math
-import os
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -22,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
+from adref import distributed
 from adref import options as option_tools
 from adref.config import Flags, new_config, parse_arguments, resumed_config
 from adref.data import Category, Record, digest, find_category, list_images, read_image, require_sound
@@ -29,8 +28,7 @@ from adref.evaluate import evaluate, summary
 from adref.method import EarlyStop, Method, Sources, Trainable
 from adref.options import UserError
 from adref.run import (
-    Progress,
-    TrainingError,
+    Journal,
     build,
     create,
     find_device,
@@ -49,7 +47,7 @@ from adref.run import (
 )
 from adref.sample_data import CATEGORIES, generated_textures
 from adref.sample_data import VERSION as SAMPLE_VERSION
-from adref.samples import Images, TrainingSet, random_stream
+from adref.samples import Batches, Images, TrainingSet, parts, random_stream
 
 # -- the command ------------------------------------------------------------------------------------------------------
 
@@ -57,19 +55,29 @@ from adref.samples import Images, TrainingSet, random_stream
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    return guarded(lambda: run_command(argv))
+
+    def command() -> int:
+        with distributed.processes():
+            return run_command(argv)
+
+    return guarded(command)
 
 
 def run_command(argv: list[str]) -> int:
     """What `main` does when nothing goes wrong."""
     arguments = parse_arguments(argv, __doc__.split("\n\n", 1)[1])
+    if distributed.count() > 1 and arguments.out is None:
+        raise UserError(
+            "several processes need --out RUN: if one dies, torchrun starts all again, and they go on there"
+        )
+    arguments.resume |= distributed.is_restart() and arguments.out.exists()
     if not argv:
         print(f"No argument: DRAEM, preset tiny, on generated sample pictures of a {CATEGORIES[0]}.")
-    run, config = resumed_config(arguments) if arguments.resume else new_config(arguments)
+    run, config = distributed.first(lambda: (resumed_config if arguments.resume else new_config)(arguments))
     flags = option_tools.replace(Flags(), config["flags"])
-    device = find_device(flags.device)
+    device = distributed.own_device(find_device(flags.device))
     category = find_category(Path(flags.data), config["category"])
-    require_sound(category)
+    distributed.first(lambda: require_sound(category))
     method = initial_method(config, flags, published=not arguments.resume)
     scores_images = isinstance(method, Method)
     training, held_out = split(category, flags if scores_images else dataclasses.replace(flags, holdout=0.0))
@@ -80,12 +88,12 @@ def run_command(argv: list[str]) -> int:
             if config[name] != now:
                 what = "training images" if name == "data_digest" else name.removesuffix("_digest")
                 raise UserError(f"--resume: the {what} are not those that {run} began with")
-        write_json(run / "config.json", config)
+        distributed.first(lambda: write_json(run / "config.json", config))
     else:
         files = [*flags.weights, *({flags.backbone_weights} - {None, "random"})]
         hashes = {path: sha256(Path(path)) for path in files}
-        config |= {"device": str(device), **digests, "weights_sha256": hashes}
-        create(run, config, {"model": method.state_dict(), "step": 0})
+        config |= {"device": str(device), "processes": distributed.count(), **digests, "weights_sha256": hashes}
+        distributed.first(lambda: create(run, config, {"model": method.state_dict(), "step": 0}))
     print(f"{category.name}: {len(training)} normal images train, {len(held_out)} set the threshold. Run: {run}")
     if not train(run, method, sources, flags, device):
         print(f"Interrupted and saved. Go on with: python -m adref.train --resume --out {shlex.quote(str(run))}")
@@ -95,7 +103,7 @@ def run_command(argv: list[str]) -> int:
     if not scores_images:
         print(f"Next: python -m adref.synthesize {name} --n 16 --out {name}/samples")
         return 0
-    print(summary(evaluate(run, category, device)))
+    print(summary(distributed.first(lambda: evaluate(run, category, device))))
     if category.test:
         print(f"Report: {(run / 'report.html').resolve()}")
     print(f"Next: python -m adref.predict {name} IMAGE_OR_FOLDER --out {name}/predictions"
@@ -214,34 +222,6 @@ def list_anomalies(folder: Path, categories: list[str]) -> dict[str, list[Path]]
 # -- the loop ---------------------------------------------------------------------------------------------------------
 
 
-class Batches:
-    """The batches of one stage from a step on, each a list of (epoch, position in the epoch, image index)."""
-
-    def __init__(self, method: Trainable, stage: str, count: int, seed: int, first_step: int):
-        self.method, self.stage, self.count, self.seed, self.first_step = (
-            method,
-            stage,
-            count,
-            seed,
-            first_step,
-        )
-        self.size = method.options.batch_size
-        self.per_epoch = math.ceil(count / self.size)  # the last, smaller batch is kept
-        self.period = self.per_epoch if method.length_unit == "epochs" else 1  # steps a unit of length
-        self.last_step = method.epochs(stage) * self.period
-
-    def __len__(self) -> int:
-        return max(0, self.last_step - self.first_step)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        for epoch in range(self.first_step // self.per_epoch, math.ceil(self.last_step / self.per_epoch)):
-            order = self.method.order(self.count, random_stream(self.seed, f"order {self.stage}", epoch))
-            keys = [(epoch, position, int(index)) for position, index in enumerate(order)]
-            skip = self.first_step % self.per_epoch if epoch == self.first_step // self.per_epoch else 0
-            for step in range(skip, min(self.per_epoch, self.last_step - epoch * self.per_epoch)):
-                yield keys[step * self.size : (step + 1) * self.size]
-
-
 class Interrupt:
     """Ctrl-C and SIGTERM raise a flag that the loop reads between two steps; a second Ctrl-C stops at once."""
 
@@ -274,12 +254,12 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
     """
     torch.backends.cudnn.deterministic = True  # no number may depend on which kernel was the fastest today
     state = load_checkpoint(run)
-    truncate_log(run, state["step"])
+    distributed.first(lambda: truncate_log(run, state["step"]))
     load_weights(run, method, state)
     method.to(device, memory_format=torch.channels_last)
     ended, chosen, best = state.get("ended", {}), state.get("chosen", {}), state.get("best")
-    progress, first = Progress(), 0  # first: the steps of the stages before
-    with open(run / "metrics.jsonl", "a") as log, Interrupt() as interrupt:
+    first = 0  # the steps of the stages before
+    with Journal(run) as journal, Interrupt() as interrupt:
         for stage in method.stages:
             if stage in ended:
                 first += ended[stage]
@@ -287,7 +267,6 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
             stop = method.early_stop(stage)
             own, validation = split_validation(sources._replace(stage=stage), stop, flags.seed)
             data = training_set(method, own, flags.seed)
-            watched = "validation" if len(validation) else "epoch"
             validation = TrainingSet(validation, method.corrupt, method.options, own, flags.seed, "validation")
             batches = Batches(method, stage, len(data), flags.seed, max(0, state["step"] - first))
             step = min(batches.first_step, batches.last_step)
@@ -297,58 +276,64 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
             if 0 < step < batches.last_step:
                 optimizer.load_state_dict(state["optimizer"])
                 schedule.load_state_dict(state["schedule"])
+            loss = distributed.parallel(method)
             method.train()
             begun = first + step - step % batches.per_epoch  # an epoch in whose middle the run goes on
-            totals = [line["loss/total"] for line in read_log(run) if line["step"] > begun] if stop else []
+            journal.totals = [line["loss/total"] for line in read_log(run) if line["step"] > begun] if stop else []
             began = saved = before = time.monotonic()
             for step, batch in enumerate(load_batches(data, batches, flags, device), start=step + 1):  # noqa: B020
                 waited = time.monotonic() - before
                 batch = to_device(batch, device)
-                torch.manual_seed(int(random_stream(flags.seed, f"step {stage}", step).integers(2**62)))  # dropout
+                key = (step, distributed.rank()) if distributed.rank() else (step,)
+                torch.manual_seed(int(random_stream(flags.seed, f"step {stage}", *key).integers(2**62)))  # dropout
                 optimizer.zero_grad()
-                values = add_gradients(method, batch, stage, flags, f"{stage}, step {first + step}", run)
+                terms = add_gradients(method, loss, batch, batches.images(step), stage, flags)
                 optimizer.step()
                 method.after_step(stage)
                 rate = optimizer.param_groups[0]["lr"]
                 if step % batches.period == 0:
                     schedule.step()
-                epoch, over = (step - 1) // batches.per_epoch, False
-                totals += [values["loss/total"]] if stop else []
-                if stop and step % batches.per_epoch == 0:
-                    loss = validate(method, validation, stage, flags, device) if len(validation) else mean(totals)
-                    values[f"{watched}/total"], totals = loss, []
-                    refuse_non_finite({f"{watched}/total": loss}, f"{stage}, step {first + step}", run)
-                    if best is None or loss < best["loss"]:
-                        weights = {name: tensor.cpu().clone() for name, tensor in method.state_dict().items()}
-                        best = {"loss": loss, "epoch": epoch, "step": first + step, "model": weights}
-                    over = stop.patience is not None and epoch - best["epoch"] >= stop.patience
-                now = time.monotonic()
-                line = {"stage": stage, "epoch": epoch, "step": first + step, "lr": rate, **values}
+                by_steps = flags.checkpoint_steps and step % flags.checkpoint_steps == 0
+                due = by_steps or time.monotonic() - saved > flags.checkpoint_seconds
+                wishes = journal.write(bool(due), interrupt.raised)
+                due, interrupted = wishes[0][0], any(asked for _, asked in wishes)
+                now, epoch, over = time.monotonic(), (step - 1) // batches.per_epoch, False
+                line = {"stage": stage, "epoch": epoch, "step": first + step, "lr": rate}
                 line |= {"seconds": round(now - before, 4), "data_seconds": round(waited, 4)}
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-                progress(progress_line(line, batches, step, now - began), final=over or step == batches.last_step)
+                journal.hold(line, terms, partial(progress_line, batches=batches, step=step, seconds=now - began))
+                if stop and step % batches.per_epoch == 0:
+                    journal.read()
+                    watched = mean(journal.totals)
+                    if len(validation):
+                        watched = validate(method, validation, stage, flags, device)
+                    journal.add({"validation/total" if len(validation) else "epoch/total": watched})
+                    if best is None or watched < best["loss"]:
+                        weights = {name: tensor.cpu().clone() for name, tensor in method.state_dict().items()}
+                        best = {"loss": watched, "epoch": epoch, "step": first + step, "model": weights}
+                    over = stop.patience is not None and epoch - best["epoch"] >= stop.patience
+                if step % batches.per_epoch == 0:
+                    journal.totals.clear()
+                if over or step == batches.last_step:
+                    journal.write(final=True)
                 if over:
                     break
-                by_steps = flags.checkpoint_steps and step % flags.checkpoint_steps == 0
-                if by_steps or now - saved > flags.checkpoint_seconds or interrupt.raised:
-                    os.fsync(log.fileno())
+                if due or interrupted:
                     state = {"model": method.state_dict(), "step": first + step, "ended": ended, "chosen": chosen}
                     state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "best": best}
-                    save_checkpoint(run, state)
+                    journal.checkpoint(state)
                     saved = time.monotonic()
-                if interrupt.raised:
+                if interrupted:
                     return False
                 before = time.monotonic()
             first, ended = first + step, {**ended, stage: step}
             if best:
                 load_weights(run, method, best)
                 chosen, best = {**chosen, stage: best["step"]}, None
-            if interrupt.raised:  # in the step that ended the stage early
+            if any(distributed.gather(interrupt.raised)):  # in the step that ended the stage early
                 break
-    if "calibration" not in state:  # the end of a stage needs no optimiser
-        save_checkpoint(run, {"model": method.state_dict(), "step": first, "ended": ended, "chosen": chosen})
-    return not interrupt.raised
+        if "calibration" not in state:  # the end of a stage needs no optimiser
+            journal.checkpoint({"model": method.state_dict(), "step": first, "ended": ended, "chosen": chosen})
+    return not any(distributed.gather(interrupt.raised))
 
 
 def training_set(method: Trainable, sources: Sources, seed: int) -> TrainingSet:
@@ -377,13 +362,14 @@ def validate(method: Trainable, data: TrainingSet, stage: str, flags: Flags, dev
     """The mean loss over images that do not train; `corrupt` draws the same for each of them every time."""
     method.eval()
     total, size = 0.0, method.options.batch_size
-    for begin in range(0, len(data), size):
-        examples = [data[0, i, i] for i in range(begin, min(begin + size, len(data)))]
+    own = range(len(data))[distributed.rank() :: distributed.count()]
+    for begin in range(0, len(own), size):
+        examples = [data[0, i, i] for i in own[begin : begin + size]]
         batch = to_device(torch.utils.data.default_collate(examples), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=flags.precision == "bf16"):
             total += method.loss(batch, stage)["total"].item() * len(examples)
     method.train()
-    return total / len(data)
+    return sum(distributed.gather(total)) / len(data)
 
 
 def load_batches(data: TrainingSet, batches: Batches, flags: Flags, device: torch.device) -> Iterable:
@@ -399,33 +385,38 @@ def load_batches(data: TrainingSet, batches: Batches, flags: Flags, device: torc
 
 
 def add_gradients(
-    method: Trainable, batch: NamedTuple, stage: str, flags: Flags, where: str, run: Path
-) -> dict[str, float]:
-    """Adds the gradients of a batch, part by part; returns the terms of its loss by the names of the log."""
-    count, values = len(batch[0]), {}
-    size = math.ceil(count / method.micro_batches(stage))
-    for begin in range(0, count, size):
-        part = type(batch)(*(field[begin : begin + size] for field in batch))
-        share = len(part[0]) / count
-        with torch.autocast(part[0].device.type, torch.bfloat16, enabled=flags.precision == "bf16"):
-            terms = method.loss(part, stage)
+    method: Trainable, loss: Callable, batch: NamedTuple, images: int, stage: str, flags: Flags
+) -> dict[str, torch.Tensor]:
+    """Adds the gradients of a batch, part by part.
+
+    Args:
+        method: whose parameters get them.
+        loss: `distributed.parallel(method)`.
+        batch: this process's share.
+        images: how many the whole batch has.
+        stage: of training.
+        flags: of the run.
+
+    Returns:
+        the terms of the loss by the names of the log, on the device; the whole batch's are their means over the
+        processes.
+    """
+    values, begin = {}, 0
+    for part in parts(images, method.micro_batches(stage)):
+        length = part.stop - part.start
+        divided = 1 < distributed.count() <= length
+        end = begin + len(distributed.share(range(length)))
+        piece = type(batch)(*(field[begin:end] for field in batch))
+        weight = length / images * ((end - begin) * distributed.count() / length if divided else 1)
+        with torch.autocast(piece[0].device.type, torch.bfloat16, enabled=flags.precision == "bf16"):
+            terms = loss(piece, stage, divided)
         for name, term in terms.items():
             key = name if "/" in name else f"loss/{name}"
-            values[key] = values.get(key, 0.0) + share * term.item()
-        refuse_non_finite(values, where, run)
-        (share * terms["total"] if share < 1 else terms["total"]).backward()
-        method.after_backward(stage, last=begin + size >= count)
+            values[key] = values.get(key, 0.0) + weight * term.detach()
+        (weight * terms["total"] if weight != 1 else terms["total"]).backward()
+        method.after_backward(stage, last=part.stop == images)
+        begin = end
     return values
-
-
-def refuse_non_finite(values: dict[str, float], where: str, run: Path) -> None:
-    """Raises TrainingError that names the first loss term which is not finite."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"{name} is {value} ({where}); {run} keeps its last checkpoint. "
-                "A lower --learning-rate in a new run is the first thing to try"
-            )
 
 
 def progress_line(line: dict, batches: Batches, step: int, seconds: float) -> str:
@@ -459,13 +450,14 @@ def calibrate(run: Path, held_out: list, flags: Flags, device: torch.device) -> 
     """
     state, calibration = load_checkpoint(run), None
     if held_out:
-        method = load(run, device)
-        scores = sorted(score_image(method, read_image(r.path), flags.seed, i)[0] for i, r in enumerate(held_out))
+        method, own = load(run, device), range(len(held_out))[distributed.rank() :: distributed.count()]
+        found = [score_image(method, read_image(held_out[i].path), flags.seed, i)[0] for i in own]
+        scores = sorted(score for part in distributed.gather(found) for score in part)
         count = len(scores)
         rank = max(1, min(count, math.ceil((1 - flags.false_alarm_rate) * (count + 1) - 1e-9)))
         threshold = float(np.nextafter(np.float32(scores[rank - 1]), np.float32(np.inf)))  # scores are float32
         calibration = {"threshold": threshold, "images": count, "false_alarm_rate": flags.false_alarm_rate}
-    save_checkpoint(run, {**state, "calibration": calibration})
+    distributed.first(partial(save_checkpoint, run, {**state, "calibration": calibration}))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ ORDER = (
     {"synthesis"},
     {"methods"},
     {"data", "sample_data"},
+    {"distributed"},
     {"samples"},
-    {"run", "report", "distributed", "claims"},
+    {"run", "report", "claims"},
     {"config"},
     {"train", "evaluate", "predict", "synthesize", "benchmark", "site", "study", "studies", "summary"},
 )
@@ -99,7 +100,8 @@ def test_nothing_happens_at_import_but_definitions_and_no_assert(path):
         main = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
         assert isinstance(node, allowed) or docstring or main, f"{path}:{node.lineno}: runs at import"
     assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), f"{path}: assert"
-    assert "environ" not in path.read_text(), f"{path}: environment variable"
+    torchrun = path.name == "distributed.py"  # it says everything by environment variables
+    assert torchrun or "environ" not in path.read_text(), f"{path}: environment variable"
 
 
 def public_functions(path: Path):

@@ -493,14 +493,20 @@ def test_average_of_the_weights():  # G18
     assert int(warm.updates) == 3
 
 
-def test_parts_of_a_batch_add_up_to_its_gradient():
+def gradients_of(method) -> dict[str, torch.Tensor]:
     from adref.config import Flags
+    from adref.distributed import parallel
     from adref.train import add_gradients
 
+    batch = batch_of(method)
+    return add_gradients(method, parallel(method), batch, len(batch[0]), "train", Flags())
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient():
     gradients = []
     for parts in (1, 2, 3):
         method = golden.fill(small(accumulation=parts, clip=0.0))
-        values = add_gradients(method, batch_of(method), "train", Flags(), "here", None)
+        values = gradients_of(method)
         gradients.append(torch.cat([p.grad.flatten() for p in method.network.parameters()]))
         assert values["loss/total"] == pytest.approx(float(method.loss(batch_of(method))["total"]), rel=1e-5)
     for gradient in gradients[1:]:  # parts of 2 and 2, of 2, 2 (three parts of two would be six)
@@ -508,12 +514,9 @@ def test_parts_of_a_batch_add_up_to_its_gradient():
 
 
 def test_clipping_once_or_after_every_part():
-    from adref.config import Flags
-    from adref.train import add_gradients
-
     def norm(**changes):
         method = golden.fill(small(**changes))
-        add_gradients(method, batch_of(method), "train", Flags(), "here", None)
+        gradients_of(method)
         return method, torch.cat([p.grad.flatten() for p in method.network.parameters()])
 
     _, free = norm(clip=0.0)

@@ -22,6 +22,9 @@ class ResidualSelection(nn.Module):
         ranked: in descending order; else by index.
     """
 
+    # Joins means of a number of elements with those of other processes; adref.distributed puts its own here.
+    pool = staticmethod(lambda mean, elements: (mean, elements))
+
     def __init__(
         self,
         channels: int,
@@ -37,14 +40,20 @@ class ResidualSelection(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
+    def statistics(self, residuals: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Mean and variance (C,) of (B, C, H, W) over all pixels of the batch, and how many pixels that are."""
+        own = residuals[:, 0].numel()
+        mean, pixels = self.pool(residuals.mean((0, 2, 3)), own)
+        # three times as fast as torch's var
+        variance, _ = self.pool((residuals - mean[:, None, None]).square().mean((0, 2, 3)), own)
+        return mean, variance, pixels
+
     @torch.no_grad()
     def rank(self, residuals: Tensor) -> Tensor:
         """Equation 7: indices (B, by_max + by_mean) of channels of (B, C, H, W); in training, new statistics."""
         mean, variance = self.running_mean, self.running_var
         if self.training:
-            mean = residuals.mean((0, 2, 3))
-            variance = (residuals - mean[:, None, None]).square().mean((0, 2, 3))  # three times as fast as torch's var
-            pixels = residuals[:, 0].numel()
+            mean, variance, pixels = self.statistics(residuals)
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * pixels / (pixels - 1), self.momentum)
         scale = (variance + 1e-5).rsqrt()
@@ -58,7 +67,8 @@ class ResidualSelection(nn.Module):
         """(B, C, H, W) -> selected (B, by_max + by_mean, H, W), and their indices."""
         indices = self.rank(residuals)
         if self.normalised and self.training:  # with a gradient through the statistics
-            residuals = F.batch_norm(residuals, None, None, training=True)
+            mean, variance, _ = self.statistics(residuals)
+            residuals = (residuals - mean[:, None, None]) * (variance + 1e-5).rsqrt()[:, None, None]
         elif self.normalised:
             residuals = F.batch_norm(residuals, self.running_mean, self.running_var)
         return residuals.gather(1, indices[:, :, None, None].expand(-1, -1, *residuals.shape[2:])), indices
