@@ -35,7 +35,7 @@ def processes() -> Iterator[None]:
     patience = timedelta(days=7)  # the others wait while one evaluates; torchrun ends them if it dies
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=patience)
     try:
-        with warnings.catch_warnings(), redirect_stdout(open(os.devnull, "w") if rank else sys.stdout):  # noqa: SIM115
+        with warnings.catch_warnings(), redirect_stdout(open(os.devnull, "w") if rank else sys.stdout):
             warnings.filterwarnings("ignore", "Grad strides do not match")  # a copy more, and no mistake
             yield
     except RuntimeError as error:
