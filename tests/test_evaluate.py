@@ -83,21 +83,21 @@ def records(labels):
 
 def test_a_missing_class_gives_nan_with_a_reason():
     maps, masks = [np.random.rand(4, 4) for _ in range(3)], [np.zeros((4, 4), bool)] * 3
-    result = all_metrics(records([0, 0, 0]), [0.1, 0.2, 0.3], maps, masks, 0, "exact")
+    result, curve = all_metrics(records([0, 0, 0]), [0.1, 0.2, 0.3], maps, masks, 0, "exact")
     for name in ("image_auroc", "pixel_auroc", "aupro_0.3"):
         assert np.isnan(result[name]) and len(result["reasons"][name]) > 10
-    assert "image_auroc_interval" not in result
+    assert "image_auroc_interval" not in result and curve[0].size == 0
 
 
 def test_defects_without_masks_have_image_metrics_only():
     maps, masks = [np.random.rand(4, 4) for _ in range(4)], [np.zeros((4, 4), bool)] * 2 + [None] * 2
-    result = all_metrics(records([0, 0, 1, 1]), [0.1, 0.2, 0.3, 0.15], maps, masks, 0, "exact")
+    result, _ = all_metrics(records([0, 0, 1, 1]), [0.1, 0.2, 0.3, 0.15], maps, masks, 0, "exact")
     assert result["image_auroc"] == 0.75 and np.isnan(result["pixel_auroc"])
     assert result["reasons"]["pixel_auroc"] == "no test image has a mask of a defect"
 
 
 def test_no_test_image_at_all():
-    result = all_metrics([], [], [], [], 0, "exact")
+    result, _ = all_metrics([], [], [], [], 0, "exact")
     assert np.isnan(result["image_auroc"]) and result["by_defect"] == {} and map_scale([]) == (0.0, 1.0)
 
 
