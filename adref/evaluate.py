@@ -8,7 +8,9 @@ import csv
 import io
 import shutil
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +20,9 @@ from adref import metrics as metric
 from adref.data import Category, Record, digest, find_category, read_image, read_mask, require_sound
 from adref.method import Method
 from adref.options import UserError
-from adref.report import Picture, ordered, write_report
+from adref.overlap import Lazy, read_ahead, write_behind
+from adref.pixels import PixelScores
+from adref.report import Picture, write_report
 from adref.run import (
     Progress,
     find_device,
@@ -100,28 +104,82 @@ def evaluate(
         convention: a reading of AUPRO that is reported beside the exact one; None: that of the method.
         shown: how many pictures the report embeds.
     """
-    config, method, progress = read_config(run), load(run, str(device)), Progress()
-    new = run / "evaluation.new"
+    method, new = load(run, str(device)), run / "evaluation.new"
     shutil.rmtree(new, ignore_errors=True)
-    seed, native = config["flags"]["seed"], resolution == "native"
-    scores, maps, masks, others = [], [], [], {}
-    for index, record in enumerate(category.test):
-        image = read_image(record.path)
-        score, small = score_image(method, image, seed, index)
-        whole = to_size(small, image.shape[:2])
-        path = new / "maps" / record.defect / (record.path.stem + ".npy")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, whole)
-        mask = native_mask(record, image.shape[:2])
-        if mask is not None and not native:
-            mask = method_mask(mask, method.options.size, gt_mode)
-        scores.append(score)
-        for name, value in method.other_scores(small).items():
-            others.setdefault(name, []).append(float(value))
-        maps.append(whole if native else small[0, 0].numpy())
-        masks.append(mask)
-        last = index + 1 == len(category.test)
-        progress(f"evaluating {category.name}: image {index + 1}/{len(category.test)}", final=last)
+    seed, indices = read_config(run)["flags"]["seed"], range(len(category.test))
+    rows = score_pictures(method, category, indices, seed, new, small=resolution == "method")
+    return conclude(run, method, category, rows, device, resolution, gt_mode, convention, shown)
+
+
+class Row(NamedTuple):
+    """What a test picture got beside its map."""
+
+    index: int  # its place in the test set
+    score: float
+    others: dict[str, float]  # `Method.other_scores`
+
+
+def score_pictures(
+    method: Method, category: Category, indices: Sequence[int], seed: int, folder: Path, small: bool = False
+) -> list[Row]:
+    """Scores some test pictures and writes their maps below `folder`, where `map_file` says.
+
+    Row and map depend on the run, the picture and its index alone: of n processes each may score its own indices.
+
+    Args:
+        method, category: from `load` and `find_category`.
+        indices: places in the test set.
+        seed: that of the run.
+        folder: the evaluation that is being made.
+        small: writes the maps at the method's size, too.
+    """
+    rows, progress = [], Progress()
+    with write_behind() as later:
+        for index, image in zip(indices, read_ahead(category.test[i].path for i in indices)):
+            image = image.result()
+            score, scored = score_image(method, image, seed, index)
+            others = {name: float(value) for name, value in method.other_scores(scored).items()}
+            rows.append(Row(index, score, others))
+            later(save_map, map_file(folder, category.test[index]), scored, image.shape[:2])
+            if small:
+                later(save_map, map_file(folder, category.test[index], small), scored, scored.shape[2:])
+            last = len(rows) == len(indices)
+            progress(f"evaluating {category.name}: image {len(rows)}/{len(indices)}", final=last)
+    return rows
+
+
+def map_file(folder: Path, record: Record, small: bool = False) -> Path:
+    """Where an evaluation's folder holds the map of a picture, at its own size or at the method's."""
+    return folder / ("maps.small" if small else "maps") / record.defect / (record.path.stem + ".npy")
+
+
+def save_map(path: Path, scored: torch.Tensor, size: tuple[int, int]) -> None:
+    """A map (1, 1, h, w) at a size (H, W) as a file of float32 (H, W)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, to_size(scored, size))
+
+
+def conclude(
+    run: Path,
+    method: Method,
+    category: Category,
+    rows: Sequence[Row],
+    device: torch.device,
+    resolution: str,
+    gt_mode: str,
+    convention: str | None,
+    shown: int,
+) -> dict:
+    """Makes RUN/evaluation and RUN/report.html of the rows of all test pictures, in any order, and their maps.
+
+    Args and result as for `evaluate`.
+    """
+    config, test, native, new = read_config(run), category.test, resolution == "native", run / "evaluation.new"
+    rows, seed = sorted(rows), config["flags"]["seed"]
+    scores = [row.score for row in rows]
+    maps = Lazy(lambda record: np.load(map_file(new, record, small=not native)), test)
+    masks = Lazy(lambda record: known_mask(record, None if native else method.options.size, gt_mode), test)
+    numbers, curve = all_metrics(test, scores, maps, masks, seed, convention or method.aupro_convention)
     state = load_checkpoint(run)
     calibration, step, chosen = state.get("calibration"), f"step {state['step']}", state.get("chosen")
     if chosen:
@@ -131,17 +189,18 @@ def evaluate(
     metrics = {
         "method": config["method"], "category": category.name, "selected_on_test": "nothing", "device": str(device),
         "checkpoint": step if "calibration" in state else f"{step}: training is not finished",
-        "resolution": resolution, "gt_mode": None if native else gt_mode, "test_digest": digest(category.test),
-        "map_scale": map_scale(maps),
-        **all_metrics(category.test, scores, maps, masks, seed, convention or method.aupro_convention),
+        "resolution": resolution, "gt_mode": None if native else gt_mode, "test_digest": digest(test),
+        "map_scale": map_scale(maps), **numbers,
     }  # fmt: skip
-    labels = np.array([record.label for record in category.test])
-    metrics |= {f"image_auroc_{name}": metric.auroc(np.array(values), labels) for name, values in others.items()}
+    labels = np.array([record.label for record in test])
+    for name in rows[0].others if rows else ():
+        metrics[f"image_auroc_{name}"] = metric.auroc(np.array([row.others[name] for row in rows]), labels)
     metrics["calibration"] = calibration
     threshold = calibration["threshold"] if calibration else None
-    rows = [(name_of(r), r.defect, r.label, s) for r, s in zip(category.test, scores)]
+    table = [(name_of(r), r.defect, r.label, s) for r, s in zip(test, scores)]
     new.mkdir(exist_ok=True)
-    write_scores(new / "scores.csv", rows, threshold)
+    write_scores(new / "scores.csv", table, threshold)
+    shutil.rmtree(new / "maps.small", ignore_errors=True)
     write_json(new / "metrics.json", metrics)
     old = run / "evaluation.old"
     shutil.rmtree(old, ignore_errors=True)
@@ -149,8 +208,8 @@ def evaluate(
         (run / "evaluation").rename(old)
     new.rename(run / "evaluation")
     shutil.rmtree(old, ignore_errors=True)
-    if category.test:
-        report(run, config, metrics, method, category, rows, maps, masks, threshold, shown, native)
+    if test:
+        report(run, config, metrics, method, category, table, curve, threshold, shown)
     return metrics
 
 
@@ -159,6 +218,12 @@ def native_mask(record: Record, size: tuple[int, int]) -> np.ndarray | None:
     if record.mask is not None:
         return read_mask(record.mask)
     return None if record.label else np.zeros(size, bool)
+
+
+def known_mask(record: Record, size: tuple[int, int] | None, gt_mode: str) -> np.ndarray | None:
+    """The mask for the metrics, at the method's size if one is given; None where there is no file of one."""
+    mask = None if record.mask is None else read_mask(record.mask)
+    return mask if mask is None or size is None else method_mask(mask, size, gt_mode)
 
 
 def method_mask(mask: np.ndarray, size: tuple[int, int], gt_mode: str) -> np.ndarray:
@@ -178,68 +243,87 @@ def name_of(record: Record) -> str:
     return f"{record.defect}/{record.path.name}"
 
 
-def all_metrics(records, scores: list, maps: list, masks: list, seed: int, convention: str) -> dict:
+def all_metrics(
+    records: Sequence[Record], scores: list, maps: Sequence, masks: Sequence, seed: int, convention: str
+) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
     """Every number of metrics.json: over all images, and for each defect type against the good images of its category.
 
-    Where there are several categories, for each of them, too.
+    Where there are several categories, for each of them, too. A defect without a mask counts in image metrics only.
+
+    Args:
+        records: the test set.
+        scores: image scores.
+        maps, masks: as for `metrics.pixel_metrics`; may be lazy, and of one category are read three times (of several
+            five times, and more for a convention).
+        seed: of the bootstrap.
+        convention: a reading of AUPRO that is reported beside the exact one.
+
+    Returns:
+        the numbers, and the PRO curve for drawing.
     """
-    labels = np.array([r.label for r in records], int)
-    defects = np.array([r.defect for r in records])
-    scores, everything = np.array(scores, float), np.arange(len(records))
+    labels, scores = np.array([r.label for r in records], int), np.array(scores, float)
+    defects, categories = (np.array([getattr(r, field) for r in records]) for field in ("defect", "category"))
+    kinds = [r.defect if r.label else None for r in records]
+
+    def known(indices: Iterable[int], kinds: list | None = None) -> tuple[Lazy, Lazy, list | None]:
+        found = [i for i in indices if records[i].mask is not None or not records[i].label]
+        return Lazy(maps.__getitem__, found), Lazy(masks.__getitem__, found), kinds and [kinds[i] for i in found]
+
+    several = len(names := sorted(set(categories))) > 1
+    pixels = PixelScores(*known(range(len(records)), None if several else kinds))
     result = {"images": {d: int((defects == d).sum()) for d in sorted(set(defects))}, "reasons": {}}
-    result |= some_metrics(everything, scores, labels, maps, masks, result["reasons"])
+    result |= some_metrics(scores, labels, pixels, None, result["reasons"])
+    curve = pixels.pro_curve(points=400)
     if result["image_auroc"] == result["image_auroc"]:  # not NaN
         rng = random_stream(seed, "bootstrap")
         result["image_auroc_interval"] = metric.bootstrap_auroc(scores, labels, rng)
     if convention != "exact" and result["aupro_0.3"] == result["aupro_0.3"]:
-        known = [i for i in everything if masks[i] is not None]
-        value = metric.aupro([maps[i] for i in known], [masks[i] for i in known], 0.3, convention)
-        result["aupro_0.3_" + convention] = value
-    categories, groups = np.array([r.category for r in records]), {}
-    for defect, category in sorted({(r.defect, r.category) for r in records if r.label}):
-        groups[defect] = (defects == defect) | ((labels == 0) & (categories == category))
-    result["by_defect"] = {
-        name: {
-            "n": int((defects == name).sum()),
-            **some_metrics(np.flatnonzero(chosen), scores, labels, maps, masks, {}),
-        }
-        for name, chosen in groups.items()
-    }
-    if len(names := sorted(set(categories))) > 1:
-        own = {name: np.flatnonzero(categories == name) for name in names}
-        result["by_category"] = {
-            name: {"n": len(chosen), **some_metrics(chosen, scores, labels, maps, masks, {})}
-            for name, chosen in own.items()
-        }
-        rows = list(result["by_category"].values())
+        result["aupro_0.3_" + convention] = metric.aupro(*known(range(len(records)))[:2], 0.3, convention)
+    by_defect, by_category = {}, {}
+    for name in names:
+        own = np.flatnonzero(categories == name)
+        if several:
+            del pixels  # of all categories, or of the one before
+            pixels = PixelScores(*known(own, kinds))
+            by_category[name] = {"n": len(own), **some_metrics(scores[own], labels[own], pixels, None, {})}
+        for defect in {defects[i] for i in own if labels[i]}:
+            chosen = own[(defects[own] == defect) | (labels[own] == 0)]
+            numbers = some_metrics(scores[chosen], labels[chosen], pixels, [None, defect], {})
+            by_defect[str(defect)] = {"n": int((defects[own] == defect).sum()), **numbers}
+    result["by_defect"] = dict(sorted(by_defect.items()))
+    if several:
+        rows = list(by_category.values())
         mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-        result["by_category"]["mean of categories"] = {**mean, "n": len(records)}  # T4
-    return result
+        result["by_category"] = {**by_category, "mean of categories": {**mean, "n": len(records)}}  # T4
+    return result, curve
 
 
-def some_metrics(chosen, scores, labels, maps, masks, reasons: dict) -> dict:
-    """Image and pixel metrics over the chosen images; `reasons` takes why a number is NaN."""
-    s, y = scores[chosen], labels[chosen]
-    f1, at = metric.best_f1(s, y)
-    result = {"image_auroc": metric.auroc(s, y), "image_ap": metric.average_precision(s, y), "image_best_f1": f1,
-              "image_best_f1_threshold": at}  # fmt: skip
-    if reason := metric.undefined_reason(y):
+def some_metrics(scores: np.ndarray, labels: np.ndarray, pixels: PixelScores, kinds, reasons: dict) -> dict:
+    """Image metrics, and pixel metrics over some kinds of images; `reasons` takes why a number is NaN."""
+    f1, at = metric.best_f1(scores, labels)
+    result = {"image_auroc": metric.auroc(scores, labels), "image_ap": metric.average_precision(scores, labels),
+              "image_best_f1": f1, "image_best_f1_threshold": at}  # fmt: skip
+    if reason := metric.undefined_reason(labels):
         reasons |= dict.fromkeys(result, reason)
-    known = [i for i in chosen if masks[i] is not None]
-    has = any(masks[i].any() for i in known)
-    if has and not all(masks[i].all() for i in known):
-        pixels = metric.pixel_metrics([maps[i] for i in known], [masks[i] for i in known], FPR_LIMITS)
-        return result | pixels
-    names = ["pixel_auroc", "pixel_ap", *(f"aupro_{limit:g}" for limit in FPR_LIMITS)]
-    reasons |= dict.fromkeys(names, "no test image has a mask of a defect" if not has else "no test pixel is normal")
-    return result | dict.fromkeys(names, float("nan"))
+    found = pixels.metrics(FPR_LIMITS, kinds)
+    if np.isnan(found["pixel_auroc"]):
+        del found["error_bound"]
+        anomalous = any(count for _, count in pixels.counts.values())
+        reasons |= dict.fromkeys(
+            found, "no test pixel is normal" if anomalous else "no test image has a mask of a defect"
+        )
+    return result | found
 
 
-def map_scale(maps: list[np.ndarray]) -> tuple[float, float]:
-    """The map values that get the first and last colour in every picture: 1st and 99.9th percentile of all pixels."""
+def map_scale(maps: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The map values that get the first and last colour in every picture: 1st and 99.9th percentile of all pixels.
+
+    Of a sample of them: about 10,000 of each map, and of more than 200 maps two millions in all.
+    """
     if not maps:
         return 0.0, 1.0
-    sample = np.concatenate([m.ravel()[:: max(1, m.size // 10_000)] for m in maps])
+    each = max(1, min(10_000, 2_000_000 // len(maps)))
+    sample = np.concatenate([m.ravel()[:: max(1, m.size // each)].copy() for m in maps])  # a view would keep the map
     low, high = np.percentile(sample, (1, 99.9))
     return float(low), float(high if high > low else low + 1)
 
@@ -259,29 +343,27 @@ def decision(score: float, threshold: float | None) -> str:
     return "" if threshold is None else "anomalous" if score >= threshold else "good"
 
 
-def report(run, config, metrics, method: Method, category, rows, maps, masks, threshold, shown, native) -> None:
-    """RUN/report.html; pictures are read again for the images that are shown."""
-    pictures = [Picture(*row, None, {}, None, None) for row in rows]
-    middle = threshold if threshold is not None else float(np.median([r[3] for r in rows])) if rows else 0.0
+def report(run, config, metrics, method: Method, category, rows, curve, threshold, shown) -> None:
+    """RUN/report.html; picture, mask and map are read again, one after the other, for the images that are shown."""
     index = {name: i for i, (name, *_) in enumerate(rows)}
-    for place, picture in enumerate(chosen := ordered(pictures, middle)[:shown]):
-        i = index[picture.name]
-        image = read_image(category.test[i].path)
-        chosen[place] = picture._replace(
+
+    def open_picture(picture: Picture) -> Picture:
+        record = category.test[i := index[picture.name]]
+        image = read_image(record.path)
+        return picture._replace(
             image=image, steps=steps(method, image, config["flags"]["seed"], i),
-            mask=native_mask(category.test[i], image.shape[:2]),
-            anomaly_map=maps[i] if native else to_size(torch.from_numpy(maps[i])[None, None], image.shape[:2]),
+            mask=native_mask(record, image.shape[:2]), anomaly_map=np.load(map_file(run / "evaluation", record)),
         )  # fmt: skip
+
     curves, labels = {}, np.array([row[2] for row in rows])
     if len(set(labels)) == 2:
         curves["roc"] = list(zip(*metric.roc_curve(np.array([row[3] for row in rows]), labels, points=400)))
-    if "pixel_auroc" not in metrics["reasons"]:
-        known = [i for i, mask in enumerate(masks) if mask is not None]
-        curve = metric.pro_curve([maps[i] for i in known], [masks[i] for i in known], points=400)
+    if curve[0].size:
         curves["pro"] = list(zip(*curve))
     write_report(
         run / "report.html", title=f"{config['method']} on {category.name}", facts=facts(config, metrics, method),
-        metrics=metrics, curves=curves, history=read_log(run), portraits=portraits(method), pictures=chosen,
+        metrics=metrics, curves=curves, history=read_log(run), portraits=portraits(method),
+        pictures=[Picture(*row, None, {}, None, None) for row in rows], open_picture=open_picture,
         threshold=threshold, map_scale=metrics["map_scale"], scores=rows, max_pictures=shown,
     )  # fmt: skip
 

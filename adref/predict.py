@@ -13,11 +13,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from adref.data import list_images, read_image
+from adref.data import list_images
 from adref.evaluate import decision, map_scale
 from adref.options import UserError
+from adref.overlap import read_ahead, write_behind
 from adref.report import overlay
 from adref.run import Progress, find_device, guarded, load, read_config, score_image, to_size, write_atomically
 
@@ -46,24 +48,18 @@ def predict(run: Path, pictures: list[Path], out: str, device: str = "auto") -> 
     scale, progress, rows, problems = stored_scale(run), Progress(), [], missing
     if scale is None and out != "-":
         print(f"{run} was not evaluated: each overlay has its own colour scale", file=sys.stderr)
-    for index, (name, path) in enumerate(names.items()):
-        try:
-            image = read_image(path)
-            score, small = score_image(method, image, seed, index)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        rows.append((str(path), repr(score), decision(score, method.threshold)))
-        if out != "-":
-            whole = to_size(small, image.shape[:2])
-            low, high = scale or map_scale([whole])
-            picture = Image.fromarray(overlay(image, whole, low, high))
+    with write_behind() as later:
+        for index, ((name, path), image) in enumerate(zip(names.items(), read_ahead(names.values()))):
             try:
-                write(Path(out) / "maps" / f"{name}.npy", lambda file, array=whole: np.save(file, array))
-                write(Path(out) / "overlays" / f"{name}.png", lambda file, p=picture: p.save(file, format="PNG"))
-            except OSError as error:
-                raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
-        progress(f"{index + 1}/{len(names)} {name}", final=index + 1 == len(names))
+                image = image.result()
+                score, scored = score_image(method, image, seed, index)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            rows.append((str(path), repr(score), decision(score, method.threshold)))
+            if out != "-":
+                later(write_result, out, name, image, scored, scale)
+            progress(f"{index + 1}/{len(names)} {name}", final=index + 1 == len(names))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("path", "score", "decision"), *rows])
     if out == "-":
@@ -116,6 +112,18 @@ def stored_scale(run: Path) -> tuple[float, float] | None:
         return tuple(json.loads((run / "evaluation" / "metrics.json").read_text())["map_scale"])
     except (OSError, ValueError, KeyError):
         return None
+
+
+def write_result(out: str, name: str, image: np.ndarray, scored: torch.Tensor, scale: tuple | None) -> None:
+    """A picture's map and overlay; UserError where they cannot be written."""
+    whole = to_size(scored, image.shape[:2])
+    low, high = scale or map_scale([whole])
+    picture = Image.fromarray(overlay(image, whole, low, high))
+    try:
+        write(Path(out) / "maps" / f"{name}.npy", lambda file: np.save(file, whole))
+        write(Path(out) / "overlays" / f"{name}.png", lambda file: picture.save(file, format="PNG"))
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
 
 
 def write(path: Path, action) -> None:

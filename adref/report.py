@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from scipy import ndimage
 # Colours at equal distances from 0 to 1. Their luminance rises all the way, so that brighter is always more.
 COLOURS = np.array([(0, 0, 0), (66, 16, 108), (154, 38, 104), (224, 84, 48), (250, 164, 32), (255, 246, 150)])
 PICTURES_LIMIT = 5_500_000  # characters of all embedded pictures; above it they are made smaller
+SIDES = (256, 192, 128)  # the longest side of an embedded picture
 LABELS = {
     "image_auroc": "Image AUROC", "image_ap": "Image AP", "image_best_f1": "Best F1 on test",
     "pixel_auroc": "Pixel AUROC", "pixel_ap": "Pixel AP", "aupro_0.3": "AUPRO 0.3", "aupro_0.05": "AUPRO 0.05",
@@ -63,7 +65,7 @@ def write_report(
     path, *, title: str, facts: dict[str, str], metrics: dict, curves: dict, history: list[dict],
     pictures: list[Picture], threshold: float | None, map_scale: tuple[float, float],
     scores: list[tuple[str, str, int, float]], max_pictures: int = 80,
-    portraits: dict[str, np.ndarray] | None = None,
+    portraits: dict[str, np.ndarray] | None = None, open_picture: Callable[[Picture], Picture] | None = None,
 ) -> None:  # fmt: skip
     """Writes the page, atomically: under another name beside `path`, then renamed.
 
@@ -78,6 +80,7 @@ def write_report(
         map_scale: map values at the two ends of the colours, the same for all pictures.
         scores: (name, defect, label, score) of all test images, not of the shown ones alone.
         portraits: caption -> uint8 (h, w, 3), in any size: what the method shows before any test image.
+        open_picture: gives one of `pictures` its arrays, if they have none yet: one at a time is in memory.
 
     Raises:
         ValueError: there is no score, or a score or the threshold is not finite.
@@ -99,7 +102,7 @@ def write_report(
         "Training": _training(history),
         "Method": _portraits(portraits or {}),
         "Run": table(f'<th scope="row">{escape(k)}</th><td>{escape(str(v))}</td>' for k, v in facts.items()),
-        "Pictures": _pictures(ordered(pictures, start)[:max_pictures], len(rows), map_scale, slider),
+        "Pictures": _pictures(ordered(pictures, start)[:max_pictures], len(rows), map_scale, slider, open_picture),
     }
     data = {"scores": rows, "start": start, "low": low, "high": high}
     write_page(path, title, sections, SCRIPT, data)
@@ -321,42 +324,52 @@ def _portraits(portraits: dict[str, np.ndarray]) -> str:
     return figures and f'<div class="portraits">{figures}</div>'
 
 
-def _tiles(picture: Picture, map_scale: tuple[float, float], side: int) -> list[str]:
-    """The images of one card as figures, none longer than `side`."""
-    size = [math.ceil(n * min(1.0, side / max(picture.image.shape))) for n in picture.image.shape[1::-1]]
+def _draw(picture: Picture, map_scale: tuple[float, float]) -> dict[str, Image.Image]:
+    """The images of one card, in one size with no side above SIDES[0]."""
+    size = [math.ceil(n * min(1.0, SIDES[0] / max(picture.image.shape))) for n in picture.image.shape[1::-1]]
 
     def shrink(array):
         return Image.fromarray(array).resize(size, Image.Resampling.BOX)
 
     images = {"input": shrink(picture.image), **{caption: shrink(step) for caption, step in picture.steps.items()}}
-    outline = ""
     if picture.mask is not None:
+        images["mask"] = shrink(picture.mask.astype(np.uint8) * 255)
+    images["map"] = shrink(overlay(picture.image, picture.anomaly_map, *map_scale))
+    return images
+
+
+def _tiles(images: dict[str, Image.Image], name: str, side: int) -> list[str]:
+    """The images of one card as figures, none longer than `side`."""
+    size = [math.ceil(n * min(1.0, side / max(images["input"].size))) for n in images["input"].size]
+    images, outline = {kind: image.resize(size, Image.Resampling.BOX) for kind, image in images.items()}, ""
+    if "mask" in images:
         # BOX, then "above 0": a scratch thinner than a pixel of the small picture stays in sight.
-        mask = np.asarray(shrink(picture.mask.astype(np.uint8) * 255)) > 0
+        mask = np.asarray(images["mask"].convert("L")) > 0
         images["mask"] = Image.fromarray(mask)
         edge = ndimage.binary_dilation(mask, iterations=2) ^ mask
         colour = np.array([90, 235, 255, 255], np.uint8)
-        outline = embed(Image.fromarray(edge[..., None] * colour), "outline", picture.name)
-    images["map"] = shrink(overlay(picture.image, picture.anomaly_map, *map_scale))
+        outline = embed(Image.fromarray(edge[..., None] * colour), "outline", name)
     captions = {"mask": "true mask"}
-    parts = {kind: embed(image, kind, picture.name) + outline * (kind == "map") for kind, image in images.items()}
+    parts = {kind: embed(image, kind, name) + outline * (kind == "map") for kind, image in images.items()}
     return [
         f"<figure><div>{part}</div><figcaption>{escape(captions.get(k, k))}</figcaption></figure>"
         for k, part in parts.items()
     ]
 
 
-def _pictures(shown: list[Picture], count: int, map_scale: tuple[float, float], slider: str) -> str:
-    for side in (256, 192, 128):
-        tiles = [_tiles(picture, map_scale, side) for picture in shown]
+def _pictures(shown: list[Picture], count: int, map_scale: tuple[float, float], slider: str, open_picture) -> str:
+    drawn = [_draw(open_picture(p) if open_picture else p, map_scale) for p in shown]
+    for side in SIDES:
+        tiles = [_tiles(images, p.name, side) for p, images in zip(shown, drawn)]
         if sum(len(tile) for card in tiles for tile in card) < PICTURES_LIMIT:
             break
     cards = "".join(
         f"""<article data-label="{int(p.label)}" data-score="{float(p.score)!r}"
- style="--ratio:{p.image.shape[1]}/{p.image.shape[0]}"><header><h3>{escape(p.name)}</h3><b class="badge"></b></header>
+ style="--ratio:{images["input"].width}/{images["input"].height}"><header><h3>{escape(p.name)}</h3>
+<b class="badge"></b></header>
 <p class="note">{escape(p.defect)}, score {p.score:.4g}</p>
 <button class="tiles" aria-label="Enlarge {escape(p.name)}">{"".join(card)}</button></article>"""
-        for p, card in zip(shown, tiles)
+        for p, images, card in zip(shown, drawn, tiles)
     )
     columns = max(map(len, tiles), default=1)
     colours = ",".join(f"rgb{tuple(map(int, colour))}" for colour in COLOURS)

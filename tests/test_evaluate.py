@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from conftest import rows_of
 
 from adref import load, metrics
-from adref.data import Record, read_image, read_mask
-from adref.evaluate import all_metrics, decision, main, map_scale, method_mask
+from adref.data import Record, find_category, read_image, read_mask
+from adref.evaluate import all_metrics, conclude, decision, main, map_scale, method_mask, score_pictures
+from adref.overlap import Lazy
 from adref.run import score_image, to_size
 
 
@@ -83,22 +85,56 @@ def records(labels):
 
 def test_a_missing_class_gives_nan_with_a_reason():
     maps, masks = [np.random.rand(4, 4) for _ in range(3)], [np.zeros((4, 4), bool)] * 3
-    result = all_metrics(records([0, 0, 0]), [0.1, 0.2, 0.3], maps, masks, 0, "exact")
+    result, curve = all_metrics(records([0, 0, 0]), [0.1, 0.2, 0.3], maps, masks, 0, "exact")
     for name in ("image_auroc", "pixel_auroc", "aupro_0.3"):
         assert np.isnan(result[name]) and len(result["reasons"][name]) > 10
-    assert "image_auroc_interval" not in result
+    assert "image_auroc_interval" not in result and curve[0].size == 0
 
 
 def test_defects_without_masks_have_image_metrics_only():
     maps, masks = [np.random.rand(4, 4) for _ in range(4)], [np.zeros((4, 4), bool)] * 2 + [None] * 2
-    result = all_metrics(records([0, 0, 1, 1]), [0.1, 0.2, 0.3, 0.15], maps, masks, 0, "exact")
+    result, _ = all_metrics(records([0, 0, 1, 1]), [0.1, 0.2, 0.3, 0.15], maps, masks, 0, "exact")
     assert result["image_auroc"] == 0.75 and np.isnan(result["pixel_auroc"])
     assert result["reasons"]["pixel_auroc"] == "no test image has a mask of a defect"
 
 
 def test_no_test_image_at_all():
-    result = all_metrics([], [], [], [], 0, "exact")
+    result, _ = all_metrics([], [], [], [], 0, "exact")
     assert np.isnan(result["image_auroc"]) and result["by_defect"] == {} and map_scale([]) == (0.0, 1.0)
+
+
+def test_shares_of_the_pictures_make_the_same_evaluation(small_run, tmp_path):
+    """Process r of n scores the indices r, r + n, ...; who has all rows and all maps makes the evaluation of them."""
+    method, category = load(small_run), find_category(small_run.parent / "data", "part")
+    for name, shares in (("whole", 1), ("shared", 3)):
+        run, rows = tmp_path / name, []
+        shutil.copytree(small_run, run)
+        for r in reversed(range(shares)):
+            rows += score_pictures(method, category, range(r, 6, shares), 0, run / "evaluation.new", small=True)
+        conclude(run, method, category, rows, torch.device("cpu"), "method", "nearest", None, shown=2)
+    files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
+    assert len(files) == 3 + 2 + 6 + 1
+    for file in files:
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "shared" / file).read_bytes(), file
+
+
+def test_memory_of_the_numbers_does_not_grow_with_defects_or_categories(tmp_path):
+    """Maps and masks are read when asked for: what grows is one copy of the good scores, with any number of groups."""
+    rng = np.random.default_rng(0)
+    noise, mask = rng.random((5, 64, 64), dtype=np.float32), np.zeros((64, 64), bool)
+    mask[:8, :8] = True
+    peaks = {}
+    for count in (100, 400):
+        test = [Record(tmp_path, i % 2, f"{i % 3}" if i % 2 else "good", tmp_path if i % 2 else None, f"{i // 2 % 2}")
+                for i in range(count)]  # fmt: skip
+        test = [r._replace(defect=f"{r.category}/{r.defect}") for r in test]
+        maps, masks = Lazy(lambda i: noise[i % 5] * np.float32(1 + i), range(count)), [m and mask for *_, m, _ in test]
+        tracemalloc.start()
+        numbers, _ = all_metrics(test, [i % 7 for i in range(count)], maps, masks, 0, "exact")
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(numbers["by_defect"]) == 6 and len(numbers["by_category"]) == 3
+    assert peaks[400] - peaks[100] < 1.5 * 300 * 64 * 64 * 4
 
 
 def test_decision_rule():

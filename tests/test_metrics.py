@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,7 @@ from adref.metrics import (
     roc_curve,
     undefined_reason,
 )
+from adref.pixels import PixelScores
 
 # ---------------------------------------------------------------------------------------------------- inputs
 
@@ -460,6 +462,94 @@ def test_memory_stays_below_three_times_the_maps(share):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * maps.nbytes
+
+
+class Made(Sequence):
+    """Items that are made when they are asked for, and how often each was."""
+
+    def __init__(self, size: int, make):
+        self.make, self.asked = make, [0] * size
+
+    def __len__(self):
+        return len(self.asked)
+
+    def __getitem__(self, index):
+        self.asked[index] += 1
+        return self.make(index)
+
+
+def made_images(count: int, side: int) -> tuple[Made, Made]:
+    """Maps (float32) and masks: every fourth image has a region, a sixteenth of its pixels."""
+    region = np.zeros((side, side), bool)
+    region[: side // 4, : side // 4] = True
+
+    def scores(i):
+        noise = np.random.default_rng(i).random((side, side), dtype=np.float32)
+        return noise if i % 4 else noise + np.float32(0.3) * region
+
+    return Made(count, scores), Made(count, lambda i: None if i % 4 else region)
+
+
+def peak_memory(*arguments, **options) -> int:
+    tracemalloc.start()
+    pixel_metrics(*arguments, **options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_and_reading_of_lazy_images():
+    """4 bytes for each good score more, 16 for each anomalous one, and nothing else that grows."""
+    pixel_metrics(*case(ties=False))  # what is loaded on first use does not count
+    peaks = {}
+    for count in (40, 160):
+        maps, masks = made_images(count, 128)
+        peaks[count] = peak_memory(maps, masks)
+        assert max(maps.asked) == max(masks.asked) == 2
+    per_image = 128 * 128 * (4 + (16 - 4) / 64)
+    assert peaks[160] - peaks[40] == pytest.approx(120 * per_image, rel=0.1)
+    assert peaks[40] - 40 * per_image < 3_000_000
+
+
+def test_memory_of_bins_does_not_grow_with_the_images():
+    peaks = {}
+    for count in (80, 320):
+        maps, masks = made_images(count, 128)
+        peaks[count] = peak_memory(maps, masks, pixel_limit=0, bins=2**12)
+        assert max(maps.asked) == max(masks.asked) == 3
+    assert peaks[320] < 1.1 * peaks[80] < 20_000_000
+
+
+@pytest.mark.parametrize("pixel_limit", [2**28, 0])
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_kinds_of_images_are_as_if_alone(levels, pixel_limit):
+    """Good images are sorted once for all kinds; what follows is what the images of these kinds alone would give."""
+    maps, masks, kinds = [], [], []
+    for seed in range(4):
+        found = random_maps(seed, levels)
+        maps, masks, kinds = maps + found[0], masks + found[1], kinds + ["ab"[seed % 2]] * 3 + [None]
+    pixels = PixelScores(maps, masks, kinds, pixel_limit=pixel_limit, bins=200)
+    assert pixels.counts[None] == (48, 0)
+    for chosen in ([None, "a"], [None, "b"], ["b"], ["a", "b", None], None):
+        own = [i for i, kind in enumerate(kinds) if chosen is None or kind in chosen]
+        expected = pixel_metrics([maps[i] for i in own], [masks[i] for i in own])
+        found = pixels.metrics(kinds=chosen)
+        bound = found.pop("error_bound")
+        assert (bound > 0) == (pixel_limit == 0)
+        for name, value in found.items():
+            assert value == pytest.approx(expected[name], abs=bound + 1e-15)
+    assert all(math.isnan(pixels.metrics(kinds=chosen)["pixel_ap"]) for chosen in ([None], []))
+    fine = PixelScores(maps, masks, kinds, pixel_limit=0)  # every score is sampled: its curve is the exact one
+    for bins, exact in zip(fine.pro_curve(), pro_curve(maps, masks)):
+        np.testing.assert_allclose(bins, exact, atol=1e-12)
+    for several, one in zip(PixelScores(maps, masks, kinds).pro_curve(), pro_curve(maps, masks)):
+        np.testing.assert_allclose(several, one, atol=1e-14)
+
+
+def test_no_mask_is_a_mask_of_zeros():
+    maps, masks = random_maps(5, 20)
+    for convention in CONVENTIONS:
+        assert aupro(maps, [*masks[:-1], None], convention=convention) == aupro(maps, masks, convention=convention)
 
 
 def test_bootstrap_against_loops_and_theory():

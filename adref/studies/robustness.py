@@ -17,7 +17,8 @@ import numpy as np
 from scipy import ndimage
 
 from adref.data import Record, read_image, read_mask
-from adref.evaluate import map_scale, name_of, native_mask, some_metrics, steps
+from adref.evaluate import map_scale, name_of, native_mask, steps
+from adref.metrics import auroc, pixel_metrics
 from adref.options import UserError
 from adref.report import overlay
 from adref.run import Progress, score_image, to_size
@@ -123,13 +124,14 @@ def measure_run(run: Opened, indices: list[int], seed: int) -> tuple[list[dict],
             masks.append(native_mask(test[index], image.shape[:2]))
             if index == shown:
                 picture, between, at = image, steps(run.method, image, own_seed, index), small[0, 0].numpy()
-        found = some_metrics(np.arange(len(indices)), np.array(scores), labels, maps, masks, {})
-        auroc, pixel = found["image_auroc"], found["pixel_auroc"] if np.isfinite(found["pixel_auroc"]) else None
+        known = [i for i, mask in enumerate(masks) if mask is not None]
+        pixel = pixel_metrics([maps[i] for i in known], [masks[i] for i in known])["pixel_auroc"]
+        area, pixel = auroc(np.array(scores), labels), pixel if np.isfinite(pixel) else None
         if not rows:
-            clean, pixel_clean, scale = auroc, pixel, map_scale(maps)  # one scale for all pictures of a run
+            clean, pixel_clean, scale = area, pixel, map_scale(maps)  # one scale for all pictures of a run
         rows.append({
             "run": run.name, "corruption": kind, "level": level, "pictures": len(indices),
-            "image_auroc": auroc, "image_change": auroc - clean,
+            "image_auroc": area, "image_change": area - clean,
             "pixel_auroc": pixel, "pixel_change": None if pixel is None else pixel - pixel_clean,
         })  # fmt: skip
         seen = resize(to_tensor(picture), run.method.options.size, run.method.options.resize).permute(1, 2, 0).numpy()
