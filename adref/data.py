@@ -334,7 +334,7 @@ def _rgb(picture: Image.Image, path: str | Path) -> np.ndarray:
     if odd or not (deep or plain):
         raise UserError(f"{path}: {kind} in mode {mode}; expected 8-bit, 1-bit, or full 16-bit grey with 0 as black")
     if kind != "TIFF":  # Pillow turns a TIFF while loading; old versions keep the tag and would turn it twice
-        picture = ImageOps.exif_transpose(picture)
+        ImageOps.exif_transpose(picture, in_place=True)
     if deep:
         grey = (np.asarray(picture).astype(np.uint32) + 128) // 257  # round(v / 257); 257 is odd: no ties
         return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
@@ -342,7 +342,7 @@ def _rgb(picture: Image.Image, path: str | Path) -> np.ndarray:
         rgba = np.asarray(picture.convert("RGBA")).astype(np.uint32)
         colour, alpha = rgba[..., :3], rgba[..., 3:]
         return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.array(picture.convert("RGB"))  # a copy: Pillow's own memory is read-only
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))  # a copy: Pillow's is read-only
 
 
 def check(category: Category) -> list[Problem]:
