@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from adref import metrics as metric
 from adref.data import Category, Record, digest, find_category, read_image, read_mask, require_sound
+from adref.files import naming, write_json
 from adref.method import Method
 from adref.options import UserError
 from adref.report import Picture, ordered, write_report
@@ -23,6 +24,7 @@ from adref.run import (
     Progress,
     find_device,
     guarded,
+    in_use,
     load,
     load_checkpoint,
     method_arguments,
@@ -31,7 +33,6 @@ from adref.run import (
     score_image,
     to_size,
     versions,
-    write_json,
 )
 from adref.samples import random_stream
 
@@ -71,7 +72,9 @@ def run_command(arguments: argparse.Namespace) -> int:
         raise UserError(f"the data set {root} is not there; --data takes where it is now")
     category = find_category(root, config["category"])
     require_sound(category)
-    metrics = evaluate(arguments.run, category, device, arguments.resolution, arguments.gt_mode, arguments.convention)
+    with in_use(arguments.run):
+        more = arguments.resolution, arguments.gt_mode, arguments.convention
+        metrics = evaluate(arguments.run, category, device, *more)
     print(summary(metrics))
     if category.test:
         print(f"Report: {(arguments.run / 'report.html').resolve()}")
@@ -111,7 +114,8 @@ def evaluate(
         whole = to_size(small, image.shape[:2])
         path = new / "maps" / record.defect / (record.path.stem + ".npy")
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, whole)
+        with naming(path):
+            np.save(path, whole)
         mask = native_mask(record, image.shape[:2])
         if mask is not None and not native:
             mask = method_mask(mask, method.options.size, gt_mode)
@@ -251,7 +255,8 @@ def write_scores(path: Path, rows: list[tuple], threshold: float | None) -> None
     writer.writerow(("path", "label", "defect", "score", "decision"))
     for name, defect, label, score in rows:
         writer.writerow((name, label, defect, repr(score), decision(score, threshold)))
-    path.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
+    with naming(path):
+        path.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
 
 
 def decision(score: float, threshold: float | None) -> str:

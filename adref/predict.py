@@ -17,9 +17,10 @@ from PIL import Image
 
 from adref.data import list_images, read_image
 from adref.evaluate import decision, map_scale
+from adref.files import write_atomically
 from adref.options import UserError
 from adref.report import overlay
-from adref.run import Progress, find_device, guarded, load, read_config, score_image, to_size, write_atomically
+from adref.run import Progress, find_device, guarded, load, read_config, score_image, to_size
 
 
 def main(argv: list[str] | None = None) -> int:

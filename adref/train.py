@@ -5,14 +5,13 @@ With no argument at all: DRAEM at the preset `tiny` on generated sample pictures
 """
 
 import dataclasses
-import json
 import math
-import os
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -26,15 +25,19 @@ from adref import options as option_tools
 from adref.config import Flags, new_config, parse_arguments, resumed_config
 from adref.data import Category, Record, digest, find_category, list_images, read_image, require_sound
 from adref.evaluate import evaluate, summary
+from adref.files import sha256, write_json
 from adref.method import EarlyStop, Method, Sources, Trainable
 from adref.options import UserError
 from adref.run import (
     Progress,
     TrainingError,
+    append_log,
     build,
     create,
+    explained,
     find_device,
     guarded,
+    in_use,
     load,
     load_checkpoint,
     load_tensors,
@@ -43,9 +46,7 @@ from adref.run import (
     read_sizes,
     save_checkpoint,
     score_image,
-    sha256,
     truncate_log,
-    write_json,
 )
 from adref.sample_data import CATEGORIES, generated_textures
 from adref.sample_data import VERSION as SAMPLE_VERSION
@@ -66,16 +67,24 @@ def run_command(argv: list[str]) -> int:
     if not argv:
         print(f"No argument: DRAEM, preset tiny, on generated sample pictures of a {CATEGORIES[0]}.")
     run, config = resumed_config(arguments) if arguments.resume else new_config(arguments)
+    with explained(run, config["options"]), ExitStack() as locks:
+        if arguments.resume:
+            locks.enter_context(in_use(run))  # now, and not after minutes of reading
+        return work(run, config, arguments.resume, locks)
+
+
+def work(run: Path, config: dict, resume: bool, locks: ExitStack) -> int:
+    """Reads what a run needs, makes its directory if it is new, trains, evaluates; returns the exit code."""
     flags = option_tools.replace(Flags(), config["flags"])
     device = find_device(flags.device)
     category = find_category(Path(flags.data), config["category"])
     require_sound(category)
-    method = initial_method(config, flags, published=not arguments.resume)
+    method = initial_method(config, flags, published=not resume)
     scores_images = isinstance(method, Method)
     training, held_out = split(category, flags if scores_images else dataclasses.replace(flags, holdout=0.0))
     sources, digests = open_sources(method, training, flags)
     digests["data_digest"] = digest(category.train)
-    if arguments.resume:
+    if resume:
         for name, now in digests.items():
             if config[name] != now:
                 what = "training images" if name == "data_digest" else name.removesuffix("_digest")
@@ -86,6 +95,7 @@ def run_command(argv: list[str]) -> int:
         hashes = {path: sha256(Path(path)) for path in files}
         config |= {"device": str(device), **digests, "weights_sha256": hashes}
         create(run, config, {"model": method.state_dict(), "step": 0})
+        locks.enter_context(in_use(run))
     print(f"{category.name}: {len(training)} normal images train, {len(held_out)} set the threshold. Run: {run}")
     if not train(run, method, sources, flags, device):
         print(f"Interrupted and saved. Go on with: python -m adref.train --resume --out {shlex.quote(str(run))}")
@@ -279,7 +289,7 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
     method.to(device, memory_format=torch.channels_last)
     ended, chosen, best = state.get("ended", {}), state.get("chosen", {}), state.get("best")
     progress, first = Progress(), 0  # first: the steps of the stages before
-    with open(run / "metrics.jsonl", "a") as log, Interrupt() as interrupt:
+    with Interrupt() as interrupt:
         for stage in method.stages:
             if stage in ended:
                 first += ended[stage]
@@ -325,14 +335,12 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
                 now = time.monotonic()
                 line = {"stage": stage, "epoch": epoch, "step": first + step, "lr": rate, **values}
                 line |= {"seconds": round(now - before, 4), "data_seconds": round(waited, 4)}
-                log.write(json.dumps(line) + "\n")
-                log.flush()
+                append_log(run, line)
                 progress(progress_line(line, batches, step, now - began), final=over or step == batches.last_step)
                 if over:
                     break
                 by_steps = flags.checkpoint_steps and step % flags.checkpoint_steps == 0
                 if by_steps or now - saved > flags.checkpoint_seconds or interrupt.raised:
-                    os.fsync(log.fileno())
                     state = {"model": method.state_dict(), "step": first + step, "ended": ended, "chosen": chosen}
                     state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "best": best}
                     save_checkpoint(run, state)

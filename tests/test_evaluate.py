@@ -16,7 +16,7 @@ from adref.run import score_image, to_size
 
 def test_run_directory_holds_what_the_architecture_says(small_run):
     names = {path.name for path in small_run.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "checkpoint.pt", "evaluation", "report.html"}
+    assert names == {".lock", "config.json", "metrics.jsonl", "checkpoint.pt", "evaluation", "report.html"}
     maps = sorted(str(p.relative_to(small_run / "evaluation/maps")) for p in small_run.rglob("*.npy"))
     assert maps == [f"{d}/{i:03d}.npy" for d in ("good", "spot") for i in range(3)]
     array = np.load(small_run / "evaluation/maps/spot/001.npy")

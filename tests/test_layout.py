@@ -23,7 +23,7 @@ ORDER = (
     {"image", "losses", "metrics"},
     {"synthesis"},
     {"methods"},
-    {"data", "sample_data"},
+    {"data", "sample_data", "files"},
     {"samples"},
     {"run", "report", "distributed", "claims"},
     {"config"},
