@@ -22,8 +22,8 @@ def naming(path: Path) -> Iterator[None]:
         cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides a full disk
         if not isinstance(cause, OSError):
             raise
+        cause.strerror = cause.strerror or f"not written whole, as on a full disk ({cause})"  # numpy's has none
         cause.filename = cause.filename or str(path)
-        cause.strerror = cause.strerror or f"cannot be written whole, as on a full disk ({cause})"  # numpy's has none
         raise cause from None
 
 

@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -394,9 +394,9 @@ def validate(method: Trainable, data: TrainingSet, stage: str, flags: Flags, dev
     return total / len(data)
 
 
-def load_batches(data: TrainingSet, batches: Batches, flags: Flags, device: torch.device) -> Iterable:
+def load_batches(data: TrainingSet, batches: Batches, flags: Flags, device: torch.device) -> Iterator:
     """Batches in their order from the data workers; nothing where no step is left."""
-    return torch.utils.data.DataLoader(
+    loader = torch.utils.data.DataLoader(
         data,
         batch_sampler=batches,
         num_workers=flags.workers,
@@ -404,6 +404,11 @@ def load_batches(data: TrainingSet, batches: Batches, flags: Flags, device: torc
         multiprocessing_context=flags.start_method if flags.workers else None,
         pin_memory=device.type == "cuda",
     )
+    try:
+        yield from loader
+    except Exception as error:
+        # The traceback would keep the workers, and Python, which cannot stop them when it ends, would wait forever.
+        raise error.with_traceback(None) from None
 
 
 def add_gradients(
