@@ -27,10 +27,11 @@ from adref import train
 from adref.claims import ELSEWHERE, claimed, is_free, put
 from adref.config import FREE_ON_RESUME, PATHS, Flags
 from adref.data import find_categories, require_sound
+from adref.files import read_json, write_json
 from adref.method import Method, Trainable
 from adref.methods import METHODS, find_method
 from adref.options import UserError, flag
-from adref.run import find_device, guarded, load_checkpoint, read_json, read_log, write_json
+from adref.run import find_device, guarded, load_checkpoint, read_log
 from adref.site import METRICS, clock
 from adref.summary import summarise
 

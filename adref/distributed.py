@@ -94,9 +94,14 @@ def own_device(device: torch.device) -> torch.device:
     return device
 
 
+def every(items: Sequence) -> Sequence:
+    """What this process does of items that each may do alone: every n-th."""
+    return items[rank() :: count()]
+
+
 def share(items: Sequence) -> Sequence:
     """What this process does of the images of a batch: every n-th, or all where they are fewer than the processes."""
-    return items[rank() :: count()] if len(items) >= count() else items
+    return every(items) if len(items) >= count() else items
 
 
 class Shared(nn.Module):

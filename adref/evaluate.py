@@ -9,6 +9,7 @@ import io
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from adref import distributed
 from adref import metrics as metric
 from adref.data import Category, Record, digest, find_category, read_image, read_mask, require_sound
+from adref.files import naming, write_json
 from adref.method import Method
 from adref.options import UserError
 from adref.overlap import Lazy, read_ahead, write_behind
@@ -27,6 +30,7 @@ from adref.run import (
     Progress,
     find_device,
     guarded,
+    in_use,
     load,
     load_checkpoint,
     method_arguments,
@@ -35,7 +39,6 @@ from adref.run import (
     score_image,
     to_size,
     versions,
-    write_json,
 )
 from adref.samples import random_stream
 
@@ -62,20 +65,28 @@ def main(argv: list[str] | None = None) -> int:
         help="another reading of AUPRO at the limit 0.3, reported beside the exact one [that of the method's paper]",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
-    return guarded(lambda: run_command(arguments))
+
+    def command() -> int:
+        with distributed.processes():
+            return run_command(arguments)
+
+    return guarded(command)
 
 
 def run_command(arguments: argparse.Namespace) -> int:
     """What `main` does when nothing goes wrong."""
     if arguments.gt_mode == "draem" and arguments.resolution != "method":
         raise UserError("--gt-mode draem needs --resolution method: it is a rule for resized masks")
-    device, config = find_device(arguments.device), read_config(arguments.run)
+    device, config = distributed.own_device(find_device(arguments.device)), read_config(arguments.run)
     root = arguments.data or Path(config["flags"]["data"])
     if not root.exists():
         raise UserError(f"the data set {root} is not there; --data takes where it is now")
     category = find_category(root, config["category"])
-    require_sound(category)
-    metrics = evaluate(arguments.run, category, device, arguments.resolution, arguments.gt_mode, arguments.convention)
+    distributed.first(lambda: require_sound(category))
+    with ExitStack() as locks:
+        distributed.first(lambda: locks.enter_context(in_use(arguments.run)))
+        more = arguments.resolution, arguments.gt_mode, arguments.convention
+        metrics = evaluate(arguments.run, category, device, *more)
     print(summary(metrics))
     if category.test:
         print(f"Report: {(arguments.run / 'report.html').resolve()}")
@@ -105,10 +116,12 @@ def evaluate(
         shown: how many pictures the report embeds.
     """
     method, new = load(run, str(device)), run / "evaluation.new"
-    shutil.rmtree(new, ignore_errors=True)
-    seed, indices = read_config(run)["flags"]["seed"], range(len(category.test))
-    rows = score_pictures(method, category, indices, seed, new, small=resolution == "method")
-    return conclude(run, method, category, rows, device, resolution, gt_mode, convention, shown)
+    distributed.first(lambda: shutil.rmtree(new, ignore_errors=True))
+    seed, indices = read_config(run)["flags"]["seed"], distributed.every(range(len(category.test)))
+    own = score_pictures(method, category, indices, seed, new, small=resolution == "method")
+    rows = [row for part in distributed.gather(own) for row in part]
+    more = device, resolution, gt_mode, convention, shown
+    return distributed.first(lambda: conclude(run, method, category, rows, *more))
 
 
 class Row(NamedTuple):
@@ -156,7 +169,8 @@ def map_file(folder: Path, record: Record, small: bool = False) -> Path:
 def save_map(path: Path, scored: torch.Tensor, size: tuple[int, int]) -> None:
     """A map (1, 1, h, w) at a size (H, W) as a file of float32 (H, W)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, to_size(scored, size))
+    with naming(path):
+        np.save(path, to_size(scored, size))
 
 
 def conclude(
@@ -335,7 +349,8 @@ def write_scores(path: Path, rows: list[tuple], threshold: float | None) -> None
     writer.writerow(("path", "label", "defect", "score", "decision"))
     for name, defect, label, score in rows:
         writer.writerow((name, label, defect, repr(score), decision(score, threshold)))
-    path.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
+    with naming(path):
+        path.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
 
 
 def decision(score: float, threshold: float | None) -> str:

@@ -18,10 +18,11 @@ from PIL import Image
 
 from adref.data import list_images
 from adref.evaluate import decision, map_scale
+from adref.files import write_atomically
 from adref.options import UserError
 from adref.overlap import read_ahead, write_behind
 from adref.report import overlay
-from adref.run import Progress, find_device, guarded, load, read_config, score_image, to_size, write_atomically
+from adref.run import Progress, find_device, guarded, load, read_config, score_image, to_size
 
 
 def main(argv: list[str] | None = None) -> int:

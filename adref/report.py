@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -19,6 +18,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+
+from adref.files import write_atomically
 
 # Colours at equal distances from 0 to 1. Their luminance rises all the way, so that brighter is always more.
 COLOURS = np.array([(0, 0, 0), (66, 16, 108), (154, 38, 104), (224, 84, 48), (250, 164, 32), (255, 246, 150)])
@@ -134,9 +135,8 @@ def write_page(path, title: str, sections: dict[str, str], script: str = "", dat
 {note if script else ""}<main>{body}</main>
 <script type="application/json" id="data">{data}</script><script>{script}</script></body></html>
 """
-    temporary = Path(path).with_name(Path(path).name + ".tmp")
-    temporary.write_text(page, encoding="utf-8", errors="replace")  # file names may hold broken UTF-8
-    os.replace(temporary, path)
+    # file names may hold broken UTF-8
+    write_atomically(Path(path), lambda file: file.write(page.encode(errors="replace")))
 
 
 def _value(name: str, numbers: dict, reasons: dict) -> str:

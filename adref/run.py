@@ -1,18 +1,20 @@
 """The run directory: configuration, log, checkpoint; and what is done with a finished one: load it, score an image."""
 
-import hashlib
+import errno
 import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import mean
 
 import numpy as np
 import PIL
@@ -20,27 +22,31 @@ import scipy
 import torch
 import torch.nn.functional as F
 
-from adref import __version__, distributed
+from adref import __version__
 from adref.data import read_image
+from adref.files import naming, write_atomically, write_json
 from adref.method import Method, Trainable
 from adref.methods import find_method
 from adref.options import Notice, UserError, replace
 from adref.samples import random_stream, resize, to_tensor
 
-CONFIG_KEYS = {"adref", "torch", "method", "preset", "ablation", "changed", "category", "generated", "options", "flags",
-               "device", "data_digest", "textures_digest", "sizes_digest", "anomalies_digest",
-               "weights_sha256"}  # fmt: skip
+CONFIG_TYPES = {
+    **dict.fromkeys(("adref", "torch", "numpy", "pillow", "scipy", "python"), str),
+    **dict.fromkeys(("method", "preset", "category", "device", "data_digest"), str),
+    **dict.fromkeys(("ablation", "textures_digest", "sizes_digest", "anomalies_digest"), str | None),
+    **dict.fromkeys(("changed", "options", "flags", "weights_sha256"), dict), "generated": bool, "processes": int,
+}  # fmt: skip
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on, and not for a mistake at the keyboard: shown as one sentence, exit code 1."""
+    """Work cannot go on, and not for a mistake at the keyboard: shown as one sentence, exit code 1."""
 
 
 def guarded(command) -> int:
     """Runs a command and turns what stops it into one sentence and an exit code.
 
-    2 for a mistake at the keyboard or a file that cannot be read or written, 1 for training that cannot go on, 130 for
-    Ctrl-C (while training, `train.Interrupt` is there first and saves).
+    2 for a mistake at the keyboard or a file that cannot be read or written, 1 for work that cannot go on, as without
+    memory, 130 for Ctrl-C (while training, `train.Interrupt` is there first and saves).
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     try:
@@ -59,77 +65,44 @@ def guarded(command) -> int:
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
-    except TrainingError as error:
-        print(f"stopped: {error}", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, TrainingError) and not is_out_of_memory(error):
+            raise
+        print(f"stopped: {error if isinstance(error, TrainingError) else 'memory does not suffice'}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
-# -- files that are whole or not there --------------------------------------------------------------------------------
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, the CPU's allocator or CUDA's has no memory left."""
+    words = ("allocate memory", "not enough memory", "out of memory")  # and fork's "Cannot allocate memory"
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
-def write_atomically(path: Path, write) -> None:
-    """Calls `write(file)` on a temporary file beside `path`, flushes it to the disk, then renames it.
-
-    A reader, or the next run after a crash, sees the old file or the new one, never a part.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+@contextmanager
+def explained(run: Path, options: dict) -> Iterator[None]:
+    """Memory that does not suffice, or a data worker that was killed, becomes a TrainingError that says what to try."""
     try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
-
-
-def write_json(path: Path, value) -> None:
-    """`value` as indented JSON, atomically; NaN is written as null, which every reader of JSON takes."""
-    text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda file: file.write(text.encode(errors="surrogateescape")))
-
-
-def read_json(path: Path, *keys: str) -> dict:
-    """What `write_json` wrote.
-
-    Raises:
-        UserError: the file is damaged, or one of the keys is not there.
-    """
-    try:
-        value = json.loads(path.read_text())
-        if not isinstance(value, dict) or (missing := [key for key in keys if key not in value]):
-            raise ValueError(f"it has no {missing[0]}" if isinstance(value, dict) else "it is no object")
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and run the command again") from None
-    return value
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else None
-    return value.item() if isinstance(value, np.integer) else value
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _digest(file)
-
-
-def _digest(file) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        kept = f"; {run} keeps its last checkpoint" if (run / "checkpoint.pt").exists() else ""
+        if isinstance(error, TrainingError):
+            raise
+        if is_out_of_memory(error):
+            size, count = ",".join(map(str, options["size"])), options["batch_size"]
+            smaller = f"--batch-size {count // 2}" if count > 1 else "a smaller --size"
+            raise TrainingError(
+                f"memory does not suffice for --size {size} --batch-size {count}{kept}. "
+                f"{smaller} in a new run is the first thing to try"
+            ) from None
+        if "DataLoader worker (pid" in str(error):
+            raise TrainingError(
+                f"a data worker died, as it does when memory runs out ({str(error).strip()}){kept}. "
+                f"Go on with: python -m adref.train --resume --out {shlex.quote(str(run))} --workers 0"
+            ) from None
+        raise
 
 
 # -- configuration, checkpoint, log -----------------------------------------------------------------------------------
@@ -159,8 +132,8 @@ def create(run: Path, config: dict, checkpoint: dict) -> None:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it was being made
         partial.mkdir(parents=True)
         write_json(partial / "config.json", {**versions(), **config})
-        save_checkpoint(partial, checkpoint)
         (partial / "metrics.jsonl").touch()
+        save_checkpoint(partial, checkpoint)
         os.replace(partial, run)
     except OSError as error:
         raise UserError(f"--out {run} cannot be written: {error.strerror or error}") from None
@@ -176,26 +149,60 @@ def read_config(run: Path) -> dict:
     try:
         # Runs before 2026-11-28 lack some of these.
         config = {"sizes_digest": None, "anomalies_digest": None, "processes": 1, **json.loads(path.read_text())}
-        missing = CONFIG_KEYS - set(config)
-        if missing or not isinstance(config["options"], dict) or not {"data", "seed"} <= set(config["flags"]):
-            raise ValueError(f"keys are missing or damaged: {', '.join(sorted(missing)) or 'options, flags'}")
+        wrong = [key for key, kind in CONFIG_TYPES.items() if key not in config or not isinstance(config[key], kind)]
+        flags = config["flags"] if "flags" not in wrong else {}
+        seed, texts = flags.get("seed"), [flags.get("data"), flags.get("precision")]
+        if type(seed) is not int or not 0 <= seed < 2**63 or not all(isinstance(text, str) for text in texts):
+            wrong.append("flags")
+        if wrong:
+            raise ValueError(f"keys are missing or damaged: {', '.join(dict.fromkeys(wrong))}")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{run} is no run directory: it has no config.json") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     return config
 
 
+@contextmanager
+def in_use(run: Path) -> Iterator[None]:
+    """This process alone writes into a run directory; the system lets go of it when the process ends, however it does.
+
+    The lock belongs to the process, so that data workers do not inherit it. Where there are no such locks (Windows,
+    some network disks) nothing is locked.
+
+    Raises:
+        UserError: another process writes there.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(run / ".lock", "a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(f"{run} is in use by another process; wait for its end, or stop it") from None
+        yield
+
+
 def save_checkpoint(run: Path, state: dict) -> None:
-    """checkpoint.pt, atomically.
+    """checkpoint.pt, atomically, after the log of its steps is on the disk.
 
     Raises:
         TrainingError: a weight is not finite; the last good checkpoint stays.
     """
-    for name, tensor in state["model"].items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise TrainingError(f"weight {name} is not finite at step {state['step']}; {run} keeps its last checkpoint")
+    if name := non_finite(state["model"]):
+        raise TrainingError(f"weight {name} is not finite at step {state['step']}; {run} keeps its last checkpoint")
+    with naming(run / "metrics.jsonl"), open(run / "metrics.jsonl", "ab") as log:
+        os.fsync(log.fileno())
     write_atomically(run / "checkpoint.pt", lambda file: torch.save(state, file))
+
+
+def non_finite(weights: dict) -> str | None:
+    """The first name whose tensor holds NaN or an infinity."""
+    return next((name for name, tensor in weights.items() if not torch.isfinite(tensor).all()), None)
 
 
 def load_checkpoint(run: Path) -> dict:
@@ -207,9 +214,26 @@ def load_checkpoint(run: Path) -> dict:
     path = Path(run) / "checkpoint.pt"
     if not path.exists():
         raise UserError(f"{path} is missing")
-    state = load_tensors(path, f"{path} is no checkpoint of adref")
+    refusal = f"{path} is no checkpoint of adref"
+    state = load_tensors(path, refusal)
+    try:  # torch compares no sums
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except Exception as error:
+        broken = error
+    if broken is not None:
+        raise UserError(f"{path} is damaged: {broken}")
     if not isinstance(state, dict) or not {"model", "step"} <= set(state):
-        raise UserError(f"{path} is no checkpoint of adref: it does not hold model and step")
+        raise UserError(f"{refusal}: it does not hold model and step")
+    model, step, calibration = state["model"], state["step"], state.get("calibration")
+    if not isinstance(model, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in model.values()):
+        raise UserError(f"{refusal}: its model is not made of tensors")
+    if type(step) is not int or step < 0:
+        raise UserError(f"{refusal}: its step is {step!r}")
+    if calibration is not None:
+        threshold = calibration.get("threshold") if isinstance(calibration, dict) else None
+        if not isinstance(threshold, float) or not math.isfinite(threshold):
+            raise UserError(f"{refusal}: its threshold is {threshold!r}")
     return state
 
 
@@ -257,24 +281,26 @@ def read_sizes(path: str | Path) -> np.ndarray:
 
 
 def read_log(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl; a last line that a crash cut off is left out."""
-    lines = []
+    """The lines of metrics.jsonl; a last line that a crash cut off is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    path, found = Path(run) / "metrics.jsonl", []
     try:
-        text = (Path(run) / "metrics.jsonl").read_text()
+        lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    for line in text.splitlines():
+    for number, text in enumerate(lines[:-1], start=1):  # each ends with a newline
         try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
-
-
-def truncate_log(run: Path, step: int) -> None:
-    """Drops the lines of steps after `step`, which a resumed run will do again."""
-    kept = [json.dumps(line) + "\n" for line in read_log(run) if line["step"] <= step]
-    write_atomically(Path(run) / "metrics.jsonl", lambda file: file.write("".join(kept).encode()))
+            line = json.loads(text)
+            if not isinstance(line["stage"], str) or type(line["step"]) is not int:
+                raise ValueError
+            line["seconds"], *(float(value) for name, value in line.items() if name != "stage")
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+            raise UserError(f"{path}, line {number} is damaged; cut the file before it") from None
+        found.append(line)
+    return found
 
 
 class Progress:
@@ -288,92 +314,6 @@ class Progress:
             self.last = time.monotonic()
             width = shutil.get_terminal_size().columns - 1
             print("\r" + text[:width].ljust(width), end="\n" if final else "", file=sys.stderr, flush=True)
-
-
-class Journal:
-    """metrics.jsonl, and the progress line; a line is written one step late.
-
-    Its loss terms come to the host while the device computes the next step, so that the device never waits for them.
-    """
-
-    def __init__(self, run: Path):
-        self.run, self.progress, self.totals = run, Progress(), []  # "loss/total" of the lines; the loop clears them
-        self.line, self.terms, self.show = {}, None, None
-        self.path = run / "metrics.jsonl" if distributed.rank() == 0 else Path(os.devnull)
-
-    def __enter__(self) -> "Journal":
-        self.file = self.path.open("a")
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.file.close()
-
-    def hold(self, line: dict, terms: dict[str, torch.Tensor], show: Callable[[dict], str]) -> None:
-        """Keeps the line of a step until its loss terms have come; `show` makes it the progress line."""
-        host, arrived = torch.stack([term.float() for term in terms.values()]), None
-        if host.is_cuda:
-            device, host, arrived = host, torch.empty(len(host), pin_memory=True), torch.cuda.Event()
-            host.copy_(device, non_blocking=True)
-            arrived.record()
-        self.line, self.terms, self.show = line, (list(terms), host, arrived), show
-
-    def read(self, *wishes: bool) -> list[tuple[bool, ...]]:
-        """Puts the terms into the line that waits, as means over the processes.
-
-        Args:
-            wishes: what this process would like to do.
-
-        Returns:
-            the wishes of all processes, which agree thereby.
-
-        Raises:
-            TrainingError: a term is not finite.
-        """
-        values = {}
-        if self.terms:
-            names, host, arrived = self.terms
-            if arrived:
-                arrived.synchronize()
-            values = dict(zip(names, host.tolist()))
-        found = distributed.gather((values, wishes))
-        if self.terms:
-            names = dict.fromkeys(name for values, _ in found for name in values)
-            terms = {name: mean(values[name] for values, _ in found if name in values) for name in names}
-            self.add(terms)
-            self.totals.append(terms["loss/total"])
-            self.terms = None
-        return [wishes for _, wishes in found]
-
-    def add(self, values: dict[str, float]) -> None:
-        """Puts more into the line that waits.
-
-        Raises:
-            TrainingError: a value is not finite; the last good checkpoint stays.
-        """
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"{name} is {value} ({self.line['stage']}, step {self.line['step']}); {self.run} keeps its last "
-                    "checkpoint. A lower --learning-rate in a new run is the first thing to try"
-                )
-        self.line |= values
-
-    def write(self, *wishes: bool, final: bool = False) -> list[tuple[bool, ...]]:
-        """`read`, and writes the line, if one waits."""
-        found = self.read(*wishes)
-        if self.line:
-            self.file.write(json.dumps(self.line) + "\n")
-            self.file.flush()
-            self.progress(self.show(self.line), final)
-        self.line = {}
-        return found
-
-    def checkpoint(self, state: dict) -> None:
-        """Saves a checkpoint, when the lines before it are on the disk; process 0 does."""
-        self.write()
-        if distributed.rank() == 0:
-            os.fsync(self.file.fileno())
-        distributed.first(partial(save_checkpoint, self.run, state))
 
 
 # -- a trained method -------------------------------------------------------------------------------------------------
@@ -416,12 +356,14 @@ def open_picture(path: str, size: tuple[int, int], filter: str) -> torch.Tensor:
 
 
 def load_weights(run: str | Path, method: Trainable, state: dict) -> None:
-    """Puts a checkpoint's weights into a method; UserError where they do not fit its configuration."""
+    """Puts a checkpoint's weights into a method; UserError where they do not fit config.json or are not finite."""
     try:
         method.load_state_dict(state["model"])
     except (KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{run}: the weights do not fit config.json: {reason}") from None
+    if name := non_finite(method.state_dict()):
+        raise UserError(f"{run}: weight {name} is not finite")
 
 
 def find_device(name: str) -> torch.device:
@@ -468,8 +410,17 @@ def score_image(method: Method, image: np.ndarray, seed: int, index: int) -> tup
 
     Raises:
         UserError: a score or map that is not finite.
+        TrainingError: no memory for it.
     """
-    scores, maps = method.score(*method_arguments(method, image, seed, index))
+    try:
+        scores, maps = method.score(*method_arguments(method, image, seed, index))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size = ",".join(map(str, method.options.size))
+        raise TrainingError(
+            f"memory does not suffice to score a picture at --size {size}; a new run with a smaller --size may fit"
+        ) from None
     score = float(scores)
     if not math.isfinite(score) or not torch.isfinite(maps).all():
         raise UserError(f"image {index} of the list gets the score {score}: the weights of this run are not usable")

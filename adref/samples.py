@@ -15,6 +15,7 @@ from torch import Tensor
 from adref import distributed
 from adref.data import THREADS, read_image
 from adref.method import Trainable
+from adref.options import UserError
 
 
 def random_stream(seed: int, purpose: str, *key: int) -> np.random.Generator:
@@ -53,7 +54,8 @@ class Images(Sequence):
 
     If all fit into `memory_limit` bytes they are read once, now, into one tensor. Forked workers share its pages; for
     spawned ones torch moves it to shared memory when it is sent, still one copy. It does not start there: a
-    container's /dev/shm is often 64 MB, and writing past its end kills the process.
+    container's /dev/shm is often 64 MB, and writing past its end kills the process. If not, a file that changes from
+    now on raises UserError when it is read: what a run trains on is what it began with.
     The threads that read ask `look` about each picture at its own size, (H, W, 3) uint8; `looks` is what it said.
     """
 
@@ -68,6 +70,7 @@ class Images(Sequence):
                 self.pixels[index] = resize(to_tensor(image), self.size, self.filter)
             return look and look(image)
 
+        self.stamps = None if self.in_memory else [_stamp(path) for path in self.paths]
         if self.in_memory or look:
             with ThreadPoolExecutor(THREADS) as pool:  # list() raises what a thread raised
                 self.looks = list(pool.map(read, range(len(self.paths))))
@@ -76,8 +79,21 @@ class Images(Sequence):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        path = self.paths[index]
-        return self.pixels[index] if self.in_memory else resize(to_tensor(read_image(path)), self.size, self.filter)
+        if self.in_memory:
+            return self.pixels[index]
+        image = read_image(self.paths[index])
+        if _stamp(self.paths[index]) != self.stamps[index]:
+            raise UserError(f"{self.paths[index]} has changed since the command began; expected it to stay as it was")
+        return resize(to_tensor(image), self.size, self.filter)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of the last change of a file, None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 class TrainingSet(torch.utils.data.Dataset):

@@ -15,9 +15,10 @@ from PIL import Image
 
 from adref.data import Category, Record, find_category, read_image
 from adref.evaluate import name_of, native_mask
+from adref.files import read_json
 from adref.options import Parser, UserError
 from adref.report import LABELS, embed, label, overlay, table, write_page
-from adref.run import guarded, read_config, read_json, read_log
+from adref.run import guarded, read_config, read_log
 
 # All but the best F1, whose threshold is chosen on test images, and with RealNet's own reading of PRO.
 METRICS = [*(name for name in LABELS if name != "image_best_f1"), "aupro_0.3_realnet"]

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from adref import options as option_tools
 from adref.data import find_category, require_sound
+from adref.files import write_atomically, write_json
 from adref.options import UserError
 from adref.report import embed_array, table, write_page
 from adref.run import (
@@ -32,8 +33,6 @@ from adref.run import (
     read_config,
     refuse_existing,
     versions,
-    write_atomically,
-    write_json,
 )
 from adref.studies import Opened, Result
 

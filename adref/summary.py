@@ -7,8 +7,8 @@ import statistics
 from html import escape
 from pathlib import Path
 
+from adref.files import read_json, write_atomically, write_json
 from adref.report import label, table
-from adref.run import read_json, write_atomically, write_json
 from adref.site import METRICS, clock, write_site
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from adref import options as option_tools
 from adref.config import Flags, choose_categories
 from adref.data import find_category, list_images, read_mask, require_sound
+from adref.files import sha256, write_atomically, write_json
 from adref.method import Sources, Trainable
 from adref.methods import METHODS, find_method
 from adref.methods.sdas import to_bytes
@@ -41,9 +42,6 @@ from adref.run import (
     load,
     read_config,
     refuse_existing,
-    sha256,
-    write_atomically,
-    write_json,
 )
 from adref.samples import random_stream
 from adref.train import open_sources, split, training_set

@@ -10,7 +10,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -25,14 +26,17 @@ from adref import options as option_tools
 from adref.config import Flags, new_config, parse_arguments, resumed_config
 from adref.data import Category, Record, digest, find_category, list_images, read_image, require_sound
 from adref.evaluate import evaluate, summary
+from adref.files import sha256, write_json
+from adref.journal import Journal, truncate_log
 from adref.method import EarlyStop, Method, Sources, Trainable
 from adref.options import UserError
 from adref.run import (
-    Journal,
     build,
     create,
+    explained,
     find_device,
     guarded,
+    in_use,
     load,
     load_checkpoint,
     load_tensors,
@@ -41,9 +45,6 @@ from adref.run import (
     read_sizes,
     save_checkpoint,
     score_image,
-    sha256,
-    truncate_log,
-    write_json,
 )
 from adref.sample_data import CATEGORIES, generated_textures
 from adref.sample_data import VERSION as SAMPLE_VERSION
@@ -74,16 +75,24 @@ def run_command(argv: list[str]) -> int:
     if not argv:
         print(f"No argument: DRAEM, preset tiny, on generated sample pictures of a {CATEGORIES[0]}.")
     run, config = distributed.first(lambda: (resumed_config if arguments.resume else new_config)(arguments))
+    with explained(run, config["options"]), ExitStack() as locks:
+        if arguments.resume:
+            distributed.first(lambda: locks.enter_context(in_use(run)))  # now, and not after minutes of reading
+        return work(run, config, arguments.resume, locks)
+
+
+def work(run: Path, config: dict, resume: bool, locks: ExitStack) -> int:
+    """Reads what a run needs, makes its directory if it is new, trains, evaluates; returns the exit code."""
     flags = option_tools.replace(Flags(), config["flags"])
     device = distributed.own_device(find_device(flags.device))
     category = find_category(Path(flags.data), config["category"])
     distributed.first(lambda: require_sound(category))
-    method = initial_method(config, flags, published=not arguments.resume)
+    method = initial_method(config, flags, published=not resume)
     scores_images = isinstance(method, Method)
     training, held_out = split(category, flags if scores_images else dataclasses.replace(flags, holdout=0.0))
     sources, digests = open_sources(method, training, flags)
     digests["data_digest"] = digest(category.train)
-    if arguments.resume:
+    if resume:
         for name, now in digests.items():
             if config[name] != now:
                 what = "training images" if name == "data_digest" else name.removesuffix("_digest")
@@ -94,6 +103,7 @@ def run_command(argv: list[str]) -> int:
         hashes = {path: sha256(Path(path)) for path in files}
         config |= {"device": str(device), "processes": distributed.count(), **digests, "weights_sha256": hashes}
         distributed.first(lambda: create(run, config, {"model": method.state_dict(), "step": 0}))
+        distributed.first(lambda: locks.enter_context(in_use(run)))
     print(f"{category.name}: {len(training)} normal images train, {len(held_out)} set the threshold. Run: {run}")
     if not train(run, method, sources, flags, device):
         print(f"Interrupted and saved. Go on with: python -m adref.train --resume --out {shlex.quote(str(run))}")
@@ -103,7 +113,7 @@ def run_command(argv: list[str]) -> int:
     if not scores_images:
         print(f"Next: python -m adref.synthesize {name} --n 16 --out {name}/samples")
         return 0
-    print(summary(distributed.first(lambda: evaluate(run, category, device))))
+    print(summary(evaluate(run, category, device)))
     if category.test:
         print(f"Report: {(run / 'report.html').resolve()}")
     print(f"Next: python -m adref.predict {name} IMAGE_OR_FOLDER --out {name}/predictions"
@@ -259,7 +269,8 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
     method.to(device, memory_format=torch.channels_last)
     ended, chosen, best = state.get("ended", {}), state.get("chosen", {}), state.get("best")
     first = 0  # the steps of the stages before
-    with Journal(run) as journal, Interrupt() as interrupt:
+    journal = Journal(run)
+    with Interrupt() as interrupt:
         for stage in method.stages:
             if stage in ended:
                 first += ended[stage]
@@ -362,7 +373,7 @@ def validate(method: Trainable, data: TrainingSet, stage: str, flags: Flags, dev
     """The mean loss over images that do not train; `corrupt` draws the same for each of them every time."""
     method.eval()
     total, size = 0.0, method.options.batch_size
-    own = range(len(data))[distributed.rank() :: distributed.count()]
+    own = distributed.every(range(len(data)))
     for begin in range(0, len(own), size):
         examples = [data[0, i, i] for i in own[begin : begin + size]]
         batch = to_device(torch.utils.data.default_collate(examples), device)
@@ -372,9 +383,9 @@ def validate(method: Trainable, data: TrainingSet, stage: str, flags: Flags, dev
     return sum(distributed.gather(total)) / len(data)
 
 
-def load_batches(data: TrainingSet, batches: Batches, flags: Flags, device: torch.device) -> Iterable:
+def load_batches(data: TrainingSet, batches: Batches, flags: Flags, device: torch.device) -> Iterator:
     """Batches in their order from the data workers; nothing where no step is left."""
-    return torch.utils.data.DataLoader(
+    loader = torch.utils.data.DataLoader(
         data,
         batch_sampler=batches,
         num_workers=flags.workers,
@@ -382,6 +393,11 @@ def load_batches(data: TrainingSet, batches: Batches, flags: Flags, device: torc
         multiprocessing_context=flags.start_method if flags.workers else None,
         pin_memory=device.type == "cuda",
     )
+    try:
+        yield from loader
+    except Exception as error:
+        # The traceback would keep the workers, and Python, which cannot stop them when it ends, would wait forever.
+        raise error.with_traceback(None) from None
 
 
 def add_gradients(
@@ -450,7 +466,7 @@ def calibrate(run: Path, held_out: list, flags: Flags, device: torch.device) -> 
     """
     state, calibration = load_checkpoint(run), None
     if held_out:
-        method, own = load(run, device), range(len(held_out))[distributed.rank() :: distributed.count()]
+        method, own = load(run, device), distributed.every(range(len(held_out)))
         found = [score_image(method, read_image(held_out[i].path), flags.seed, i)[0] for i in own]
         scores = sorted(score for part in distributed.gather(found) for score in part)
         count = len(scores)

@@ -102,7 +102,7 @@ def damage(run, kind):
         return "config.json cannot be read: keys are missing or damaged"
     if kind == "flags of something else":
         config.write_text(json.dumps(json.loads(config.read_text()) | {"flags": []}))
-        return "config.json cannot be read: keys are missing or damaged: options, flags"
+        return "config.json cannot be read: keys are missing or damaged: flags"
     if kind == "unknown option in config":
         config.write_text(config.read_text().replace('"batch_size"', '"batch_sise"'))
         return "unknown option --batch-sise; known: --batch-size"

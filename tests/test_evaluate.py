@@ -18,7 +18,7 @@ from adref.run import score_image, to_size
 
 def test_run_directory_holds_what_the_architecture_says(small_run):
     names = {path.name for path in small_run.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "checkpoint.pt", "evaluation", "report.html"}
+    assert names == {".lock", "config.json", "metrics.jsonl", "checkpoint.pt", "evaluation", "report.html"}
     maps = sorted(str(p.relative_to(small_run / "evaluation/maps")) for p in small_run.rglob("*.npy"))
     assert maps == [f"{d}/{i:03d}.npy" for d in ("good", "spot") for i in range(3)]
     array = np.load(small_run / "evaluation/maps/spot/001.npy")
@@ -112,7 +112,7 @@ def test_shares_of_the_pictures_make_the_same_evaluation(small_run, tmp_path):
         for r in reversed(range(shares)):
             rows += score_pictures(method, category, range(r, 6, shares), 0, run / "evaluation.new", small=True)
         conclude(run, method, category, rows, torch.device("cpu"), "method", "nearest", None, shown=2)
-    files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
+    files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("[!.]*") if path.is_file()]
     assert len(files) == 3 + 2 + 6 + 1
     for file in files:
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "shared" / file).read_bytes(), file

@@ -12,12 +12,13 @@ import pytest
 import torch
 from conftest import golden
 
+from adref.files import sha256
 from adref.method import Trainable
 from adref.methods import METHODS, find_method
 from adref.methods.noise_to_norm import draw_noise
 from adref.methods.sernet import repair_mask
 from adref.options import UserError, to_json
-from adref.run import CONFIG_KEYS, create, load, load_tensors, sha256
+from adref.run import CONFIG_TYPES, create, load, load_tensors
 
 SPEC = importlib.util.spec_from_file_location("export_tool", Path(__file__).parent.parent / "tools" / "export.py")
 export = importlib.util.module_from_spec(SPEC)
@@ -81,8 +82,9 @@ def run_of(tmp_path_factory):
         method = golden.fill(method(method.Options(**SMALL[name])))
         if name == "sernet":
             method.bank.fill([(255 * picture).byte() for picture in golden.hashed("bank", 3, 3, 32, 64)])
-        config = dict.fromkeys(CONFIG_KEYS) | {"method": name, "options": to_json(method.options)}
-        config["flags"] = {"data": None, "seed": 0}
+        config = {key: {str: "", bool: False, dict: {}}.get(kind) for key, kind in CONFIG_TYPES.items()}
+        config |= {"method": name, "options": to_json(method.options)}
+        config["flags"] = {"data": "", "seed": 0, "precision": "fp32"}
         state = {"model": method.state_dict(), "step": 1, "calibration": {"threshold": 0.25}}
         create(run := tmp_path_factory.mktemp("runs") / name, config, state)
         return run

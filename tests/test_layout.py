@@ -23,11 +23,11 @@ ORDER = (
     {"image", "losses", "metrics"},
     {"synthesis"},
     {"methods"},
-    {"data", "sample_data"},
+    {"data", "sample_data", "files"},
     {"distributed"},
     {"samples", "overlap"},
     {"run", "report", "claims"},
-    {"config"},
+    {"config", "journal"},
     {"train", "evaluate", "predict", "synthesize", "benchmark", "site", "study", "studies", "summary"},
 )
 

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adref import losses
+from adref.files import sha256, write_json
 from adref.layers.unet import UNet
 from adref.method import Method, Trainable, gaussian_smooth
 from adref.methods.draem import DRAEM
@@ -38,7 +39,7 @@ from adref.methods.noise_to_norm import NoiseToNorm, blend
 from adref.methods.sdas import SDAS
 from adref.methods.sernet import SeRNet, repair
 from adref.options import UserError, to_json
-from adref.run import guarded, load, load_checkpoint, read_config, refuse_existing, sha256, versions, write_json
+from adref.run import guarded, load, load_checkpoint, read_config, refuse_existing, versions
 
 LIMIT = 1e-4  # of a difference from the method, in units of the largest value where that is above 1
 TORCH = {"onnx": (2, 9), "pt2": (2, 7)}  # with which this was tried; older exporters fail in one way or another

@@ -30,12 +30,13 @@ from torch import Tensor, nn
 from adref import options as option_tools
 from adref.config import Flags
 from adref.data import Record, read_mask
+from adref.files import sha256
 from adref.method import Trainable
 from adref.methods import find_method
 from adref.methods.realnet import Options as RealNetOptions
 from adref.methods.realnet import build_backbone
 from adref.options import UserError
-from adref.run import Progress, load_tensors, sha256
+from adref.run import Progress, load_tensors
 from adref.samples import Images, random_stream, resize, to_tensor
 from adref.studies import Figure, Opened, Result
 from adref.synthesize import TRIES, draw_examples
