@@ -332,9 +332,18 @@ class Progress:
 
 
 def build(config: dict) -> Trainable:
-    """The untrained method that a config.json describes."""
+    """The untrained method that a config.json describes.
+
+    Raises:
+        UserError: options that are no such thing, or a network that no memory holds.
+    """
     method = find_method(config["method"])
-    return method(replace(method.Options(), config["options"]))
+    options = replace(method.Options(), config["options"])
+    try:
+        return method(options)
+    except (MemoryError, RuntimeError, TypeError, OverflowError) as error:  # of torch, for sizes beyond its reach
+        reason = str(error).splitlines()[0]
+        raise UserError(f"a network of these options cannot be made: {reason}") from error
 
 
 def load(run: str | Path, device: str = "cpu", kind: type[Trainable] = Method) -> Method:
