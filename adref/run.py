@@ -136,6 +136,7 @@ def create(run: Path, config: dict, checkpoint: dict) -> None:
         save_checkpoint(partial, checkpoint)
         os.replace(partial, run)
     except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)  # on a full disk its room is wanted
         raise UserError(f"--out {run} cannot be written: {error.strerror or error}") from None
 
 
