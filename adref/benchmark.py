@@ -225,9 +225,9 @@ def begin(cell: Cell, retry: bool) -> None:
     path = cell.folder / "cell.json"
     if put(path, json.dumps({"argv": cell.argv})):
         return
-    before, state = read_json(path, "argv")["argv"], None
+    before, state = read_json(path, argv=list)["argv"], None
     if cell.result.exists():
-        state = read_json(cell.result, "state", "reason")["state"]
+        state = read_json(cell.result, state=str, reason=str | None)["state"]
     run = cell.folder / "run"
     old, new = meaning(before), meaning(cell.argv)
     if old != new:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from adref import distributed
 from adref import metrics as metric
 from adref.data import Category, Record, digest, find_category, read_image, read_mask, require_sound
-from adref.files import naming, write_json
+from adref.files import is_number, naming, write_json
 from adref.method import Method
 from adref.options import UserError
 from adref.overlap import Lazy, read_ahead, write_behind
@@ -340,6 +340,14 @@ def map_scale(maps: Sequence[np.ndarray]) -> tuple[float, float]:
     sample = np.concatenate([m.ravel()[:: max(1, m.size // each)].copy() for m in maps])  # a view would keep the map
     low, high = np.percentile(sample, (1, 99.9))
     return float(low), float(high if high > low else low + 1)
+
+
+def scale_of(metrics: dict) -> tuple[float, float] | None:
+    """The `map_scale` of a metrics.json; None where it is no such pair."""
+    pair = metrics.get("map_scale")
+    if not isinstance(pair, list) or len(pair) != 2 or not all(map(is_number, pair)) or pair[0] > pair[1]:
+        return None
+    return tuple(pair)
 
 
 def write_scores(path: Path, rows: list[tuple], threshold: float | None) -> None:

@@ -55,19 +55,36 @@ def write_json(path: Path, value) -> None:
     write_atomically(path, lambda file: file.write(text.encode(errors="surrogateescape")))
 
 
-def read_json(path: Path, *keys: str) -> dict:
+def read_json(path: Path, **kinds) -> dict:
     """What `write_json` wrote.
 
+    Args:
+        path: the file.
+        kinds: what must be there: key=type.
+
     Raises:
-        UserError: the file is damaged, or one of the keys is not there.
+        UserError: the file is damaged, or one of the keys is not there or of another type.
     """
     try:
         value = json.loads(path.read_text())
-        if not isinstance(value, dict) or (missing := [key for key in keys if key not in value]):
-            raise ValueError(f"it has no {missing[0]}" if isinstance(value, dict) else "it is no object")
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+        for key, kind in kinds.items():
+            if key not in value or not isinstance(value[key], kind):
+                raise ValueError(f"{key} is not what it should be" if key in value else f"it has no {key}")
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and run the command again") from None
+        raise damaged(path, error) from None
     return value
+
+
+def damaged(path: Path, reason) -> UserError:
+    """What is said of a file that a command can make again."""
+    return UserError(f"{path} is damaged ({reason}); delete it, and run the command again")
+
+
+def is_number(value) -> bool:
+    """Whether a value from JSON is a number that can be shown."""
+    return isinstance(value, int | float) and abs(value) < 1e15  # no NaN
 
 
 def _plain(value):

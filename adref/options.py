@@ -98,7 +98,7 @@ def parse(name: str, field_type, text):
         if field_type is float and not math.isfinite(value):
             raise ValueError
         return value
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         word = {int: "a whole number", float: "a number"}.get(field_type, f"a {field_type.__name__}")
         raise UserError(f"{flag(name)} takes {word}; got {text!r}") from None
 

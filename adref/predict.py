@@ -8,7 +8,6 @@ run. A picture that cannot be read is named and skipped; the others are done, an
 import argparse
 import csv
 import io
-import json
 import sys
 from pathlib import Path
 
@@ -17,8 +16,8 @@ import torch
 from PIL import Image
 
 from adref.data import list_images
-from adref.evaluate import decision, map_scale
-from adref.files import write_atomically
+from adref.evaluate import decision, map_scale, scale_of
+from adref.files import read_json, write_atomically
 from adref.options import UserError
 from adref.overlap import read_ahead, write_behind
 from adref.report import overlay
@@ -110,8 +109,8 @@ def name_pictures(pictures: list[Path], out: Path | None = None) -> tuple[dict[s
 def stored_scale(run: Path) -> tuple[float, float] | None:
     """The scale of the run's report, so that overlays compare with it; None before an evaluation."""
     try:
-        return tuple(json.loads((run / "evaluation" / "metrics.json").read_text())["map_scale"])
-    except (OSError, ValueError, KeyError):
+        return scale_of(read_json(run / "evaluation" / "metrics.json"))
+    except (OSError, UserError):
         return None
 
 

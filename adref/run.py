@@ -136,6 +136,7 @@ def create(run: Path, config: dict, checkpoint: dict) -> None:
         save_checkpoint(partial, checkpoint)
         os.replace(partial, run)
     except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)  # on a full disk its room is wanted
         raise UserError(f"--out {run} cannot be written: {error.strerror or error}") from None
 
 
@@ -320,9 +321,18 @@ class Progress:
 
 
 def build(config: dict) -> Trainable:
-    """The untrained method that a config.json describes."""
+    """The untrained method that a config.json describes.
+
+    Raises:
+        UserError: options that are no such thing, or a network that no memory holds.
+    """
     method = find_method(config["method"])
-    return method(replace(method.Options(), config["options"]))
+    options = replace(method.Options(), config["options"])
+    try:
+        return method(options)
+    except (MemoryError, RuntimeError, TypeError, OverflowError) as error:  # of torch, for sizes beyond its reach
+        reason = str(error).splitlines()[0]
+        raise UserError(f"a network of these options cannot be made: {reason}") from error
 
 
 def load(run: str | Path, device: str = "cpu", kind: type[Trainable] = Method) -> Method:

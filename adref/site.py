@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from adref.data import Category, Record, find_category, read_image
-from adref.evaluate import name_of, native_mask
-from adref.files import read_json
+from adref.evaluate import name_of, native_mask, scale_of
+from adref.files import damaged, is_number, read_json
 from adref.options import Parser, UserError
 from adref.report import LABELS, embed, label, overlay, table, write_page
 from adref.run import guarded, read_config, read_log
@@ -70,7 +70,10 @@ def find_runs(folder: Path) -> list[Run]:
     for path in sorted(folder.glob("**/evaluation/metrics.json")):
         run = path.parent.parent
         try:
-            config, metrics = read_config(run), read_json(path, "checkpoint", "map_scale")
+            config, metrics = read_config(run), read_json(path, checkpoint=str)
+            values = [metrics.get(name) for name in METRICS]
+            if scale_of(metrics) is None or not all(value is None or is_number(value) for value in values):
+                raise damaged(path, "a number is none")
         except UserError as error:  # the others are shown
             print(f"note: left out: {error}", file=sys.stderr)
             continue

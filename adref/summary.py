@@ -7,7 +7,7 @@ import statistics
 from html import escape
 from pathlib import Path
 
-from adref.files import read_json, write_atomically, write_json
+from adref.files import damaged, is_number, read_json, write_atomically, write_json
 from adref.report import label, table
 from adref.site import METRICS, clock, write_site
 
@@ -34,9 +34,18 @@ def read_cells(out: Path) -> list[dict]:
         variant, category, seed = path.parent.relative_to(out).parts
         if not seed.removeprefix("seed-").isdecimal():  # somebody's copy
             continue
-        argv = read_json(path, "argv")["argv"]
+        argv = read_json(path, argv=list)["argv"]
         result = path.with_name("result.json")
-        found = read_json(result, "state", "reason") if result.exists() else {"state": "open", "reason": "not finished"}
+        found = {"state": "open", "reason": "not finished"}
+        if result.exists():
+            found = read_json(result, state=str, reason=str | None)
+        if found["state"] == "done":
+            found = read_json(result, metrics=dict, checkpoint=str, device=str, machine=str, torch=str)
+            shown = [found.get("train_seconds"), *(found["metrics"].get(name) for name in METRICS)]
+            if not all(value is None or is_number(value) for value in shown):
+                raise damaged(result, "a number is none")
+        if not argv or not all(isinstance(word, str) for word in argv) or argv[-1] in ("--preset", "--ablation"):
+            raise damaged(path, "argv is no command line")
         preset, ablation = (argv[argv.index(word) + 1] if word in argv else None for word in ("--preset", "--ablation"))
         row = {"variant": variant, "method": argv[0], "preset": preset, "ablation": ablation, "category": category,
                "seed": int(seed.removeprefix("seed-")), "state": found["state"], "reason": found["reason"]}  # fmt: skip

@@ -54,6 +54,8 @@ FAULTS = [
     Fault("full disk: map of predict", "no room for OUT/maps", f"cannot be written: {FULL}", 2, "test_full_disk"),
     Fault("full disk: overlay", "no room for OUT/overlays", f"cannot be written: {FULL}", 2, "test_full_disk"),
     Fault("full disk: table", "no room for OUT/scores.csv", f"OUT/scores.csv: {FULL}", 2, "test_full_disk"),
+    Fault("full disk: new run", "no room for the first checkpoint", f"--out RUN cannot be written: {FULL}", 2,
+          "test_full_disk_for_a_new_run"),
     Fault("full disk, a real one", "a file system of 12 MB, filled up", "full disk", 2, "test_a_real_full_disk"),
     Fault("full disk: folder of a run", "numpy.save raises", FULL, 2,
           "test_cli.py::test_files_that_cannot_be_written_are_named"),
@@ -241,6 +243,14 @@ def test_full_disk(fault, half, small_run, tmp_path, monkeypatch, capsys):
     else:
         assert command[0](command[1:]) == 0
         check_whole(tmp_path)
+
+
+def test_full_disk_for_a_new_run(data, textures, tmp_path, monkeypatch, capsys):
+    fill_disk(monkeypatch, "checkpoint.pt.tmp")
+    run = tmp_path / "new/run"
+    code = train.main(arguments(data, textures, run))
+    check("full disk: new run", code, capsys.readouterr().err, RUN=run)
+    assert not list(run.parent.iterdir())
 
 
 @pytest.fixture
