@@ -340,16 +340,16 @@ def msgms(
         raise ValueError(f"expected two (B, C, H, W) of one shape, sides of {least} or more, got {shapes}")
     if padding not in ("zero", "replicate", "none"):
         raise ValueError(f"expected zero, replicate or none, got {padding!r}")
-    size, pair, total = x.shape[2:], torch.stack((x, y)), 0.0  # (2, B, C, H, W)
+    size, pair, total = x.shape[2:], (x, y), 0.0  # apart: the gradients of one of them are often not asked for
     if grey:
-        pair = pair.mean(dim=2, keepdim=True)
-    pair, shape = pair.flatten(0, 1), pair.shape[:2]  # (2 B, C, H, W)
+        pair = tuple(picture.mean(dim=1, keepdim=True) for picture in pair)
     for scale in range(scales):
-        pair = F.avg_pool2d(pair, 2) if scale else pair
-        a, b = _gradient(_median(pair) if grey else pair, padding).unflatten(0, shape)  # (B, C, h, w)
-        similarity = (2 * a * b + 0.0026) / (a * a + b * b + 0.0026)
+        pair = tuple(F.avg_pool2d(picture, 2) for picture in pair) if scale else pair
+        a, b = (_gradient(_median(picture) if grey else picture, padding) for picture in pair)  # (B, C, h, w)
+        similarity = ((2 * a * b + 0.0026) / (a * a + b * b + 0.0026)).mean(dim=1, keepdim=True)
+        # The mean of the channels first: it commutes with the enlargement.
         total = total + F.interpolate(similarity, size, mode="bilinear", align_corners=False)
-    return (total / scales).mean(dim=1, keepdim=True)
+    return total / scales
 
 
 def _gradient(pictures: Tensor, padding: str) -> Tensor:

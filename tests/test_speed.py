@@ -32,7 +32,7 @@ def test_ratios_are_to_the_first_row_and_shares_to_the_fastest_limit_of_the_same
     }  # fmt: skip
     timings = {"plain": [30, 20, 10], "adref": [10, 10, 10], "limit, a": [2], "limit, b": [4], "limit, c": [1]}
     found = speed.summarise(rows, {k: speed.Timing(v, 0.25 if k == "plain" else None) for k, v in timings.items()})
-    assert found["plain"] == {"median_ms": 20, "p5_ms": 11, "p95_ms": 29, "ratio": 1, "gflops": 100,
+    assert found["plain"] == {"median_ms": 20, "p5_ms": 11, "p95_ms": 29, "rounds": 3, "ratio": 1, "gflops": 100,
                               "share_of_limit": 0.1, "difference": 0.25}  # fmt: skip
     adref = found["adref"]
     assert (adref["ratio"], adref["gflops"], adref["share_of_limit"], adref["note"]) == (0.5, 200, 0.2, "20 ms")

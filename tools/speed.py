@@ -34,7 +34,7 @@ from speed_methods import method_groups
 from adref.options import UserError
 from adref.run import find_device, guarded, write_json
 
-ENOUGH = 3, 10_000.0  # rounds of a row, and milliseconds in all, after which it is called no more
+ENOUGH = 10_000.0  # milliseconds that a row takes in all, after which it is called no more
 
 
 class Timing(NamedTuple):
@@ -62,7 +62,7 @@ def measure(rows: Rows, rounds: int, wait: Callable[[], object] = lambda: None) 
             failures[label] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:90]}"
     for i in range(1, rounds + 1):
         for label, taken in times.items():
-            if len(taken) >= ENOUGH[0] and sum(taken) > ENOUGH[1]:
+            if sum(taken) > ENOUGH:
                 continue
             wait()
             began = time.perf_counter()
@@ -100,6 +100,7 @@ def summarise(rows: Rows, timings: dict[str, Timing]) -> dict[str, dict]:
             continue
         low, high = np.percentile(timings[label].milliseconds, (5, 95))
         entry = {"median_ms": medians[label], "p5_ms": float(low), "p95_ms": float(high)}
+        entry["rounds"] = len(timings[label].milliseconds)
         entry["ratio"] = medians[label] / next(iter(medians.values()))
         if label in rates:
             entry["gflops"] = rates[label]
