@@ -267,8 +267,8 @@ def all_metrics(
     Args:
         records: the test set.
         scores: image scores.
-        maps, masks: as for `metrics.pixel_metrics`; may be lazy, and of one category are read three times (of several
-            five times, and more for a convention).
+        maps, masks: as for `metrics.pixel_metrics`; may be lazy. Read as often as `PixelScores` says; of several
+            categories twice as often.
         seed: of the bootstrap.
         convention: a reading of AUPRO that is reported beside the exact one.
 

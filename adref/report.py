@@ -326,6 +326,9 @@ def _portraits(portraits: dict[str, np.ndarray]) -> str:
 
 def _draw(picture: Picture, map_scale: tuple[float, float]) -> dict[str, Image.Image]:
     """The images of one card, in one size with no side above SIDES[0]."""
+    if (factor := max(picture.image.shape) // (2 * SIDES[0])) > 1:  # colours of millions of pixels take seconds
+        small = (np.asarray(Image.fromarray(array).reduce(factor)) for array in (picture.image, picture.anomaly_map))
+        picture = picture._replace(**dict(zip(("image", "anomaly_map"), small)))
     size = [math.ceil(n * min(1.0, SIDES[0] / max(picture.image.shape))) for n in picture.image.shape[1::-1]]
 
     def shrink(array):

@@ -267,6 +267,33 @@ def test_roc_and_pro_are_drawn_to_scale(tmp_path):
     np.testing.assert_allclose(100 - pro[:, 1], 10 * np.sqrt(pro[:, 0]), atol=0.06)
 
 
+def test_pictures_are_opened_one_by_one_and_once(tmp_path, monkeypatch):
+    """In the order of the page, however often they have to be made smaller."""
+    whole, names = {p.name: p for p in make_pictures()}, []
+
+    def open_picture(picture):
+        names.append(picture.name)
+        return whole[picture.name]
+
+    light = [p._replace(image=None, steps={}, mask=None, anomaly_map=None) for p in whole.values()]
+    monkeypatch.setattr(report, "PICTURES_LIMIT", 0)
+    text = write(tmp_path, light, open_picture=open_picture, max_pictures=7)
+    assert names == [p.name for p in ordered(list(whole.values()), 0.5)[:7]]
+    assert text == write(tmp_path, list(whole.values()), max_pictures=7)
+
+
+def test_a_huge_picture_is_drawn_like_a_small_one(tmp_path, monkeypatch):
+    """Where it is made smaller before it gets its colours, it looks as if it were afterwards."""
+    picture = make_picture("crack/huge.png", 1, 0.5, size=(16, 1024))
+    picture = picture._replace(anomaly_map=np.linspace(0, 1, 1024, dtype=np.float32)[None].repeat(16, 0))
+    quick = report._draw(picture, (0.0, 1.0))
+    monkeypatch.setattr(Image.Image, "reduce", lambda image, factor: image)
+    slow = report._draw(picture, (0.0, 1.0))
+    for name, image in slow.items():
+        assert quick[name].size == image.size == (256, 4)
+        np.testing.assert_allclose(np.asarray(quick[name], int), np.asarray(image, int), atol=2)
+
+
 @pytest.mark.parametrize(
     "low, high, log, texts",
     [
