@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from adref import distributed
+from adref import distributed, tiles
 from adref import metrics as metric
 from adref.data import Category, Record, digest, find_category, read_image, read_mask, require_sound
 from adref.files import is_number, naming, write_json
@@ -41,6 +41,7 @@ from adref.run import (
     versions,
 )
 from adref.samples import random_stream
+from adref.tiles import Cut
 
 FPR_LIMITS = (0.3, 0.05)
 
@@ -64,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         "--convention", choices=sorted(metric.CONVENTIONS),
         help="another reading of AUPRO at the limit 0.3, reported beside the exact one [that of the method's paper]",
     )  # fmt: skip
+    tiles.add_flags(parser)
     arguments = parser.parse_args(argv)
 
     def command() -> int:
@@ -86,7 +88,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     with ExitStack() as locks:
         distributed.first(lambda: locks.enter_context(in_use(arguments.run)))
         more = arguments.resolution, arguments.gt_mode, arguments.convention
-        metrics = evaluate(arguments.run, category, device, *more)
+        metrics = evaluate(arguments.run, category, device, *more, cut=tiles.cut_of(arguments))
     print(summary(metrics))
     if category.test:
         print(f"Report: {(arguments.run / 'report.html').resolve()}")
@@ -101,6 +103,7 @@ def evaluate(
     gt_mode: str = "nearest",
     convention: str | None = None,
     shown: int = 80,
+    cut: Cut = Cut(),  # noqa: B008  immutable
 ) -> dict:
     """Scores the test images, writes RUN/evaluation and RUN/report.html; returns what metrics.json holds.
 
@@ -114,13 +117,15 @@ def evaluate(
         gt_mode: how masks come to the method's size: "nearest", or "draem" (see `method_mask`).
         convention: a reading of AUPRO that is reported beside the exact one; None: that of the method.
         shown: how many pictures the report embeds.
+        cut: at which size and in which tiles.
     """
     method, new = load(run, str(device)), run / "evaluation.new"
+    tiles.apply(cut, method)
     distributed.first(lambda: shutil.rmtree(new, ignore_errors=True))
     seed, indices = read_config(run)["flags"]["seed"], distributed.every(range(len(category.test)))
     own = score_pictures(method, category, indices, seed, new, small=resolution == "method")
     rows = [row for part in distributed.gather(own) for row in part]
-    more = device, resolution, gt_mode, convention, shown
+    more = device, resolution, gt_mode, convention, shown, cut
     return distributed.first(lambda: conclude(run, method, category, rows, *more))
 
 
@@ -183,6 +188,7 @@ def conclude(
     gt_mode: str,
     convention: str | None,
     shown: int,
+    cut: Cut,
 ) -> dict:
     """Makes RUN/evaluation and RUN/report.html of the rows of all test pictures, in any order, and their maps.
 
@@ -204,6 +210,7 @@ def conclude(
         "method": config["method"], "category": category.name, "selected_on_test": "nothing", "device": str(device),
         "checkpoint": step if "calibration" in state else f"{step}: training is not finished",
         "resolution": resolution, "gt_mode": None if native else gt_mode, "test_digest": digest(test),
+        "size": method.options.size, "tile": cut.tile, "overlap": cut.overlap,
         "map_scale": map_scale(maps), **numbers,
     }  # fmt: skip
     labels = np.array([record.label for record in test])
@@ -442,7 +449,8 @@ def facts(config: dict, metrics: dict, method: Method) -> dict[str, str]:
         "Device": f"{config['device']} for training"
         + (f" by {config['processes']} processes" if config["processes"] > 1 else "")
         + f", {metrics['device']} for evaluation",
-        "Size of the network's input": " x ".join(map(str, method.options.size)) + " (height x width)",
+        "Size of the network's input": " x ".join(map(str, method.options.size)) + " (height x width)"
+        + (f", in tiles of {metrics['tile'][0]} x {metrics['tile'][1]}" if metrics["tile"] else ""),
         "Pixel metrics at": f"{metrics['resolution']} resolution{mode}",
         "Checkpoint": f"{metrics['checkpoint']}; nothing was selected on test images",
         "Threshold": threshold,

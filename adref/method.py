@@ -165,6 +165,8 @@ class Method(Trainable):
 
     open_picture: Callable[[str], Tensor] | None = None  # reads a file as `Sources.images` has it; `run.load` sets it
     aupro_convention: str = "exact"  # the paper's own reading of AUPRO, reported beside the exact one
+    sees_whole: str | None = None  # why no part of a picture will do; None: tiles may be scored (adref.tiles)
+    tile_unit: int = 1  # of which sides and overlaps of tiles are multiples
 
     def anomaly_map(self, images: Tensor, rngs: Rngs = None, looks: Looks = None) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, 1, H, W), raw: higher is more anomalous. Each image by itself.

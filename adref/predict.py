@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from adref import tiles
 from adref.data import list_images
 from adref.evaluate import decision, map_scale, scale_of
 from adref.files import read_json, write_atomically
@@ -22,6 +23,7 @@ from adref.options import UserError
 from adref.overlap import read_ahead, write_behind
 from adref.report import overlay
 from adref.run import Progress, find_device, guarded, load, read_config, score_image, to_size
+from adref.tiles import Cut
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,17 +33,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results; - for CSV on stdout only")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    tiles.add_flags(parser)
     arguments = parser.parse_args(argv)
-    return guarded(lambda: predict(arguments.run, arguments.pictures, arguments.out, arguments.device))
+    cut = tiles.cut_of(arguments)
+    return guarded(lambda: predict(arguments.run, arguments.pictures, arguments.out, arguments.device, cut))
 
 
-def predict(run: Path, pictures: list[Path], out: str, device: str = "auto") -> int:
+def predict(run: Path, pictures: list[Path], out: str, device: str = "auto", cut: Cut = Cut()) -> int:  # noqa: B008
     """Scores every picture; 0 when all were read, 2 when some were not.
 
     Raises:
         UserError: no trained run, no picture at all, or an output folder that cannot be written.
     """
     seed, method = read_config(run)["flags"]["seed"], load(run, str(find_device(device)))
+    tiles.apply(cut, method)
     names, missing = name_pictures(pictures, None if out == "-" else Path(out))
     if method.threshold is None:
         print(f"{run} stores no threshold (training not finished, or no image held out): no decisions", file=sys.stderr)

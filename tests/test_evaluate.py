@@ -14,6 +14,7 @@ from adref.data import Record, find_category, read_image, read_mask
 from adref.evaluate import all_metrics, conclude, decision, main, map_scale, method_mask, score_pictures
 from adref.overlap import Lazy
 from adref.run import score_image, to_size
+from adref.tiles import Cut
 
 
 def test_run_directory_holds_what_the_architecture_says(small_run):
@@ -111,7 +112,7 @@ def test_shares_of_the_pictures_make_the_same_evaluation(small_run, tmp_path):
         shutil.copytree(small_run, run)
         for r in reversed(range(shares)):
             rows += score_pictures(method, category, range(r, 6, shares), 0, run / "evaluation.new", small=True)
-        conclude(run, method, category, rows, torch.device("cpu"), "method", "nearest", None, shown=2)
+        conclude(run, method, category, rows, torch.device("cpu"), "method", "nearest", None, 2, Cut())
     files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("[!.]*") if path.is_file()]
     assert len(files) == 3 + 2 + 6 + 1
     for file in files:

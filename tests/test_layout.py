@@ -24,7 +24,7 @@ ORDER = (
     {"synthesis"},
     {"methods"},
     {"data", "sample_data", "files"},
-    {"distributed"},
+    {"distributed", "tiles"},
     {"samples", "overlap"},
     {"run", "report", "claims"},
     {"config", "journal"},

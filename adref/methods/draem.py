@@ -230,6 +230,9 @@ class DRAEM(Method):
     presets = PRESETS
     ablations = ABLATIONS
     deviations = DEVIATIONS
+    tile_unit = (
+        UNet.stride
+    )  # the corners of a tile are aligned where the U-Nets enlarge: near the whole, not equal to it
     needs = ("textures",)
     corrupt = staticmethod(corrupt)
 

@@ -261,6 +261,7 @@ class NoiseToNorm(Method):
     presets = PRESETS
     ablations = ABLATIONS
     deviations = DEVIATIONS
+    sees_whole = "its blocks weigh channels by their means over all of it"
     corrupt = staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):  # noqa: B008  frozen

@@ -365,6 +365,7 @@ class RealNet(Method):
     presets = PRESETS
     ablations = ABLATIONS
     deviations = DEVIATIONS
+    sees_whole = "it selects channels by their maxima and means over all of it"
     many_categories = True
     aupro_convention = "realnet"  # D13
     corrupt = staticmethod(corrupt)

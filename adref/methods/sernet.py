@@ -448,6 +448,7 @@ class SeRNet(Method):
     presets = PRESETS
     ablations = ABLATIONS
     deviations = DEVIATIONS
+    sees_whole = "its similar picture is found by a hash of all of it"
     corrupt = staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):  # noqa: B008  frozen

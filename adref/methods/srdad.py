@@ -607,6 +607,7 @@ class SRDAD(Method):
     presets = PRESETS
     ablations = ABLATIONS
     deviations = DEVIATIONS
+    sees_whole = "its windows and its channel attention are laid out for the size of the run"
     corrupt = staticmethod(corrupt)
     survey = staticmethod(survey)
 

@@ -256,6 +256,7 @@ class ViTAutoencoder(Method):
     presets = PRESETS
     ablations = ABLATIONS
     deviations = DEVIATIONS
+    sees_whole = "each patch has a learned position"
     corrupt = staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):  # noqa: B008  frozen
