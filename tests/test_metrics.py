@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from adref import pixels
 from adref.metrics import (
     CONVENTIONS,
     aupro,
@@ -528,22 +529,32 @@ def test_kinds_of_images_are_as_if_alone(levels, pixel_limit):
     for seed in range(4):
         found = random_maps(seed, levels)
         maps, masks, kinds = maps + found[0], masks + found[1], kinds + ["ab"[seed % 2]] * 3 + [None]
-    pixels = PixelScores(maps, masks, kinds, pixel_limit=pixel_limit, bins=200)
-    assert pixels.counts[None] == (48, 0)
+    several = PixelScores(maps, masks, kinds, pixel_limit=pixel_limit, bins=200)
+    assert several.counts[None] == (48, 0)
     for chosen in ([None, "a"], [None, "b"], ["b"], ["a", "b", None], None):
         own = [i for i, kind in enumerate(kinds) if chosen is None or kind in chosen]
         expected = pixel_metrics([maps[i] for i in own], [masks[i] for i in own])
-        found = pixels.metrics(kinds=chosen)
+        found = several.metrics(kinds=chosen)
         bound = found.pop("error_bound")
         assert (bound > 0) == (pixel_limit == 0)
         for name, value in found.items():
             assert value == pytest.approx(expected[name], abs=bound + 1e-15)
-    assert all(math.isnan(pixels.metrics(kinds=chosen)["pixel_ap"]) for chosen in ([None], []))
+    assert all(math.isnan(several.metrics(kinds=chosen)["pixel_ap"]) for chosen in ([None], []))
     fine = PixelScores(maps, masks, kinds, pixel_limit=0)  # every score is sampled: its curve is the exact one
     for bins, exact in zip(fine.pro_curve(), pro_curve(maps, masks)):
         np.testing.assert_allclose(bins, exact, atol=1e-12)
-    for several, one in zip(PixelScores(maps, masks, kinds).pro_curve(), pro_curve(maps, masks)):
-        np.testing.assert_allclose(several, one, atol=1e-14)
+    for merged, one in zip(PixelScores(maps, masks, kinds).pro_curve(), pro_curve(maps, masks)):
+        np.testing.assert_allclose(merged, one, atol=1e-14)
+
+
+def test_blocks_of_scores_change_nothing(monkeypatch):
+    """Ties that reach over the end of a block, too."""
+    maps, masks = random_maps(6, 3)
+    whole = pixel_metrics(maps, masks)
+    monkeypatch.setattr(pixels, "BLOCK", 4)
+    assert pixel_metrics(maps, masks) == pytest.approx(whole, abs=1e-14)
+    whole["error_bound"] = 1e-12
+    assert pixel_metrics(maps, masks, pixel_limit=0) == pytest.approx(whole, abs=1e-12)
 
 
 def test_no_mask_is_a_mask_of_zeros():
