@@ -56,6 +56,7 @@ class Flags:
     seed: int = option(0, "seed of all randomness", "adref", (0, 2**63 - 1))
     device: str = option("auto", "auto, cpu, cuda or cuda:N", "adref")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: networks under autocast, losses in fp32", "adref")
+    compile: bool = option(False, "torch.compile for the networks: a slow start, other last bits", "adref")
     holdout: float = option(0.1, "share of the normal training images kept for the threshold", "T1", (0, 0.9))
     false_alarm_rate: float = option(
         0.05, "share of normal images that the threshold may call anomalous", "adref", (1e-6, 1)
@@ -70,8 +71,9 @@ class Flags:
 PATHS = ("data", "textures", "defect_sizes", "anomaly_images", "backbone_weights")
 # What a resumed run may be given anew. No weight depends on it (on another kind of device: the last bits); the contents
 # of data and textures are compared by digest.
-FREE_ON_RESUME = ("data", "textures", "defect_sizes", "anomaly_images", "device", "workers", "start_method",
-                  "memory_limit", "checkpoint_seconds", "checkpoint_steps", "false_alarm_rate")  # fmt: skip
+FREE_ON_RESUME = ("data", "textures", "defect_sizes", "anomaly_images", "device", "compile", "workers",
+                  "start_method", "memory_limit", "checkpoint_seconds", "checkpoint_steps",
+                  "false_alarm_rate")  # fmt: skip
 
 
 # -- the command line -------------------------------------------------------------------------------------------------

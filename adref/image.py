@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-import scipy.fft
+import scipy
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy import ndimage
 from torch import Tensor, nn
 
 from adref.options import UserError
@@ -135,12 +134,12 @@ def frame_share(mask: np.ndarray, width: int = 5) -> float:
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """Background that does not reach the frame becomes object; bool (H, W)."""
-    return ndimage.binary_fill_holes(mask)
+    return scipy.ndimage.binary_fill_holes(mask)
 
 
 def remove_small(mask: np.ndarray, least: float, connectivity: Literal[8, 4] = 8) -> np.ndarray:
     """A bool (H, W) without its regions of fewer than `least` pixels, which touch at sides and corners, or sides."""
-    labels, count = ndimage.label(mask, np.ones((3, 3)) if connectivity == 8 else None)
+    labels, count = scipy.ndimage.label(mask, np.ones((3, 3)) if connectivity == 8 else None)
     kept = np.bincount(labels.ravel(), minlength=count + 1) >= least
     kept[0] = False
     return kept[labels]

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-from scipy import integrate, ndimage
+import scipy
 
 from adref.pixels import NAN, PixelScores, count_pixels, curve, detected_at, false_positives, label, pairs
 
@@ -201,11 +201,11 @@ def _at_thresholds(maps, masks, thresholds, connectivity, filled=False) -> tuple
         good = scores.reshape(-1) if mask is None else scores[~mask]
         false += np.bincount(np.searchsorted(thresholds, good), minlength=size)
         labels = label(np.zeros((1, 1), bool) if mask is None else mask, connectivity)
-        for k, box in enumerate(ndimage.find_objects(labels), 1):
+        for k, box in enumerate(scipy.ndimage.find_objects(labels), 1):
             region = labels[box] == k
             area, regions = np.count_nonzero(region), regions + 1
             if filled:
-                region = ndimage.binary_fill_holes(region, np.ones((3, 3)))
+                region = scipy.ndimage.binary_fill_holes(region, np.ones((3, 3)))
             covered += np.bincount(np.searchsorted(thresholds, scores[box][region]), minlength=size) / area
     return false[::-1].cumsum()[:-1] / false.sum(), covered[::-1].cumsum()[:-1] / regions
 
@@ -215,7 +215,7 @@ def _steps(maps, masks, fpr_limit, connectivity, count, first, within, filled) -
     thresholds = np.linspace(ends.min(), ends.max(), count + 1)[first : first + count]
     fpr, pro = _at_thresholds(maps, masks, thresholds, connectivity, filled)
     fpr, pro = fpr[within(fpr, fpr_limit)], pro[within(fpr, fpr_limit)]
-    return float(integrate.trapezoid(pro, fpr / fpr[-1])) if fpr.size and fpr[-1] else NAN
+    return float(scipy.integrate.trapezoid(pro, fpr / fpr[-1])) if fpr.size and fpr[-1] else NAN
 
 
 def _ranks(maps, masks, fpr_limit, connectivity, count) -> float:
@@ -224,7 +224,7 @@ def _ranks(maps, masks, fpr_limit, connectivity, count) -> float:
     pro = np.append(_at_thresholds(maps, masks, good[ranks], connectivity)[1], 1)
     fpr = np.append(1 - (ranks[::-1] + 1) / good.size, 1)  # from the rank: tells apart good scores that tie
     end, keep = np.interp(fpr_limit, fpr, pro), fpr <= fpr_limit
-    return float(integrate.trapezoid(np.append(pro[keep], end), np.append(fpr[keep], fpr_limit))) / fpr_limit
+    return float(scipy.integrate.trapezoid(np.append(pro[keep], end), np.append(fpr[keep], fpr_limit))) / fpr_limit
 
 
 CONVENTIONS: dict[str, Callable[[list, list, float, int], float]] = {

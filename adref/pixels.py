@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 NAN = float("nan")
 BLOCK = 2**14  # scores at a time: bounds the memory of what is computed from them
@@ -86,7 +86,7 @@ def label(mask: np.ndarray, connectivity: int) -> np.ndarray:
     """The regions of a mask, numbered from 1; 0 elsewhere."""
     if connectivity not in (4, 8):
         raise ValueError(f"expected connectivity 4 or 8, got {connectivity!r}")
-    return ndimage.label(mask, ndimage.generate_binary_structure(2, connectivity // 4))[0]
+    return scipy.ndimage.label(mask, scipy.ndimage.generate_binary_structure(2, connectivity // 4))[0]
 
 
 def _regions(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy import ndimage
 
 from adref.files import write_atomically
 
@@ -349,7 +349,7 @@ def _tiles(images: dict[str, Image.Image], name: str, side: int) -> list[str]:
         # BOX, then "above 0": a scratch thinner than a pixel of the small picture stays in sight.
         mask = np.asarray(images["mask"].convert("L")) > 0
         images["mask"] = Image.fromarray(mask)
-        edge = ndimage.binary_dilation(mask, iterations=2) ^ mask
+        edge = scipy.ndimage.binary_dilation(mask, iterations=2) ^ mask
         colour = np.array([90, 235, 255, 255], np.uint8)
         outline = embed(Image.fromarray(edge[..., None] * colour), "outline", name)
     captions = {"mask": "true mask"}

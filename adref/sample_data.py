@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy import ndimage
 
 from adref.options import UserError
 
@@ -265,21 +265,21 @@ def photograph(surface: Surface, rng) -> np.ndarray:
     for step in range(1, round(0.12 * size), max(1, size // 128)):
         shift = np.rint(-step * ray).astype(int)
         rise = np.maximum(rise, np.roll(height, shift[::-1], (0, 1)) - step / size * np.tan(elevation))
-    lit = 1 - ndimage.gaussian_filter(np.clip((rise - height) / 0.012, 0, 1), 0.006 * size)
-    hollow = np.clip((ndimage.gaussian_filter(height, 0.02 * size) - height) / 0.03, 0, 0.5)
+    lit = 1 - scipy.ndimage.gaussian_filter(np.clip((rise - height) / 0.012, 0, 1), 0.006 * size)
+    hollow = np.clip((scipy.ndimage.gaussian_filter(height, 0.02 * size) - height) / 0.03, 0, 0.5)
     image = albedo * ((0.42 + 0.58 * diffuse * lit) * (1 - hollow))[..., None] + (specular * lit)[..., None]
     x, y = plane(size) - 0.5
     tilt, exposure, blur = rng.uniform(-0.08, 0.08, 2), rng.uniform(0.97, 1.03), size * rng.uniform(0.0035, 0.005)
     image = image * (exposure * (1 + tilt[0] * x + tilt[1] * y - 0.22 * (x * x + y * y)))[..., None]
-    return np.clip(ndimage.gaussian_filter(image * rng.uniform(0.99, 1.01, 3), (blur, blur, 0)), 0, 1)
+    return np.clip(scipy.ndimage.gaussian_filter(image * rng.uniform(0.99, 1.01, 3), (blur, blur, 0)), 0, 1)
 
 
 def tidy(changed: np.ndarray) -> np.ndarray:
     """Closes the pinholes of a mask (S, S) and drops its specks, as a person who draws a mask does."""
     reach, speck = max(1, len(changed) // 100), 0.0006 * changed.size
-    closed = ndimage.binary_closing(np.pad(changed, reach), iterations=reach)[reach:-reach, reach:-reach]
+    closed = scipy.ndimage.binary_closing(np.pad(changed, reach), iterations=reach)[reach:-reach, reach:-reach]
     for value in (False, True):  # first holes, then specks
-        labels, _ = ndimage.label(closed == value)
+        labels, _ = scipy.ndimage.label(closed == value)
         closed = closed ^ ((np.bincount(labels.ravel()) < speck)[labels] & (labels > 0))
     return closed
 
@@ -409,7 +409,7 @@ def texture_field(rng, size: int, family: int) -> np.ndarray:
     def cells():  # each has a tone of its own and darkens away from its seed
         seeds = rng.random((size, size)) > (bumps / size) ** 2
         seeds.flat[rng.integers(seeds.size)] = False  # at least one
-        distance, (row, column) = ndimage.distance_transform_edt(seeds, return_indices=True)
+        distance, (row, column) = scipy.ndimage.distance_transform_edt(seeds, return_indices=True)
         return rng.random((size, size))[row, column] - rng.random() * distance * bumps / size
 
     families = (

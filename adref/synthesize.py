@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
-from scipy import ndimage
 from torch import Tensor
 
 from adref import options as option_tools
@@ -345,7 +345,7 @@ def write_sizes(masks: Path, out: Path) -> int:
     rows = ["height,width,weight"]
     for path in paths:
         mask = read_mask(path)
-        for box in ndimage.find_objects(ndimage.label(mask, np.ones((3, 3)))[0]):
+        for box in scipy.ndimage.find_objects(scipy.ndimage.label(mask, np.ones((3, 3)))[0]):
             sides = (256 / side * (part.stop - part.start) for side, part in zip(mask.shape, box))
             rows.append(",".join(f"{side:g}" for side in sides) + ",1")
     if len(rows) == 1:

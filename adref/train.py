@@ -267,6 +267,8 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
     distributed.first(lambda: truncate_log(run, state["step"]))
     load_weights(run, method, state)
     method.to(device, memory_format=torch.channels_last)
+    for network in method.children() if flags.compile else ():
+        network.compile()
     ended, chosen, best = state.get("ended", {}), state.get("chosen", {}), state.get("best")
     first = 0  # the steps of the stages before
     journal = Journal(run)

@@ -2,6 +2,7 @@
 
 Mistakes in a data set are in test_data.py."""
 
+import ast
 import json
 import shutil
 import subprocess
@@ -215,3 +216,10 @@ def test_quiet_when_stderr_is_no_terminal(small_run, tmp_path):
     command = [sys.executable, "-m", "adref.evaluate", str(small_run), "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == ""
+
+
+def test_help_loads_no_part_of_scipy_that_it_does_not_need():
+    """Half of what --help cost beside torch were modules of scipy; `scipy.NAME` loads each when it is first used."""
+    code = "import sys, adref.train; print([name for name in sys.modules if name.startswith('scipy.')])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"scipy.ndimage", "scipy.integrate", "scipy.optimize", "scipy.sparse"} & set(ast.literal_eval(found))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize("name", golden.CASES)
 def test_pinned_numbers_have_not_moved(name):
     stored = json.loads((ROOT / "tests" / "golden" / f"{name}.json").read_text())
-    assert golden.largest_change(stored, golden.CASES[name]()) < golden.LOOSE.get(name, golden.TOLERANCE)
+    assert golden.largest_change(stored, golden.numbers_of(name)) < golden.SINGLE.get(name, golden.TOLERANCE)
 
 
 def test_every_layer_and_method_has_a_case():

@@ -15,7 +15,6 @@ from pathlib import Path
 import hash_recipe
 import numpy as np
 import torch
-from hash_recipe import hashed
 
 from adref.image import cielab, grey, morphology, msgms, otsu, perceptual_hash, triangle
 from adref.layers.aspp import ASPP
@@ -70,13 +69,34 @@ from adref.synthesis.pseudo_anomaly import SourceNumbers, blend_source, recombin
 from adref.synthesis.textures import OPERATIONS, apply_operations
 
 FOLDER = Path(__file__).parent.parent / "tests" / "golden"
-TOLERANCE = 2e-5  # relative; float32 sums in another order on another machine stay below it
-LOOSE = {"srdad": 2e-4}  # cases that pass gradients through dozens of attention and normalisation layers
+TOLERANCE = 2e-5  # relative; of what stays in float32, sums in another order on another processor are below it
+SINGLE = {"sdas": 2e-4}  # cases that compute in float32, whatever they are given
+
+
+def hashed(name: str, *shape: int) -> torch.Tensor:
+    """Hashed numbers in the type that is the default."""
+    return hash_recipe.hashed(name, *shape).to(torch.get_default_dtype())
 
 
 def fill(module: torch.nn.Module) -> torch.nn.Module:
-    """Hashed weights, in float32."""
-    return hash_recipe.fill(module, torch.float32)
+    """Hashed weights, alike."""
+    return hash_recipe.fill(module, torch.get_default_dtype())
+
+
+def numbers_of(name: str) -> list[float]:
+    """The numbers of a case, computed in float64.
+
+    Gradients through batch norm in float32 differ by several per cent between two kinds of processor.
+    """
+    single = torch.Tensor.float
+    if name not in SINGLE:
+        torch.set_default_dtype(torch.float64)
+        torch.Tensor.float = torch.Tensor.double  # where losses leave half precision
+    try:
+        return CASES[name]()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.Tensor.float = single
 
 
 def digest(*tensors: torch.Tensor) -> list[float]:
@@ -474,14 +494,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="replace the stored numbers")
     write, failed = parser.parse_args().write, False
-    for name, case in CASES.items():
-        path, numbers = FOLDER / f"{name}.json", case()
+    for name in CASES:
+        path, numbers = FOLDER / f"{name}.json", numbers_of(name)
         before = json.loads(path.read_text()) if path.exists() else []
         change = largest_change(before, numbers)
         print(f"{name:12s} {len(numbers):4d} numbers, largest relative change {change:.2e}")
         if write:
             path.write_text(json.dumps(numbers) + "\n")
-        failed |= change > LOOSE.get(name, TOLERANCE) and not write
+        failed |= change > SINGLE.get(name, TOLERANCE) and not write
     return int(failed)
 
 

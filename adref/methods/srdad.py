@@ -62,9 +62,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from adref.image import fill_holes, frame_share, grey, morphology, otsu
@@ -455,7 +455,7 @@ def natural_anomaly(
     covered &= mask
     if options.label == "changed":  # D15
         covered &= np.abs(blended - image).mean(axis=0) > 1 / 255
-        covered = ndimage.median_filter(covered, size=5, mode="nearest") & mask
+        covered = scipy.ndimage.median_filter(covered, size=5, mode="nearest") & mask
     if sources.journal is not None:
         sources.journal.append(notes)
     return (blended if covered.any() else image), covered

@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from adref.data import Record, read_image, read_mask
 from adref.evaluate import map_scale, name_of, native_mask, steps
@@ -88,7 +88,7 @@ def corrupt(image: np.ndarray, kind: str, level: float, rng: np.random.Generator
     elif kind == "brightness":
         x = x + level
     else:
-        x = ndimage.gaussian_filter(x, (level, level, 0))
+        x = scipy.ndimage.gaussian_filter(x, (level, level, 0))
     return np.rint(255 * np.clip(x, 0, 1)).astype(np.uint8)
 
 

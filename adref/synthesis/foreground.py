@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from adref.image import frame_share, grey, otsu, triangle
 from adref.options import Notice
@@ -69,8 +69,8 @@ def foreground(image: np.ndarray, rule: Rule | None) -> np.ndarray:
     level = otsu(values).threshold if rule.threshold == "otsu" else triangle(values)
     mask = values > level if rule.object == "bright" else values <= level
     # Bytes: scipy's grey morphology moves the origin of an even square between its two steps.
-    mask = ndimage.grey_closing(mask.astype(np.uint8), size=(rule.closing, rule.closing))
-    return ndimage.grey_opening(mask, size=(rule.opening, rule.opening)) > 0
+    mask = scipy.ndimage.grey_closing(mask.astype(np.uint8), size=(rule.closing, rule.closing))
+    return scipy.ndimage.grey_opening(mask, size=(rule.opening, rule.opening)) > 0
 
 
 def choose_rule(

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 
 from adref.synthesis.natural import ObjectPixels, draw_gamma_size
 from adref.synthesis.poisson import poisson_blend
@@ -199,5 +199,5 @@ def _resize(patch: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _median(mask: np.ndarray, window: int) -> np.ndarray:
     """The majority in a square around each pixel of a bool (H, W), whose outermost pixels are repeated."""
-    counts = ndimage.correlate1d(mask.astype(np.int32), np.ones(window), axis=0, mode="nearest")
-    return 2 * ndimage.correlate1d(counts, np.ones(window), axis=1, mode="nearest") > window**2
+    counts = scipy.ndimage.correlate1d(mask.astype(np.int32), np.ones(window), axis=0, mode="nearest")
+    return 2 * scipy.ndimage.correlate1d(counts, np.ones(window), axis=1, mode="nearest") > window**2

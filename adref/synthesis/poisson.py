@@ -19,8 +19,7 @@ matrix is read off the kernel of G; FFTs do the rest.
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import fft, linalg, sparse
-from scipy.sparse.linalg import splu
+import scipy
 
 LARGEST_BOUNDARY = 2500  # unknowns of the dense system: 50 MB; a more ragged region is left to sparse elimination
 
@@ -133,8 +132,10 @@ def _solve_sparse(region: np.ndarray, extra: np.ndarray, right: np.ndarray) -> n
     n = len(diagonal)
     entries = np.concatenate((diagonal, np.full(2 * len(i), -1.0)))
     places = (np.concatenate((np.arange(n), i, j)), np.concatenate((np.arange(n), j, i)))
-    matrix = sparse.csc_matrix((entries, places), shape=(n, n))
-    factors = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+    matrix = scipy.sparse.csc_matrix((entries, places), shape=(n, n))
+    factors = scipy.sparse.linalg.splu(
+        matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
+    )
     return factors.solve(np.ascontiguousarray(right[:, region].T)).T
 
 
@@ -143,7 +144,7 @@ def solve_rectangle(right: np.ndarray) -> np.ndarray:
     m, k = right.shape[1:]
     row, column = np.arange(1, m + 1)[:, None], np.arange(1, k + 1)
     eigenvalues = 4 - 2 * np.cos(np.pi * row / (m + 1)) - 2 * np.cos(np.pi * column / (k + 1))
-    return fft.idstn(fft.dstn(right, type=1, axes=(1, 2)) / eigenvalues, type=1, axes=(1, 2))
+    return scipy.fft.idstn(scipy.fft.dstn(right, type=1, axes=(1, 2)) / eigenvalues, type=1, axes=(1, 2))
 
 
 def solve_charges(right: np.ndarray, edge: np.ndarray, omega: np.ndarray, boundary: np.ndarray) -> np.ndarray:
@@ -158,24 +159,26 @@ def solve_charges(right: np.ndarray, edge: np.ndarray, omega: np.ndarray, bounda
     Returns:
         (C, n), the solution at the pixels of Omega in row-major order.
     """
-    shape = tuple(fft.next_fast_len(side, real=True) for side in omega.shape)
+    shape = tuple(scipy.fft.next_fast_len(side, real=True) for side in omega.shape)
     row, column = np.arange(shape[0])[:, None], np.arange(shape[1] // 2 + 1)
     eigenvalues = 4 - 2 * np.cos(2 * np.pi * row / shape[0]) - 2 * np.cos(2 * np.pi * column / shape[1])
     # The torus has no inverse for the constant; any positive value does, as the charges sum to 0.
     eigenvalues[0, 0] = 2 - 2 * np.cos(2 * np.pi / max(shape))
 
     def potential(charges):
-        return fft.irfft2(fft.rfft2(charges, s=shape) / eigenvalues, s=shape)[:, : omega.shape[0], : omega.shape[1]]
+        return scipy.fft.irfft2(scipy.fft.rfft2(charges, s=shape) / eigenvalues, s=shape)[
+            :, : omega.shape[0], : omega.shape[1]
+        ]
 
-    kernel = fft.irfft2(1 / eigenvalues, s=shape)
+    kernel = scipy.fft.irfft2(1 / eigenvalues, s=shape)
     y, x = np.nonzero(boundary)
     dy, dx = y[:, None] - y, x[:, None] - x
     matrix = kernel[dy, dx]  # negative indices wrap around, as the torus does
     charges = np.where(omega, right, 0.0)
     wanted = edge[:, y, x] - potential(charges)[:, y, x]
     # matrix q + c = wanted and sum(q) = -sum(right): one factorisation for all channels and the column of ones.
-    factor = linalg.cho_factor(matrix, overwrite_a=True, check_finite=False)
-    solved = linalg.cho_solve(factor, np.vstack((wanted, np.ones(len(y)))).T, check_finite=False).T
+    factor = scipy.linalg.cho_factor(matrix, overwrite_a=True, check_finite=False)
+    solved = scipy.linalg.cho_solve(factor, np.vstack((wanted, np.ones(len(y)))).T, check_finite=False).T
     missing = solved[:-1].sum(axis=1) + charges.sum(axis=(1, 2))
     constant = missing / solved[-1].sum()
     charges[:, y, x] = solved[:-1] - constant[:, None] * solved[-1]
