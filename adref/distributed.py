@@ -8,6 +8,7 @@ processes has the losses of a run with one, up to rounding (about 1e-6), with th
 each process, and the statistics `memory/dead_items` and `repair/found` are means of the processes' own.
 """
 
+import math
 import os
 import sys
 import warnings
@@ -102,6 +103,12 @@ def every(items: Sequence) -> Sequence:
 def share(items: Sequence) -> Sequence:
     """What this process does of the images of a batch: every n-th, or all where they are fewer than the processes."""
     return every(items) if len(items) >= count() else items
+
+
+def parts(count: int, number: int) -> list[slice]:
+    """Cuts `count` images into `number` parts of one size; the last may be smaller, and there may be fewer."""
+    size = math.ceil(count / number)
+    return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
 class Shared(nn.Module):

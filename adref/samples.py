@@ -142,14 +142,10 @@ class Batches:
             skip = self.first_step % self.per_epoch if epoch == self.first_step // self.per_epoch else 0
             for step in range(skip, min(self.per_epoch, self.last_step - epoch * self.per_epoch)):
                 batch = keys[step * self.size : (step + 1) * self.size]
-                yield [key for part in parts(len(batch), self.parts) for key in distributed.share(batch[part])]
+                yield [
+                    key for part in distributed.parts(len(batch), self.parts) for key in distributed.share(batch[part])
+                ]
 
     def images(self, step: int) -> int:
         """How many images the batch of a step has, those of all processes; the first step is 1."""
         return min(self.size, self.count - (step - 1) % self.per_epoch * self.size)
-
-
-def parts(count: int, number: int) -> list[slice]:
-    """Cuts `count` images into `number` parts of one size; the last may be smaller, and there may be fewer."""
-    size = math.ceil(count / number)
-    return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]

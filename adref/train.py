@@ -48,7 +48,7 @@ from adref.run import (
 )
 from adref.sample_data import CATEGORIES, generated_textures
 from adref.sample_data import VERSION as SAMPLE_VERSION
-from adref.samples import Batches, Images, TrainingSet, parts, random_stream
+from adref.samples import Batches, Images, TrainingSet, random_stream
 
 # -- the command ------------------------------------------------------------------------------------------------------
 
@@ -420,7 +420,7 @@ def add_gradients(
         processes.
     """
     values, begin = {}, 0
-    for part in parts(images, method.micro_batches(stage)):
+    for part in distributed.parts(images, method.micro_batches(stage)):
         length = part.stop - part.start
         divided = 1 < distributed.count() <= length
         end = begin + len(distributed.share(range(length)))

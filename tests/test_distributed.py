@@ -15,9 +15,8 @@ from test_train import same_weights, without_times
 from torch import nn
 
 from adref import distributed, train
-from adref.distributed import SharedBatchNorm2d, share_batch_norm
+from adref.distributed import SharedBatchNorm2d, parts, share_batch_norm
 from adref.run import load, load_checkpoint, read_log
-from adref.samples import parts
 from adref.train import main
 
 COMMON = ["--batch-size", "3", "--epochs", "2", "--workers", "0", "--device", "cpu"]

@@ -82,7 +82,7 @@ def run_of(tmp_path_factory):
         method = golden.fill(method(method.Options(**SMALL[name])))
         if name == "sernet":
             method.bank.fill([(255 * picture).byte() for picture in golden.hashed("bank", 3, 3, 32, 64)])
-        config = {key: {str: "", bool: False, dict: {}}.get(kind) for key, kind in CONFIG_TYPES.items()}
+        config = {key: {str: "", bool: False, dict: {}, int: 1}.get(kind) for key, kind in CONFIG_TYPES.items()}
         config |= {"method": name, "options": to_json(method.options)}
         config["flags"] = {"data": "", "seed": 0, "precision": "fp32"}
         state = {"model": method.state_dict(), "step": 1, "calibration": {"threshold": 0.25}}

@@ -312,7 +312,7 @@ def test_three_channels_equal_three_solves(settings):  # golden check 6
 
 
 def test_three_channels_take_one_factorisation(monkeypatch):
-    calls = record(monkeypatch, (poisson, "splu"), (poisson.linalg, "cho_factor"))
+    calls = record(monkeypatch, (poisson.scipy.sparse.linalg, "splu"), (poisson.scipy.linalg, "cho_factor"))
     region = RAGGED["L"]
     source, target = pair(region, 10)
     poisson_blend(source, target, region)

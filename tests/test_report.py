@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adref import report
+from adref import files, report
 from adref.report import Picture, ordered, overlay, write_report
 
 EVIL = (
@@ -227,7 +227,7 @@ def test_no_report_without_finite_scores(tmp_path, changes):
 
 def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     old = write(tmp_path)
-    monkeypatch.setattr(report.os, "replace", lambda *_: 1 / 0)
+    monkeypatch.setattr(files.os, "replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(tmp_path, title="new")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == old

@@ -687,7 +687,11 @@ def test_real_objects_and_textures(data_set, category, polarity, whole):
 
 
 def test_two_hundred_steps_on_a_texture_find_held_out_anomalies():
-    """The smoke run of the specification: the loss falls; pixel AUROC on held-out simulated anomalies passes 0.9."""
+    """The smoke run of the specification: the loss falls; pixel AUROC on held-out simulated anomalies passes 0.9.
+
+    After 150 steps the rate falls to a tenth, as it does in a run. Without, the AUROC swings between .6 and .99, and
+    where it stands at the end depends on the processor.
+    """
     from adref.metrics import auroc
 
     torch.manual_seed(0)
@@ -699,6 +703,7 @@ def test_two_hundred_steps_on_a_texture_find_held_out_anomalies():
     optimizer, _ = method.optimizer()
     known, totals = Sources(survey="full"), []
     for step in range(200):
+        optimizer.param_groups[0]["lr"] = 1e-3 if step < 150 else 1e-4
         found = [corrupt(images[i % 6], np.random.default_rng((step, i)), chosen, known) for i in range(4)]
         total = method.loss(Batch(*(torch.stack(fields) for fields in zip(*found))))["total"]
         optimizer.zero_grad()

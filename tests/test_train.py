@@ -264,3 +264,12 @@ def test_each_category_keeps_its_share_for_the_threshold():
         training, held_out = split(category, Flags(seed=seed))
         assert [sum(r.category == name for r in held_out) for name in "abc"] == [2, 0, 1]
         assert sorted([*training, *held_out]) == sorted(records)
+
+
+def test_compile_is_asked_of_every_network(small_run, textures, tmp_path, monkeypatch):
+    """torch.compile itself takes minutes; what it makes of the networks has other last bits, and the same names."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(type(network).__name__))
+    more = ("--compile", "true", "--epochs", 1)
+    assert main(arguments(small_run.parent / "data", textures, tmp_path / "run", *more)) == 0
+    assert compiled == ["Autoencoder", "UNet"]

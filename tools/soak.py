@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from adref import predict, train
+from adref import journal, predict, train
 
 SIZE, IMAGES, BATCH = 64, 16, 2
 FILES = 8
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
                  "--score-window", 5, "--batch-size", BATCH, "--epochs", epochs, "--workers", arguments.workers,
                  "--memory-limit", 0, "--holdout", 0, "--device", "cpu",
                  "--checkpoint-steps", arguments.every]  # fmt: skip
-        with mock.patch.object(train, "append_log", training.watch(train.append_log)):
+        with mock.patch.object(journal, "append_log", training.watch(journal.append_log)):
             if code := train.main(list(map(str, words))):
                 return code
         words = [root / "run", root / "new", "--out", root / "out", "--device", "cpu"]

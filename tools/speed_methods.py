@@ -25,6 +25,7 @@ from adref import options as option_tools
 from adref import train
 from adref.config import Flags
 from adref.data import find_category, read_image
+from adref.distributed import parallel
 from adref.method import Method, Trainable
 from adref.methods import METHODS
 from adref.options import Notice
@@ -110,7 +111,7 @@ def step(opened: Opened, stage: str) -> dict[str, Row]:
 
         def run(_) -> None:
             optimizer.zero_grad()
-            train.add_gradients(method, own, stage, flags, "speed", opened.run)
+            train.add_gradients(method, parallel(method), own, size, stage, flags)
             optimizer.step()
             method.after_step(stage)
 
@@ -167,6 +168,8 @@ def shares(opened: Opened) -> dict[str, Row]:
     def named(what: str) -> str:
         return f"adref, {what} (a part)"
 
+    curve = evaluation.all_metrics(category.test, scores, maps, masks, 0, "exact")[1]
+
     parts = {
         "opening the run": lambda _: (load(run, str(opened.device)), None)[1],
         "scores": every(lambda i: score_image(method, images[i], 0, i)),
@@ -174,10 +177,8 @@ def shares(opened: Opened) -> dict[str, Row]:
         "maps to native size": every(lambda i: to_size(small[i], images[i].shape[:2])),
         "saving maps": every(lambda i: np.save(folder / "map.npy", maps[i])),
         "reading masks": every(lambda i: evaluation.native_mask(category.test[i], images[i].shape[:2])),
-        "all metrics": lambda _: evaluation.all_metrics(category.test, scores, maps, masks, 0, "exact").clear(),
-        "report": lambda _: evaluation.report(
-            run, config, metrics, method, category, rows, maps, masks, None, 80, True
-        ),
+        "all metrics": lambda _: (evaluation.all_metrics(category.test, scores, maps, masks, 0, "exact"), None)[1],
+        "report": lambda _: evaluation.report(run, config, metrics, method, category, rows, curve, None, 80),
     }
     whole = {"adref.evaluate": Row(lambda _: evaluation.evaluate(run, category, opened.device).clear())}
     return whole | {named(what): Row(run) for what, run in parts.items()}
