@@ -320,16 +320,24 @@ def test_a_real_read_only_run(half, small_run, mount, tmp_path, capsys):
 # -- processes --------------------------------------------------------------------------------------------------------
 
 
-def in_background(main, *words) -> multiprocessing.Process:
-    """A command in a process of its own; `process.exitcode` is its exit code."""
+@pytest.fixture
+def in_background():
+    """Starts a command in a process of its own; `process.exitcode` is its exit code."""
+    started = []
 
-    def run():
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os._exit(main(list(map(str, words))))
+    def start(main, *words) -> multiprocessing.Process:
+        def run():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            os._exit(main(list(map(str, words))))
 
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    return process
+        started.append(multiprocessing.get_context("fork").Process(target=run))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
 
 
 def wait(condition, seconds: float = 60) -> None:
@@ -339,7 +347,7 @@ def wait(condition, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_sigterm(half, small_run, tmp_path, monkeypatch, capfd):
+def test_sigterm(half, small_run, tmp_path, in_background, monkeypatch, capfd):
     with monkeypatch.context() as patch:
         at_step(patch, 2, lambda: ((tmp_path / "here").touch(), time.sleep(2)))
         process = in_background(train.main, "--resume", "--out", half, "--workers", 1)
@@ -368,7 +376,7 @@ def test_killed_data_worker(half, small_run, monkeypatch, capsys):
     check_goes_on(half, small_run, *words[3:])
 
 
-def test_two_processes_on_one_run(half, small_run, tmp_path, monkeypatch, capsys):
+def test_two_processes_on_one_run(half, small_run, tmp_path, in_background, monkeypatch, capsys):
     run, fault = shutil.copytree(small_run, tmp_path / "run"), "two processes on one run"
     pictures = str(small_run.parent / "data/part/test/spot")
     save = np.save
@@ -392,7 +400,7 @@ def test_two_processes_on_one_run(half, small_run, tmp_path, monkeypatch, capsys
     check_goes_on(half, small_run)
 
 
-def test_a_killed_process_locks_nothing(half, small_run, tmp_path, monkeypatch):
+def test_a_killed_process_locks_nothing(half, small_run, tmp_path, in_background, monkeypatch):
     def report():
         (worker,) = multiprocessing.active_children()
         (tmp_path / "worker").write_text(str(worker.pid))
