@@ -59,7 +59,7 @@ def rank() -> int:
 
 def is_restart() -> bool:
     """Whether torchrun starts the processes once more, because one of them had died."""
-    return any(gather(os.environ["TORCHELASTIC_RESTART_COUNT"] != "0")) if count() > 1 else False  # each machine counts
+    return count() > 1 and any(gather(os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"))  # each machine counts its own
 
 
 def gather(value) -> list:

@@ -67,12 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     tiles.add_flags(parser)
     arguments = parser.parse_args(argv)
-
-    def command() -> int:
-        with distributed.processes():
-            return run_command(arguments)
-
-    return guarded(command)
+    return guarded(distributed.processes()(lambda: run_command(arguments)))
 
 
 def run_command(arguments: argparse.Namespace) -> int:

@@ -56,12 +56,7 @@ from adref.samples import Batches, Images, TrainingSet, random_stream
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-
-    def command() -> int:
-        with distributed.processes():
-            return run_command(argv)
-
-    return guarded(command)
+    return guarded(distributed.processes()(lambda: run_command(argv)))
 
 
 def run_command(argv: list[str]) -> int:
@@ -316,10 +311,9 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
                 journal.hold(line, terms, partial(progress_line, batches=batches, step=step, seconds=now - began))
                 if stop and step % batches.per_epoch == 0:
                     journal.read()
-                    watched = mean(journal.totals)
-                    if len(validation):
-                        watched = validate(method, validation, stage, flags, device)
-                    journal.add({"validation/total" if len(validation) else "epoch/total": watched})
+                    held = len(validation) > 0
+                    watched = validate(method, validation, stage, flags, device) if held else mean(journal.totals)
+                    journal.add({"validation/total" if held else "epoch/total": watched})
                     if best is None or watched < best["loss"]:
                         weights = {name: tensor.cpu().clone() for name, tensor in method.state_dict().items()}
                         best = {"loss": watched, "epoch": epoch, "step": first + step, "model": weights}
