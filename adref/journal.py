@@ -26,6 +26,11 @@ def truncate_log(run: Path, step: int) -> None:
     write_atomically(Path(run) / "metrics.jsonl", lambda file: file.write("".join(kept).encode()))
 
 
+def is_told(name: str, value: float) -> bool:
+    """Whether a term belongs into the log: each loss, and a statistic if its batch had anything to count."""
+    return name.startswith("loss/") or not math.isnan(value)
+
+
 class Journal:
     """metrics.jsonl, and the progress line; a line is written one step late.
 
@@ -46,7 +51,7 @@ class Journal:
         self.line, self.terms, self.show = line, (list(terms), host, arrived), show
 
     def read(self, *wishes: bool) -> list[tuple[bool, ...]]:
-        """Puts the terms into the line that waits, as means over the processes.
+        """Puts the terms into the line that waits, as means over the processes; a statistic that is NaN tells nothing.
 
         Args:
             wishes: what this process would like to do.
@@ -65,8 +70,9 @@ class Journal:
             values = dict(zip(names, host.tolist()))
         found = distributed.gather((values, wishes))
         if self.terms:
-            names = dict.fromkeys(name for values, _ in found for name in values)
-            terms = {name: mean(values[name] for values, _ in found if name in values) for name in names}
+            rows = [terms for terms, _ in found]
+            columns = {name: [row[name] for row in rows if is_told(name, row[name])] for name in values}
+            terms = {name: mean(column) for name, column in columns.items() if column}
             self.add(terms)
             self.totals.append(terms["loss/total"])
             self.terms = None

@@ -129,7 +129,8 @@ class Trainable(nn.Module):
     def loss(self, batch: NamedTuple, stage: str) -> dict[str, Tensor]:
         """Named terms and their weighted sum "total", each a scalar in float32.
 
-        A name with a slash ("memory/entropy") is a statistic: logged and drawn beside them, and no part of "total".
+        A name with a slash ("memory/entropy") is a statistic: logged and drawn beside them, and no part of "total". It
+        is NaN where a batch has nothing to count: to ask the batch first would make the host wait for the device.
         """
         raise NotImplementedError
 

@@ -412,10 +412,11 @@ class SDAS(Trainable):
         if stage != "train":
             return
         self.updates += 1
-        n, decay = int(self.updates), self.options.ema_decay
-        decay = min(decay, (1 + n) / (10 + n)) if self.options.ema_warmup else decay
+        share = torch.full_like(self.updates, 1 - self.options.ema_decay, dtype=torch.float64)  # of the new weights
+        if self.options.ema_warmup:
+            share = (9 / (10 + self.updates.double())).clamp(min=share)  # 1 - (1 + n) / (10 + n)
         for average, own in zip(self.average.parameters(), self.network.parameters()):
-            average.lerp_(own, 1 - decay)
+            average.lerp_(own, share.to(own.dtype))
 
     def load_weights(self, states: list[dict]) -> None:
         """Public weights of guided diffusion, `256x256_diffusion.pt` or the authors' files; then of its classifier.

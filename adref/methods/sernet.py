@@ -473,8 +473,8 @@ class SeRNet(Method):
     def loss(self, batch: Batch, stage: str | None = None) -> dict[str, Tensor]:
         """Equation 3 of the mask, or of the reconstruction behind the frozen first network (D28); None: the first.
 
-        Statistics of the second stage: "repair/replaced", the share of pixels that the repair replaced, and, of a batch
-        that has any, "repair/found", that of the pseudo-anomalies' pixels; the small ones are not to be repaired.
+        Statistics of the second stage: "repair/replaced", the share of pixels that the repair replaced, and
+        "repair/found", that of the pseudo-anomalies' pixels (NaN: there are none); small ones are not to be repaired.
         """
         if (stage or self.stages[0]) == "segment":
             probabilities = self.segmenter(batch.corrupted).float().sigmoid()
@@ -483,8 +483,9 @@ class SeRNet(Method):
             self.segmenter.eval()
         with torch.no_grad():
             _, mask, repaired = self.segment_and_repair(batch.corrupted, batch.similar)
-        terms = self.terms(self.rebuild(repaired), batch.clean) | {"repair/replaced": mask.mean()}
-        return terms | ({"repair/found": mask[batch.mask > 0].mean()} if batch.mask.any() else {})
+        anomalous = batch.mask > 0
+        statistics = {"repair/replaced": mask.mean(), "repair/found": (mask * anomalous).sum() / anomalous.sum()}
+        return self.terms(self.rebuild(repaired), batch.clean) | statistics
 
     def terms(self, output: Tensor, target: Tensor, kind: str = "mse+ssim") -> dict[str, Tensor]:
         """Equation 3 with its weights, or binary cross-entropy (D17); "total" is the sum."""
