@@ -2,22 +2,25 @@
 
 import csv
 import dataclasses
+import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+# Two processes of tests fill two cores, and so do these networks, which are small: more threads wait for one another,
+# here and in the commands that tests start. NumPy's library reads this when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from adref import options as option_tools
 
-torch.set_num_threads(1)  # these networks are so small that more threads cost time
-
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-import audit  # noqa: E402
-import golden  # noqa: E402, F401  other test files take it from here
+import audit
+import golden  # noqa: F401  other test files take it from here
 
 SMALL = ["--size", "64,64", "--reconstruction-width", "4", "--discriminator-width", "4", "--batch-size", "2",
          "--epochs", "2", "--workers", "0", "--device", "cpu", "--score-window", "5"]  # fmt: skip
@@ -52,6 +55,19 @@ def write_category(root: Path, train: int = 6, good: int = 3, defects: int = 3) 
 def rows_of(path: Path) -> list[dict]:
     """A CSV file with a header as dictionaries."""
     return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def once(outcome: Callable[[dict], list]) -> Callable[[dict], list]:
+    """Remembers what came of changes of options: every reading is compared with what most have in common."""
+    known = {}
+
+    def remembering(changes: dict) -> list:
+        key = repr(changes)
+        if key not in known:
+            known[key] = outcome(changes)
+        return known[key]
+
+    return remembering
 
 
 def check_readings(options_class, tried: list[dict], elsewhere: tuple = ()) -> None:

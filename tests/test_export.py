@@ -42,8 +42,8 @@ SMALL = {
         "categories": ("a", "b"),
     },
     "realnet": {
-        "size": (128, 128), "backbone": "resnet18", "widths": (16, 16, 32, 16), "groups": 8, "head_width": 16,
-        "score_window": 8,
+        "size": (128, 128), "backbone": "resnet18", "widths": (16, 16, 32, 16), "network": "simple", "depth": 2,
+        "head_width": 16, "score_window": 8,
     },
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import check_readings, golden
+from conftest import check_readings, golden, once
 
 from adref import options as option_tools
 from adref.losses import ms_ssim, ms_ssim_l1
@@ -494,6 +494,7 @@ def named(changes: dict) -> str:
     return ",".join(f"{name}={value}" for name, value in changes.items())
 
 
+@once
 def outcome(changes: dict) -> list[float]:
     """Two steps of training from hashed weights, then the scores."""
     method = small(**changes)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import check_readings, golden, picture, rows_of, write_category
+from conftest import check_readings, golden, once, picture, rows_of, write_category
 from PIL import Image
 from torch import nn
 
@@ -652,6 +652,7 @@ def named(changes: dict) -> str:
     return ",".join(f"{name}={value}" for name, value in changes.items())
 
 
+@once
 def outcome(changes: dict) -> list[float]:
     """AFS and two steps of training from hashed weights, then the scores of two images."""
     method = small(**changes)

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import check_readings, golden, picture, write_category
+from conftest import check_readings, golden, once, picture, write_category
 from PIL import Image
 from torch import nn
 
@@ -563,6 +563,7 @@ def named(changes: dict) -> str:
     return ",".join(f"{name}={value}" for name, value in changes.items())
 
 
+@once
 def outcome(changes: dict) -> list[float]:
     """Two steps of each stage from hashed weights, then two pictures."""
     method = small(**changes)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import check_readings, golden, picture, rows_of, write_category
+from conftest import check_readings, golden, once, picture, rows_of, write_category
 from PIL import Image
 from test_train import same_weights, without_times
 
@@ -621,6 +621,7 @@ SILENT = {
 }  # fmt: skip
 
 
+@once
 def outcome(changes: dict) -> list[float]:
     """Two steps of both stages from hashed weights, then the scores of images."""
     method = with_bank(**changes)

@@ -1,6 +1,7 @@
 """tools/soak.py finds a leak of memory and of files, and none where there is none."""
 
 import os
+import re
 
 import pytest
 import soak
@@ -36,4 +37,5 @@ def test_a_file_that_stays_open_is_found(monkeypatch, capsys):
         for descriptor in kept:
             os.close(descriptor)
     *_, training, prediction = capsys.readouterr().out.splitlines()
-    assert training.endswith("sound") and prediction.endswith("growth +16: FAILED")
+    assert training.endswith("sound") and prediction.endswith("FAILED")
+    assert int(re.search(r"open files, growth \+(\d+)", prediction)[1]) >= 12  # of 16; batches come and go

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import check_readings, golden
+from conftest import check_readings, golden, once
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import nn
 
@@ -813,6 +813,7 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
+@once
 def outcome(changes: dict) -> list[float]:
     """Two steps of training from hashed weights, which make more of a difference than small ones; then the scores."""
     method = tiny(**changes)
