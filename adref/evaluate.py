@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     tiles.add_flags(parser)
     arguments = parser.parse_args(argv)
-    return guarded(distributed.processes()(lambda: run_command(arguments)))
+    return guarded(distributed.processes()(lambda: run_command(arguments)), shared=True)
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -115,13 +115,17 @@ def evaluate(
         cut: at which size and in which tiles.
     """
     method, new = load(run, str(device)), run / "evaluation.new"
-    tiles.apply(cut, method)
+    cut = tiles.apply(cut, method)
     distributed.first(lambda: shutil.rmtree(new, ignore_errors=True))
     seed, indices = read_config(run)["flags"]["seed"], distributed.every(range(len(category.test)))
-    own = score_pictures(method, category, indices, seed, new, small=resolution == "method")
-    rows = [row for part in distributed.gather(own) for row in part]
-    more = device, resolution, gt_mode, convention, shown, cut
-    return distributed.first(lambda: conclude(run, method, category, rows, *more))
+    try:
+        own = score_pictures(method, category, indices, seed, new, small=resolution == "method")
+        rows = [row for part in distributed.gather(own) for row in part]
+        more = device, resolution, gt_mode, convention, shown, cut
+        return distributed.first(lambda: conclude(run, method, category, rows, *more))
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # on a full disk its room is wanted
+        raise
 
 
 class Row(NamedTuple):
@@ -425,6 +429,7 @@ def facts(config: dict, metrics: dict, method: Method) -> dict[str, str]:
             f"{calibration['threshold']:.6g}: {count} held-out normal images, false-alarm rate "
             f"{calibration['false_alarm_rate']:.3g} asked for ({count} can promise no less than 1 in {count + 1})"
         )
+    own = not metrics["tile"] and list(metrics["size"]) == list(config["options"]["size"])
     mode = f" ({metrics['gt_mode']} masks)" if metrics["gt_mode"] else ""
     if metrics.get("error_bound"):
         mode += f", binned: within {metrics['error_bound']:.1e} of the exact numbers"
@@ -445,10 +450,11 @@ def facts(config: dict, metrics: dict, method: Method) -> dict[str, str]:
         + (f" by {config['processes']} processes" if config["processes"] > 1 else "")
         + f", {metrics['device']} for evaluation",
         "Size of the network's input": " x ".join(map(str, method.options.size)) + " (height x width)"
-        + (f", in tiles of {metrics['tile'][0]} x {metrics['tile'][1]}" if metrics["tile"] else ""),
+        + (f", in tiles of {metrics['tile'][0]} x {metrics['tile'][1]} that share {metrics['overlap']}"
+           if metrics["tile"] else ""),
         "Pixel metrics at": f"{metrics['resolution']} resolution{mode}",
         "Checkpoint": f"{metrics['checkpoint']}; nothing was selected on test images",
-        "Threshold": threshold,
+        "Threshold": threshold + ("" if own else ", set on whole pictures at the run's own size"),
         "SHA-256 of training images": config["data_digest"],
         "SHA-256 of test images": metrics["test_digest"],
         "Versions of training": ", ".join(f"{name} {config[name]}" for name in versions()),

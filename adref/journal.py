@@ -26,11 +26,6 @@ def truncate_log(run: Path, step: int) -> None:
     write_atomically(Path(run) / "metrics.jsonl", lambda file: file.write("".join(kept).encode()))
 
 
-def is_told(name: str, value: float) -> bool:
-    """Whether a term belongs into the log: each loss, and a statistic if its batch had anything to count."""
-    return name.startswith("loss/") or not math.isnan(value)
-
-
 class Journal:
     """metrics.jsonl, and the progress line; a line is written one step late.
 
@@ -51,7 +46,7 @@ class Journal:
         self.line, self.terms, self.show = line, (list(terms), host, arrived), show
 
     def read(self, *wishes: bool) -> list[tuple[bool, ...]]:
-        """Puts the terms into the line that waits, as means over the processes; a statistic that is NaN tells nothing.
+        """Puts the terms into the line that waits, as means over the processes, but statistics that are NaN anywhere.
 
         Args:
             wishes: what this process would like to do.
@@ -70,9 +65,8 @@ class Journal:
             values = dict(zip(names, host.tolist()))
         found = distributed.gather((values, wishes))
         if self.terms:
-            rows = [terms for terms, _ in found]
-            columns = {name: [row[name] for row in rows if is_told(name, row[name])] for name in values}
-            terms = {name: mean(column) for name, column in columns.items() if column}
+            terms = {name: mean(terms[name] for terms, _ in found) for name in values}
+            terms = {name: term for name, term in terms.items() if name.startswith("loss/") or not math.isnan(term)}
             self.add(terms)
             self.totals.append(terms["loss/total"])
             self.terms = None
@@ -95,9 +89,8 @@ class Journal:
     def write(self, *wishes: bool, final: bool = False) -> list[tuple[bool, ...]]:
         """`read`, and writes the line, if one waits."""
         found = self.read(*wishes)
-        if self.line:
-            if distributed.rank() == 0:
-                append_log(self.run, self.line)
+        if self.line and distributed.rank() == 0:
+            append_log(self.run, self.line)
             self.progress(self.show(self.line), final)
         self.line = {}
         return found

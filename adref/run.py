@@ -22,7 +22,7 @@ import scipy
 import torch
 import torch.nn.functional as F
 
-from adref import __version__
+from adref import __version__, distributed
 from adref.data import read_image
 from adref.files import naming, write_atomically, write_json
 from adref.method import Method, Trainable
@@ -42,11 +42,12 @@ class TrainingError(RuntimeError):
     """Work cannot go on, and not for a mistake at the keyboard: shown as one sentence, exit code 1."""
 
 
-def guarded(command) -> int:
+def guarded(command, shared: bool = False) -> int:
     """Runs a command and turns what stops it into one sentence and an exit code.
 
     2 for a mistake at the keyboard or a file that cannot be read or written, 1 for work that cannot go on, as without
-    memory, 130 for Ctrl-C (while training, `train.Interrupt` is there first and saves).
+    memory, 130 for Ctrl-C (while training, `train.Interrupt` is there first and saves). `shared`: the processes that
+    torchrun starts may share its work.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
     try:
@@ -55,6 +56,8 @@ def guarded(command) -> int:
             warnings.showwarning = lambda text, kind, *rest: (
                 print(f"note: {text}", file=sys.stderr) if issubclass(kind, Notice) else shown(text, kind, *rest)
             )
+            if distributed.launch() and not shared:
+                raise UserError("torchrun starts adref.train and adref.evaluate; this command runs in one process")
             return command()
     except UserError as error:
         text = str(error)
@@ -83,7 +86,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def explained(run: Path, options: dict) -> Iterator[None]:
-    """Memory that does not suffice, or a data worker that was killed, becomes a TrainingError that says what to try."""
+    """Memory that does not suffice, or trouble with data workers, becomes a TrainingError that says what to try."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
@@ -97,11 +100,16 @@ def explained(run: Path, options: dict) -> Iterator[None]:
                 f"memory does not suffice for --size {size} --batch-size {count}{kept}. "
                 f"{smaller} in a new run is the first thing to try"
             ) from None
-        if "DataLoader worker (pid" in str(error):
-            raise TrainingError(
-                f"a data worker died, as it does when memory runs out ({str(error).strip()}){kept}. "
-                f"Go on with: python -m adref.train --resume --out {shlex.quote(str(run))} --workers 0"
-            ) from None
+        text = str(error).strip()
+        reasons = {
+            "shared memory": "no shared memory is left for what the data workers send (/dev/shm)",
+            "Too many open files": "too many files are open (ulimit -n)",
+            "DataLoader worker (pid": f"a data worker died, as it does when memory runs out ({text})",
+        }
+        for words, reason in reasons.items():
+            if words in text:
+                again = f"python -m adref.train --resume --out {shlex.quote(str(run))} --workers 0"
+                raise TrainingError(f"{reason}{kept}. Go on with: {again}") from None
         raise
 
 
@@ -168,7 +176,8 @@ def read_config(run: Path) -> dict:
 def in_use(run: Path) -> Iterator[None]:
     """This process alone writes into a run directory; the system lets go of it when the process ends, however it does.
 
-    The lock belongs to the process, so that data workers do not inherit it. Where there are no such locks (Windows,
+    The lock belongs to the process, so that data workers do not inherit it; its file names the `launch` (`begun_here`).
+    Where there are no such locks (Windows,
     some network disks) nothing is locked.
 
     Raises:
@@ -185,7 +194,18 @@ def in_use(run: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise UserError(f"{run} is in use by another process; wait for its end, or stop it") from None
+        file.truncate(0)
+        file.write(distributed.launch())
+        file.flush()
         yield
+
+
+def begun_here(run: Path) -> bool:
+    """Whether it was the torchrun that started this process which wrote last into a run directory."""
+    try:
+        return (run / ".lock").read_text() == distributed.launch() != ""
+    except OSError:
+        return False
 
 
 def save_checkpoint(run: Path, state: dict) -> None:
@@ -429,7 +449,8 @@ def score_image(method: Method, image: np.ndarray, seed: int, index: int) -> tup
             raise
         size = ",".join(map(str, method.options.size))
         raise TrainingError(
-            f"memory does not suffice to score a picture at --size {size}; a new run with a smaller --size may fit"
+            f"memory does not suffice to score a picture at --size {size}; a new run with a smaller --size may fit, "
+            "or --tile"
         ) from None
     score = float(scores)
     if not math.isfinite(score) or not torch.isfinite(maps).all():

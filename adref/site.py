@@ -74,10 +74,10 @@ def find_runs(folder: Path) -> list[Run]:
             values = [metrics.get(name) for name in METRICS]
             if scale_of(metrics) is None or not all(value is None or is_number(value) for value in values):
                 raise damaged(path, "a number is none")
+            seconds = sum(line["seconds"] for line in read_log(run))
         except UserError as error:  # the others are shown
             print(f"note: left out: {error}", file=sys.stderr)
             continue
-        seconds = sum(line["seconds"] for line in read_log(run))
         runs.append(Run(run, str(run.relative_to(folder)), config, metrics, seconds))
     return runs
 

@@ -2,12 +2,13 @@
 
 Of an overlap each tile gives up the part at its own edge, and in the middle, `Method.tile_unit` pixels wide, the two
 maps are blended linearly. For a method whose map at a pixel depends on nothing but its surroundings, up to a reach of r
-pixels, an overlap of 2 r and that middle gives the map of the whole picture, up to rounding.
+pixels, an overlap of 2 r + `tile_unit` gives the map of the whole picture, up to rounding.
 """
 
 import argparse
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adref.method import Method
-from adref.options import UserError
+from adref.options import Notice, UserError
 
 
 class Cut(NamedTuple):
@@ -35,10 +36,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
     for flag, text in (
         ("--size", "height and width to which pictures are resized [those of the run]"),
-        ("--tile", "scores in tiles of this height and width, for methods that need not see the whole picture"),
+        ("--tile", "scores in tiles of this height and width, multiples of 32 from 64 on: DRAEM alone"),
     ):
         parser.add_argument(flag, type=sides, metavar="H,W", help=text)
-    parser.add_argument("--overlap", type=int, metavar="N", help="pixels that two tiles share [a quarter of a side]")
+    overlap = "pixels that two tiles share, a multiple of 32 [a quarter of a tile's shorter side, or 32]"
+    parser.add_argument("--overlap", type=int, metavar="N", help=overlap)
 
 
 def cut_of(arguments: argparse.Namespace) -> Cut:
@@ -46,8 +48,8 @@ def cut_of(arguments: argparse.Namespace) -> Cut:
     return Cut(arguments.size, arguments.tile, arguments.overlap)
 
 
-def apply(cut: Cut, method: Method) -> None:
-    """Makes a method from `load` score so from now on.
+def apply(cut: Cut, method: Method) -> Cut:
+    """Makes a method from `load` score so from now on; returns what will be done, with the overlap that is used.
 
     Raises:
         UserError: the method has to see the whole picture, or sides that do not fit.
@@ -59,20 +61,25 @@ def apply(cut: Cut, method: Method) -> None:
             f"{'--tile' if tiles else '--size'}: {name} takes whole pictures of one size: {method.sees_whole}"
         )
     for flag, sides in (("--size", size), ("--tile", tiles)):
-        if sides and any(side <= 0 or side % unit for side in sides):
-            raise UserError(f"{flag} takes height,width, multiples of {unit}; got {','.join(map(str, sides))}")
+        least = 2 * unit if flag == "--tile" else unit  # two tiles share something, and not all
+        if sides and any(side < least or side % unit for side in sides):
+            more = f"multiples of {unit} from {least} on"
+            raise UserError(f"{flag} takes height,width, {more}; got {','.join(map(str, sides))}")
     if overlap is not None and not tiles:
         raise UserError("--overlap needs --tile")
     if size:
         method.options = dataclasses.replace(method.options, size=size)
+    if size or tiles:
+        warnings.warn("the threshold was set on whole pictures at the run's own size", Notice, stacklevel=2)
     if not tiles:
-        return
+        return cut._replace(size=method.options.size)
     overlap = max(unit, min(tiles) // 4 // unit * unit) if overlap is None else overlap
     if overlap % unit or not unit <= overlap < min(tiles):
         raise UserError(f"--overlap takes multiples of {unit} below the sides of a tile; got {overlap}")
     for part in ("anomaly_map", "reconstruct"):
         whole = getattr(method, part)
         setattr(method, part, lambda images, *_, f=whole, **__: tiled(f, images, tiles, overlap, unit))
+    return Cut(method.options.size, tiles, overlap)
 
 
 def starts(length: int, side: int, overlap: int) -> list[int]:

@@ -6,6 +6,7 @@ With no argument at all: DRAEM at the preset `tiny` on generated sample pictures
 
 import dataclasses
 import math
+import multiprocessing
 import shlex
 import signal
 import sys
@@ -31,6 +32,7 @@ from adref.journal import Journal, truncate_log
 from adref.method import EarlyStop, Method, Sources, Trainable
 from adref.options import UserError
 from adref.run import (
+    begun_here,
     build,
     create,
     explained,
@@ -56,7 +58,7 @@ from adref.samples import Batches, Images, TrainingSet, random_stream
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    return guarded(distributed.processes()(lambda: run_command(argv)))
+    return guarded(distributed.processes()(lambda: run_command(argv)), shared=True)
 
 
 def run_command(argv: list[str]) -> int:
@@ -66,7 +68,8 @@ def run_command(argv: list[str]) -> int:
         raise UserError(
             "several processes need --out RUN: if one dies, torchrun starts all again, and they go on there"
         )
-    arguments.resume |= distributed.is_restart() and arguments.out.exists()
+    restart, out = distributed.is_restart(), arguments.out
+    arguments.resume |= distributed.first(lambda: restart and out is not None and begun_here(out))
     if not argv:
         print(f"No argument: DRAEM, preset tiny, on generated sample pictures of a {CATEGORIES[0]}.")
     run, config = distributed.first(lambda: (resumed_config if arguments.resume else new_config)(arguments))
@@ -389,11 +392,16 @@ def load_batches(data: TrainingSet, batches: Batches, flags: Flags, device: torc
         multiprocessing_context=flags.start_method if flags.workers else None,
         pin_memory=device.type == "cuda",
     )
+    others = multiprocessing.active_children()
     try:
         yield from loader
     except Exception as error:
-        # The traceback would keep the workers, and Python, which cannot stop them when it ends, would wait forever.
-        raise error.with_traceback(None) from None
+        # Tracebacks would keep the workers, which do not heed SIGTERM, and Python would wait for them when it ends.
+        error.__context__, error.__cause__ = None, None
+        error = error.with_traceback(None)
+        for worker in {*multiprocessing.active_children()} - {*others}:  # whom the loader has not stopped by now
+            worker.kill()
+        raise error
 
 
 def add_gradients(

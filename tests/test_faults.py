@@ -27,7 +27,7 @@ from conftest import picture
 from PIL import Image
 from test_train import arguments, same_weights, without_times
 
-from adref import evaluate, load, predict, train
+from adref import distributed, evaluate, load, predict, train
 from adref.methods.draem import DRAEM
 from adref.options import UserError
 from adref.run import in_use, load_checkpoint, read_log
@@ -72,6 +72,14 @@ FAULTS = [
     Fault("scheduler's end of a benchmark", "SIGTERM to its whole group", "interrupted", 130,
           "test_benchmark.py::test_an_interrupted_command_saves_and_goes_on"),
     Fault("killed data worker", "SIGKILL to it", "stopped: a data worker died", 1, "test_killed_data_worker"),
+    Fault("too many open files", "Too many open files. Communication with the workers is no longer possible.",
+          "stopped: too many files are open (ulimit -n); ", 1, "test_data_workers_have_no_room"),
+    Fault("no shared memory", "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
+          "no shared memory is left for what the data workers send", 1, "test_data_workers_have_no_room"),
+    Fault("no run of torchrun's to go on with", "a restart, --out of another", "--out RUN exists already", 2,
+          "test_a_restart_goes_on_with_its_own_run_alone"),
+    Fault("torchrun of another command", "predict under torchrun", "torchrun starts adref.train and adref.evaluate", 2,
+          "test_torchrun_of_another_command"),
     Fault("training file is gone", "moved away in the first epoch", ".png: cannot be opened (No such file", 2,
           "test_training_file_that_goes_or_changes"),
     Fault("training file changes", "written anew in the first epoch", ".png has changed since the command began", 2,
@@ -234,6 +242,7 @@ def test_full_disk(fault, half, small_run, tmp_path, monkeypatch, capsys):
         code = command[0](command[1:])
     check(fault, code, capsys.readouterr().err, RUN=run, OUT=out)
     check_whole(out if out_is_meant else run / "evaluation")
+    assert not (run / "evaluation.new").exists()
     kept = [path for path in before if path.name not in ("metrics.jsonl", "config.json")]  # a resumed run may write
     if name == "report.html.tmp":  # the evaluation is done by then
         kept = [run / "report.html", run / "checkpoint.pt"]
@@ -374,6 +383,37 @@ def test_killed_data_worker(half, small_run, monkeypatch, capsys):
     assert f"{half} keeps its last checkpoint" in said and load_checkpoint(half)["step"] == 4
     words = re.search(r"python -m adref.train (.*)", said).group(1).split()
     check_goes_on(half, small_run, *words[3:])
+
+
+@pytest.mark.parametrize("fault", rows("test_data_workers_have_no_room"))
+def test_data_workers_have_no_room(fault, half, small_run, monkeypatch, capsys):
+    def refuse():
+        raise RuntimeError(HERE[fault].planted)
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, refuse)
+        code = train.main(["--resume", "--out", str(half)])
+    check(fault, code, capsys.readouterr().err)
+    check_goes_on(half, small_run)
+
+
+def test_a_restart_goes_on_with_its_own_run_alone(half, small_run, textures, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "is_restart", lambda: True)
+    monkeypatch.setattr(distributed, "processes", lambda: lambda action: action)
+    monkeypatch.setattr(distributed, "launch", lambda: "job 1")
+    new = arguments(small_run.parent / "data", textures, half)
+    for before in ("", "job 2"):  # who wrote there last
+        (half / ".lock").write_text(before)
+        code = train.main(new)
+        check("no run of torchrun's to go on with", code, capsys.readouterr().err, RUN=half)
+    with in_use(half):
+        pass
+    assert train.main(new) == 0 and same_weights(half, small_run)
+
+
+def test_torchrun_of_another_command(small_run, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "launch", lambda: "job 1")
+    check("torchrun of another command", predict.main([str(small_run), "x", "--out", "-"]), capsys.readouterr().err)
 
 
 def test_two_processes_on_one_run(half, small_run, tmp_path, in_background, monkeypatch, capsys):

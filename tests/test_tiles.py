@@ -104,11 +104,13 @@ def test_every_method_says_whether_tiles_will_do(name):
 def test_commands_score_in_tiles_at_another_size(small_run, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
-    flags = ["--size", "128,160", "--tile", "64,64", "--overlap", "32", "--device", "cpu"]
+    flags = ["--size", "128,160", "--tile", "64,64", "--device", "cpu"]
     assert evaluate.main([str(run), *flags]) == 0
     metrics = json.loads((run / "evaluation/metrics.json").read_text())
     assert (metrics["size"], metrics["tile"], metrics["overlap"]) == ([128, 160], [64, 64], 32)
-    assert "128 x 160 (height x width), in tiles of 64 x 64" in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert "128 x 160 (height x width), in tiles of 64 x 64 that share 32" in report
+    assert "set on whole pictures at the run" in report and "note: the threshold" in capsys.readouterr().err
     pictures = small_run.parent / "data/part/test/spot"
     assert predict.main([str(run), str(pictures), "--out", str(tmp_path / "a"), *flags]) == 0
     own = {row["path"].split("/")[1]: float(row["score"]) for row in rows_of(run / "evaluation/scores.csv")}
@@ -119,8 +121,9 @@ def test_commands_score_in_tiles_at_another_size(small_run, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--tile", "60,64"], "--tile takes height,width, multiples of 32; got 60,64"),
-     (["--size", "0,64"], "--size takes height,width, multiples of 32; got 0,64"),
+    [(["--tile", "60,64"], "--tile takes height,width, multiples of 32 from 64 on; got 60,64"),
+     (["--size", "0,64"], "--size takes height,width, multiples of 32 from 32 on; got 0,64"),
+     (["--tile", "64,32"], "--tile takes height,width, multiples of 32 from 64 on; got 64,32"),
      (["--overlap", "32"], "--overlap needs --tile"),
      (["--tile", "64,64", "--overlap", "64"], "--overlap takes multiples of 32 below the sides of a tile; got 64")],
     ids=str,

@@ -15,8 +15,10 @@ import pytest
 import torch
 from conftest import SMALL, write_category
 
+from adref import distributed
 from adref.config import Flags
 from adref.data import Category, Record
+from adref.journal import Journal
 from adref.methods.draem import DRAEM
 from adref.run import load, load_checkpoint, read_log, score_image
 from adref.train import calibrate, main, split
@@ -273,3 +275,17 @@ def test_compile_is_asked_of_every_network(small_run, textures, tmp_path, monkey
     more = ("--compile", "true", "--epochs", 1)
     assert main(arguments(small_run.parent / "data", textures, tmp_path / "run", *more)) == 0
     assert compiled == ["Autoencoder", "UNet"]
+
+
+def test_a_statistic_that_is_nan_anywhere_is_not_logged(tmp_path, monkeypatch):
+    journal, nan = Journal(tmp_path), torch.tensor(math.nan)
+    found = {"loss/total": torch.tensor(2.0), "repair/found": nan, "repair/replaced": torch.tensor(0.25)}
+    journal.hold({"stage": "train", "step": 1}, found, lambda line: "")
+    journal.write()
+    wanted = {"stage": "train", "step": 1, "loss/total": 2.0, "repair/replaced": 0.25}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == wanted
+    others = [({"loss/total": 1.0, "repair/found": 0.9}, ()), ({"loss/total": 3.0, "repair/found": math.nan}, ())]
+    monkeypatch.setattr(distributed, "gather", lambda value: others)
+    journal.hold({"stage": "train", "step": 2}, {name: torch.tensor(0.9) for name in others[0][0]}, lambda line: "")
+    journal.read()
+    assert journal.line == {"stage": "train", "step": 2, "loss/total": 2.0}
