@@ -10,6 +10,7 @@ each process, the statistics `memory/dead_items` and `repair/found` are means of
 auto` looks at a process's own share.
 """
 
+import gc
 import math
 import os
 import sys
@@ -57,6 +58,7 @@ def processes() -> Iterator[None]:
             raise
         raise SystemExit(f"stopped: process {rank} has lost another one") from None
     finally:
+        gc.collect()  # of what refers to the group: else its threads live on, and may abort the end of Python
         dist.destroy_process_group()
 
 
