@@ -14,7 +14,7 @@ from adref.data import Category, Record
 
 @pytest.fixture(scope="module")
 def runs(small_run, tmp_path_factory):
-    """Three evaluated runs in a folder, with numbers and maps that can be told apart."""
+    """Three evaluated runs in a folder, with numbers and maps that can be told apart, and two that are left out."""
     folder = tmp_path_factory.mktemp("runs")
     for place, name, seed, value in (
         ("one/a", "nine & ten", 0, 0.9),
@@ -29,6 +29,8 @@ def runs(small_run, tmp_path_factory):
         (run / "evaluation/metrics.json").write_text(json.dumps(metrics | {"image_auroc": value}))
     shutil.rmtree(folder / "one/b/evaluation/maps/spot")
     (folder / "c/report.html").unlink()
+    shutil.copytree(small_run, folder / "one/damaged")
+    (folder / "one/damaged/metrics.jsonl").write_text("5\n")
     (folder / "one/unfinished").mkdir()
     (folder / "one/unfinished/config.json").write_text("{}")
     assert site.main([str(folder)]) == 0
