@@ -177,8 +177,7 @@ def in_use(run: Path) -> Iterator[None]:
     """This process alone writes into a run directory; the system lets go of it when the process ends, however it does.
 
     The lock belongs to the process, so that data workers do not inherit it; its file names the `launch` (`begun_here`).
-    Where there are no such locks (Windows,
-    some network disks) nothing is locked.
+    Where there are no such locks (Windows, some network disks) nothing is locked.
 
     Raises:
         UserError: another process writes there.

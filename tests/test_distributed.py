@@ -116,9 +116,8 @@ def test_two_processes_have_the_losses_of_one(name, runs):
     assert len(one) == len(two) > 3
     apart = {"memory/dead_items", "repair/found"}  # the means of two processes' own, if both have one
     for a, b in zip(one, two):
-        assert a.keys() - apart == b.keys() - apart and all(
-            a[key] == b[key] for key in ("stage", "epoch", "step", "lr")
-        )
+        assert a.keys() - apart == b.keys() - apart
+        assert all(a[key] == b[key] for key in ("stage", "epoch", "step", "lr"))
         terms = [key for key in a if "/" in key and key not in apart]
         assert [b[key] for key in terms] == pytest.approx([a[key] for key in terms], rel=1e-5, abs=1e-6)
     one, two = (torch.load(runs / f"gradients-{n}.pt")[name] for n in (1, 2))

@@ -415,8 +415,9 @@ class SDAS(Trainable):
         share = torch.full_like(self.updates, 1 - self.options.ema_decay, dtype=torch.float64)  # of the new weights
         if self.options.ema_warmup:
             share = (9 / (10 + self.updates.double())).clamp(min=share)  # 1 - (1 + n) / (10 + n)
+        share = share.to(next(self.network.parameters()).dtype)
         for average, own in zip(self.average.parameters(), self.network.parameters()):
-            average.lerp_(own, share.to(own.dtype))
+            average.lerp_(own, share)
 
     def load_weights(self, states: list[dict]) -> None:
         """Public weights of guided diffusion, `256x256_diffusion.pt` or the authors' files; then of its classifier.
