@@ -24,16 +24,17 @@ import torch
 
 from adref import options as option_tools
 from adref import train
-from adref.claims import ELSEWHERE, claimed, is_free, put
-from adref.config import FREE_ON_RESUME, PATHS, Flags
-from adref.data import find_categories, require_sound
-from adref.files import read_json, write_json
+from adref.data.layouts import find_categories, require_sound
 from adref.method import Method, Trainable
 from adref.methods import METHODS, find_method
 from adref.options import UserError, flag
-from adref.run import find_device, guarded, load_checkpoint, read_log
-from adref.site import METRICS, clock
-from adref.summary import summarise
+from adref.run.claims import ELSEWHERE, claimed, is_free, put
+from adref.run.cli import guarded
+from adref.run.config import FREE_ON_RESUME, PATHS, Flags
+from adref.run.directory import find_device, load_checkpoint, read_log
+from adref.run.files import read_json, write_json
+from adref.run.site import METRICS, clock
+from adref.run.summary import summarise
 
 OWN_FLAGS = ("data", "category", "seed", "device")  # what cells are made of; the rest may follow --
 

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adref.options import UserError, replace, to_json
@@ -43,6 +42,7 @@ class Sources(NamedTuple):
 
 
 Stream = Callable[..., np.random.Generator]
+
 """(purpose, number, ...) -> the random stream of these, for a run's seed."""
 
 
@@ -156,8 +156,12 @@ class Trainable(nn.Module):
 
 
 Rngs = Sequence[np.random.Generator] | None
+
 """One stream an image, for methods that draw at test time."""
+
+
 Looks = Sequence | None
+
 """What `look` found in each image, for methods that look at pictures at their own size."""
 
 
@@ -204,51 +208,6 @@ class Method(Trainable):
         """What a person wants to see between one image (1, 3, H, W) and its map: caption -> (C, h, w) in [0, 1]."""
         rebuilt = self.reconstruct(image, rngs, looks)
         return {} if rebuilt is None else {"reconstruction": rebuilt[0]}
-
-
-def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian filter of maps (..., H, W), mirrored at their edges, edge pixels repeated.
-
-    What scipy.ndimage.gaussian_filter computes (truncate 4, mode "reflect"), as one matrix for each axis, so that it
-    runs where the maps are.
-
-    Args:
-        maps: floats.
-        sigma: in pixels; 0 changes nothing.
-    """
-    if sigma < 0:
-        raise ValueError(f"expected a sigma of 0 or more, got {sigma}")
-    if sigma == 0:
-        return maps
-    reach = int(4 * sigma + 0.5)
-    steps = torch.arange(-reach, reach + 1)
-    weights = torch.exp(-0.5 * (steps.double() / sigma) ** 2)
-    weights = weights / weights.sum()
-    matrices = []
-    for length in maps.shape[-2:]:
-        place = (torch.arange(length)[:, None] + steps) % (2 * length)  # of a picture and its mirror image, repeated
-        place = torch.minimum(place, 2 * length - 1 - place)
-        matrix = torch.zeros(length, length, dtype=torch.float64).scatter_add_(1, place, weights.expand(length, -1))
-        matrices.append(matrix.to(maps))
-    with torch.autocast(maps.device.type, enabled=False):
-        return matrices[0] @ maps @ matrices[1].T
-
-
-def mean_filter(maps: Tensor, side: int, border: Literal["zero", "reflect"] = "zero") -> Tensor:
-    """The mean of `side` x `side` pixels (odd) around each: (B, C, H, W) -> the same shape.
-
-    Outside lie zeros, which count (the sum is always divided by side^2), or the map mirrored at its outermost pixels,
-    which are not repeated.
-    """
-    reach = side // 2
-    if border == "reflect":
-        maps = F.pad(maps, (reach, reach, reach, reach), mode="reflect")
-    return F.avg_pool2d(maps, side, stride=1, padding=0 if border == "reflect" else reach)
-
-
-def filtered_maximum(maps: Tensor, side: int) -> Tensor:
-    """The maximum of a mean filter with zeros outside: (B, 1, H, W) -> (B,). A lone 1 scores 1 / side^2."""
-    return mean_filter(maps, side).amax(dim=(1, 2, 3))
 
 
 def check_images(images: Tensor, stride: int = 1, size: tuple[int, int] | None = None) -> None:

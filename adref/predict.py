@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from adref import tiles
-from adref.data import list_images
-from adref.evaluate import decision, map_scale, scale_of
-from adref.files import read_json, write_atomically
+from adref.data.layouts import list_images
 from adref.options import UserError
-from adref.overlap import read_ahead, write_behind
-from adref.report import overlay
-from adref.run import Progress, find_device, guarded, load, read_config, score_image, to_size
-from adref.tiles import Cut
+from adref.run import tiles
+from adref.run.cli import Progress, guarded
+from adref.run.directory import find_device, load, read_config
+from adref.run.files import read_json, write_atomically
+from adref.run.overlap import read_ahead, write_behind
+from adref.run.report import overlay
+from adref.run.scoring import decision, map_scale, scale_of, score_image, to_size
+from adref.run.tiles import Cut
 
 
 def main(argv: list[str] | None = None) -> int:

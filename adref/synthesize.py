@@ -28,23 +28,19 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from adref import options as option_tools
-from adref.config import Flags, choose_categories
-from adref.data import find_category, list_images, read_mask, require_sound
-from adref.files import sha256, write_atomically, write_json
+from adref.data.examples import random_stream
+from adref.data.layouts import find_category, list_images, require_sound
+from adref.data.reader import read_mask
 from adref.method import Sources, Trainable
 from adref.methods import METHODS, find_method
-from adref.methods.sdas import to_bytes
+from adref.methods.sdas.method import to_bytes
 from adref.options import UserError
-from adref.run import (
-    Progress,
-    find_device,
-    guarded,
-    load,
-    read_config,
-    refuse_existing,
-)
-from adref.samples import random_stream
-from adref.train import open_sources, split, training_set
+from adref.run.cli import Progress, guarded
+from adref.run.config import Flags, choose_categories
+from adref.run.directory import find_device, load, read_config, refuse_existing
+from adref.run.files import sha256, write_atomically, write_json
+from adref.run.loop import training_set
+from adref.run.sources import open_sources, split
 
 FLAGS = ("data", "category", "textures", "defect_sizes", "anomaly_images", "seed", "holdout", "memory_limit")
 VISIBLE = 1 / 255  # mean over the channels; a change of less is none

@@ -18,8 +18,9 @@ from PIL import Image
 
 from adref import options as option_tools
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-import audit
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent / "tools"), str(HERE.parent / "tools" / "sources"),
+                *(str(HERE / name) for name in ("data", "ops", "run", "tools"))]  # fmt: skip
 import golden  # noqa: F401  other test files take it from here
 
 SMALL = ["--size", "64,64", "--reconstruction-width", "4", "--discriminator-width", "4", "--batch-size", "2",
@@ -89,37 +90,6 @@ def check_readings(options_class, tried: list[dict], elsewhere: tuple = ()) -> N
         assert kind is not bool or (not field.default) in values, name
         if type(None) in getattr(kind, "__args__", ()):
             assert None in values | {field.default} and any(v is not None for v in values | {field.default}), name
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem):
-    """A test that is marked to hold an equation must call a function that the header of the method names for it."""
-    missing = {}
-    for mark in pyfuncitem.iter_markers("holds"):
-        method, *labels = mark.args
-        header = audit.source_files()[method].read_text().split('"""')[1]
-        known = {entry.label: entry.places for entry in audit.entries(header)}
-        for label in labels:
-            assert label in known, f"marked to hold {method} {label}, which its header does not have"
-            functions = {place: audit.function_of(place, method) for place in known[label]}
-            if None not in functions.values():  # a table of values is no function that could be called
-                missing[f"{method} {label}"] = {function.__code__: place for place, function in functions.items()}
-
-    def note(frame, event, _):
-        for claim in [claim for claim, codes in missing.items() if frame.f_code in codes]:
-            del missing[claim]
-        if not missing:
-            sys.setprofile(None)  # it slows down all that is called
-
-    if missing:
-        sys.setprofile(note)
-    try:
-        result = yield
-    finally:
-        sys.setprofile(None)
-    for claim, codes in missing.items():
-        raise AssertionError(f"marked to hold {claim}, but calls none of {', '.join(codes.values())}")
-    return result
 
 
 @pytest.fixture

@@ -1,39 +1,29 @@
-"""The house rules: what may import what, file length, docstrings; tools/audit.py holds those of a method's header."""
+"""The house rules: what may import what, where files are touched, docstrings, plain packages."""
 
 import ast
 import re
 import sys
-from dataclasses import fields
 from pathlib import Path
 
-import pytest
-
-import adref.config
-from adref.methods import METHODS
+import adref
 
 PACKAGE = Path(adref.__file__).parent
 ROOT = Path(__file__).parent.parent
-FILES = sorted(path for path in PACKAGE.rglob("*.py"))
-ALLOWED = {"torch", "numpy", "PIL", "scipy"}
-# Lower layers first; a file imports from lower ones only. Commands may import one another.
-ORDER = (
-    {"options"},
-    {"method"},
-    {"layers", "pixels"},
-    {"image", "losses", "metrics"},
-    {"synthesis"},
-    {"methods"},
-    {"data", "sample_data", "files"},
-    {"distributed", "tiles"},
-    {"samples", "overlap"},
-    {"run", "report", "claims"},
-    {"config", "journal"},
-    {"train", "evaluate", "predict", "synthesize", "benchmark", "site", "study", "studies", "summary"},
-)
-
-
-def rank(name: str) -> int:
-    return next(i for i, names in enumerate(ORDER) if name in names)
+FILES = sorted(PACKAGE.rglob("*.py"))
+PACKAGES = {"torch", "numpy", "PIL", "scipy"}
+COMMANDS = {"train", "evaluate", "predict", "synthesize", "benchmark"}
+# Each folder, or file at the root, with what it may import beside itself.
+ALLOWED = {
+    "options": set(),
+    "method": {"options"},
+    "ops": set(),
+    "layers": set(),
+    "methods": {"options", "method", "ops", "layers"},
+    "data": {"options", "method"},
+    "run": {"options", "method", "ops", "methods", "data", "__version__"},
+    **dict.fromkeys(COMMANDS, {"options", "method", "ops", "methods", "data", "run", *COMMANDS}),
+    "__init__": {"run"},
+}
 
 
 def imports(path: Path) -> list[str]:
@@ -43,96 +33,81 @@ def imports(path: Path) -> list[str]:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [f"{'.' * node.level}{node.module}.{alias.name}" for alias in node.names]
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_file_imports_only_downwards_and_only_four_packages(path):
-    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    for name in imports(path):
-        top, *rest = name.split(".")
-        if top != "adref":
-            assert top in ALLOWED or top in sys.stdlib_module_names, f"{path}: imports {name}"
-        elif own != "__init__" and rest[0] != "__version__":  # adref/__init__ imports inside a function
-            assert rank(rest[0]) <= rank(own), f"{path}: {own} imports {name}, which is above it"
-            same_layer = rest[0] != own and rank(rest[0]) == rank(own)
-            assert not same_layer or rank(own) == len(ORDER) - 1, f"{path}: {own} imports {name} of its own layer"
-        if own == "layers" and top != "adref":
-            assert top == "torch" or top in sys.stdlib_module_names, f"{path}: layers import torch only, not {name}"
+def test_files_import_only_what_their_folder_may():
+    wrong = []
+    for path in FILES:
+        own = path.relative_to(PACKAGE).with_suffix("").parts
+        for name in imports(path):
+            top, *rest = name.split(".")
+            if top != "adref":
+                fine = top in PACKAGES or top in sys.stdlib_module_names
+            elif own[0] == "methods" and len(own) > 2 and rest[0] == "methods":
+                fine = rest[1] == own[1]  # a paper imports no other paper
+            else:
+                fine = rest[0] == own[0] or rest[0] in ALLOWED[own[0]]
+            if not fine:
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not wrong, "\n".join(wrong)
 
 
-def test_methods_import_no_other_but_the_baseline():
-    """The papers start their ablations from DRAEM, and a row of a table that is DRAEM has to be that method itself."""
-    for name in METHODS:
-        found = [i for i in imports(PACKAGE / "methods" / f"{name}.py") if i.startswith("adref.methods")]
-        others = [i for i in found if not i.startswith("adref.methods.draem") or name == "draem"]
-        assert not others, f"{name} imports {others}"
+def test_run_names_no_paper():
+    from adref.methods import METHODS
+
+    for path in (PACKAGE / "run").glob("*.py"):
+        found = [i for i in imports(path) if any(i.startswith(f"adref.methods.{name}") for name in METHODS)]
+        assert not found, f"{path.name} imports {found}"
 
 
-def code_lines(path: Path) -> int:
-    """Lines of a file without its header and its tables of options and deviations, which grow with what a paper has and
-    leaves open."""
-    tables = [
-        node.end_lineno - node.lineno + 1
-        for node in ast.parse(path.read_text()).body
-        if (isinstance(node, ast.ClassDef) and node.name == "Options")
-        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "DEVIATIONS")
-        or isinstance(node, ast.Expr)
-    ]
-    return len(path.read_text().splitlines()) - sum(tables)
+def test_no_file_is_longer_than_350_lines():
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in FILES}
+    long = {name: count for name, count in lengths.items() if count > (420 if name == "data/sample.py" else 350)}
+    assert not long and sum(lengths.values()) <= 11_000, (long, sum(lengths.values()))
 
 
-def test_every_file_is_under_500_lines():
-    lengths = {str(path.relative_to(PACKAGE)): code_lines(path) for path in FILES}
-    longest = max(lengths, key=lengths.get)
-    print(f"longest: {longest}, {lengths[longest]} lines; all files: {sum(lengths.values())}")
-    assert lengths[longest] < 500, f"{longest} has {lengths[longest]} lines"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_nothing_happens_at_import_but_definitions_and_no_assert(path):
-    tree = ast.parse(path.read_text())
+def test_nothing_runs_at_import_and_nothing_is_asserted_or_probed():
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    for node in tree.body:
-        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        main = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
-        assert isinstance(node, allowed) or docstring or main, f"{path}:{node.lineno}: runs at import"
-    assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), f"{path}: assert"
-    torchrun = path.name == "distributed.py"  # it says everything by environment variables
-    assert torchrun or "environ" not in path.read_text(), f"{path}: environment variable"
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        for node in tree.body:
+            docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            main = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+            assert isinstance(node, allowed) or docstring or main, f"{path}:{node.lineno}: runs at import"
+        for node in ast.walk(tree):
+            assert not isinstance(node, ast.Assert), f"{path}:{node.lineno}: assert"
+            assert not (isinstance(node, ast.Name) and node.id == "hasattr"), f"{path}:{node.lineno}: hasattr"
 
 
-def public_functions(path: Path):
-    for node in ast.parse(path.read_text()).body:
-        members = node.body if isinstance(node, ast.ClassDef) else []
-        for item in [node, *members]:
-            if isinstance(item, ast.FunctionDef | ast.ClassDef) and not item.name.startswith("_"):
-                yield item
+def test_ops_and_layers_touch_no_file_and_raise_no_user_error():
+    for folder in ("ops", "layers"):
+        for path in (PACKAGE / folder).glob("*.py"):
+            names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+            assert not names & {"open", "Path", "UserError"}, f"{path}: {names & {'open', 'Path', 'UserError'}}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_public_functions_and_classes_have_docstrings(path):
-    assert ast.get_docstring(ast.parse(path.read_text())) or not path.read_text().strip(), f"{path}: no header"
-    bare = [n.name for n in public_functions(path) if not ast.get_docstring(n) and n.name != "forward"]
+def test_public_functions_and_classes_have_docstrings():
     known = {"Batch", "Options"}  # their fields are commented one by one
-    assert not set(bare) - known, f"{path}: no docstring: {bare}"
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree) or not path.read_text().strip(), f"{path}: no header"
+        nodes = [item for node in tree.body for item in [node, *(node.body if isinstance(node, ast.ClassDef) else [])]]
+        for node in nodes:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node) or node.name in known | {"forward"}, f"{path}: {node.name}: no docstring"
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_paper_preset_is_the_defaults(name):
-    assert METHODS[name].presets["paper"] == {}
+def test_docstrings_begin_with_a_verb_or_a_noun_of_the_field():
+    for path in [*FILES, *(ROOT / "tools").rglob("*.py")]:
+        found = re.findall(r'"""(?:What|Who|Where|Of|Whether what) .*', path.read_text())
+        assert not found, f"{path}: {found[:3]}"
 
 
-def test_flags_of_train_have_sources():
-    tags = {deviation.tag for deviation in adref.config.DEVIATIONS}
-    for field in fields(adref.config.Flags):
-        assert field.metadata["source"] == "adref" or field.metadata["source"] in tags, field.name
-
-
-def test_readme_and_ci_run_the_same_two_commands():
+def test_readme_is_short_and_ci_runs_its_commands():
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    assert len(readme.splitlines()) <= 200
     for command in re.findall(r"^\.venv/bin/pip install.*$|^python3 -m venv.*$", ci, flags=re.M):
         assert command.replace(" -q", "") in readme, command
 
@@ -140,12 +115,12 @@ def test_readme_and_ci_run_the_same_two_commands():
 def test_setup_needs_the_four_packages_only():
     text = (ROOT / "setup.py").read_text()
     needed = re.search(r"install_requires=\[(.*?)\]", text, flags=re.S).group(1)
-    assert {re.match(r"\w+", item.strip().strip('"')).group(0) for item in needed.split(",")} == {
-        "torch", "numpy", "pillow", "scipy"}  # fmt: skip
+    names = {re.match(r"\w+", item.strip().strip('"')).group(0) for item in needed.split(",")}
+    assert names == {"torch", "numpy", "pillow", "scipy"}
 
 
 def test_no_file_speaks_of_a_machine():
-    words = re.compile(r"/(work|tmp|root|home)/|session|https?://(?!github\.com|www\.w3\.org)", re.I)
-    for path in [*FILES, *(ROOT / "tools").glob("*.py"), ROOT / "README.md"]:
+    words = re.compile(r"/(work|tmp|root|home)/|session|https?://(?!github\.com|www\.w3\.org)|at hand", re.I)
+    for path in [*FILES, *(ROOT / "tools").rglob("*.py"), *ROOT.rglob("*.md")]:
         hits = [line for line in path.read_text().splitlines() if words.search(line)]
         assert not hits, f"{path}: {hits[:3]}"

@@ -61,7 +61,14 @@ class Place(NamedTuple):
 @functools.cache
 def source_files() -> dict[str, Path]:
     """Module name -> file, for every file of the package."""
-    return {path.stem: path for path in PACKAGE.rglob("*.py")}
+    found = {path.stem: path for path in PACKAGE.rglob("*.py") if path.parent.parent.name != "methods"}
+    return found | {path.parent.name: path for path in PACKAGE.glob("methods/*/method.py")}
+
+
+def file_of(module: str, method: str) -> Path | None:
+    """The file of a module that a header names: of the paper's own folder first."""
+    own = source_files()[method].with_name(f"{module}.py")
+    return own if own.exists() else source_files().get(module)
 
 
 def section(header: str, title: str) -> list[str]:
@@ -98,8 +105,8 @@ def find(place: str, own: Path, text: str) -> Place | None:
     """What "function", "Class.function" or "NAME" stands for, in the method's own file or the module before it."""
     module, _, rest = place.partition(".")
     file, path = own, place
-    if module in (files := source_files()) and rest:
-        file, path = files[module], rest
+    if rest and (found := file_of(module, own.parent.name)):
+        file, path = found, rest
         text = file.read_text()
     nodes, node = tree_of(text).body, None
     for name in path.split("."):
@@ -114,8 +121,9 @@ def find(place: str, own: Path, text: str) -> Place | None:
 def function_of(place: str, method: str) -> FunctionType | None:
     """The function that a place of a method's header stands for; None for a table of values."""
     module, _, rest = place.partition(".")
-    file, path = (source_files()[module], rest) if module in source_files() and rest else (None, place)
-    name = ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts) if file else f"adref.methods.{method}"
+    file = file_of(module, method) if rest else None
+    file, path = (file, rest) if file else (source_files()[method], place)
+    name = ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
     value = __import__(name, fromlist=["_"])
     for part in path.split("."):
         value = getattr(value, part)
@@ -141,7 +149,7 @@ def cites(text: str, label: str) -> bool:
 def marks() -> dict[tuple[str, str], list[str]]:
     """(method, label) -> the tests that are marked to hold it, as "test_srdad.py::test_score"."""
     found: dict[tuple[str, str], list[str]] = {}
-    for path in sorted(TESTS.glob("test_*.py")):
+    for path in sorted(TESTS.rglob("test_*.py")):
         for node in ast.parse(path.read_text()).body:
             for call in getattr(node, "decorator_list", []):
                 if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.holds":

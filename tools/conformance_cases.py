@@ -13,31 +13,52 @@ import torch
 from hash_recipe import fill, hashed
 from torch import Tensor, nn
 
-from adref import image, losses, metrics, run, samples
-from adref import method as method_module
 from adref import options as option_tools
+from adref.data import examples as samples
 from adref.layers import (
     aspp,
     channel_cross_attention,
     coordinate_attention,
     diffusion_unet,
     efficientnet,
-    feature_selection,
-    feature_unet,
     memory,
     mobilenet,
-    res_se_unet,
-    residual_attention,
-    residual_selection,
     resnet,
     selective_kernel,
     swin,
-    swin_unet,
     unet,
     vit,
 )
-from adref.methods import METHODS, draem, noise_to_norm, realnet, sdas, sernet, srdad, vit_autoencoder
-from adref.synthesis import cut_paste, foreground, natural, nsa, perlin, poisson, pseudo_anomaly, textures
+from adref.methods import METHODS
+from adref.methods.noise_to_norm import loss as losses_loss
+from adref.methods.noise_to_norm import method as noise_to_norm
+from adref.methods.noise_to_norm import network as noise_to_norm_network
+from adref.methods.noise_to_norm import network as residual_attention
+from adref.methods.realnet import anomalies as realnet_anomalies
+from adref.methods.realnet import cut_paste, foreground, nsa
+from adref.methods.realnet import foreground as image_foreground
+from adref.methods.realnet import method as realnet
+from adref.methods.realnet import networks as feature_unet
+from adref.methods.realnet import networks as residual_selection_networks
+from adref.methods.realnet import selection as feature_selection
+from adref.methods.realnet import selection as residual_selection
+from adref.methods.sdas import method as sdas
+from adref.methods.sdas import schedule as sdas_schedule
+from adref.methods.sernet import anomalies as pseudo_anomaly
+from adref.methods.sernet import map as image_map
+from adref.methods.sernet import method as sernet
+from adref.methods.sernet import similar as image_similar
+from adref.methods.srdad import anomalies as srdad_anomalies
+from adref.methods.srdad import discriminator as res_se_unet
+from adref.methods.srdad import method as srdad
+from adref.methods.srdad import options as srdad_options
+from adref.methods.srdad import reconstructor as swin_unet
+from adref.methods.vit_autoencoder import decoder as vit_autoencoder
+from adref.ops import filters as method_module
+from adref.ops import image, losses, metrics, perlin, poisson, textures
+from adref.ops import patches as natural
+from adref.ops import texture_anomaly as draem
+from adref.run import scoring as run
 
 PICKED = 8  # elements of a weight that are compared after a step of the optimiser
 REASONS = {
@@ -352,8 +373,12 @@ def methods() -> Iterator[Case]:
 
 
 def piece(label: str, target, inputs: dict, tolerance: str = "float32", **options) -> Case:
-    """A case that is named after its module and target, and a word where there are several."""
-    module = target.__module__.rpartition(".")[2]
+    """A case named after its target and a word where there are several: losses.ssim, swin.SwinBlock, srdad.anomalies.alter.
+
+    A paper's folder is part of the name; "method" is left out.
+    """
+    _, folder, *rest = target.__module__.split(".")
+    module = ".".join(rest or [folder]).removesuffix(".method")
     return Case(".".join(filter(None, (module, target.__qualname__, label))), target, inputs, options, tolerance)
 
 
@@ -371,9 +396,9 @@ def of_losses() -> Iterator[Case]:
     for padding in ("reflect", "zero"):
         for channels in ("mean", "product", "port_groups"):
             yield piece(
-                f"{padding}-{channels}", losses.ms_ssim_l1, large, "variance", padding=padding, channels=channels
+                f"{padding}-{channels}", losses_loss.ms_ssim_l1, large, "variance", padding=padding, channels=channels
             )
-    yield piece("", losses.ms_ssim, {"a": h("large", 1, 3, 176, 180), "b": h("other", 1, 3, 176, 180)}, "variance")
+    yield piece("", losses_loss.ms_ssim, {"a": h("large", 1, 3, 176, 180), "b": h("other", 1, 3, 176, 180)}, "variance")
     probabilities = {
         "probabilities": h("p", 2, 2, 24, 20, scale=0.98, shift=0.01),
         "mask": h("m", 2, 1, 24, 20, above=0.8),
@@ -408,7 +433,7 @@ def of_images() -> Iterator[Case]:
     for rule in ("luma", "mean", "opencv"):
         yield piece(rule, image.grey, {"image": picture}, "float64", rule=rule)
     yield piece("", image.otsu, {"image": plane}, "float64")
-    yield piece("", image.triangle, {"image": plane}, "exact")
+    yield piece("", image_foreground.triangle, {"image": plane}, "exact")
     for operation, above in (("closing", 0.6), ("opening", 0.15)):
         speckled = {"mask": hn("mask", 24, 20, above=above, dtype="bool")}
         yield piece(operation, image.morphology, speckled, "exact", operation=operation)
@@ -416,15 +441,15 @@ def of_images() -> Iterator[Case]:
     yield piece("", image.fill_holes, {"mask": mask}, "exact")
     for connectivity in (8, 4):
         yield piece(f"{connectivity}", image.remove_small, {"mask": mask}, "exact", least=5, connectivity=connectivity)
-    yield piece("", image.perceptual_hash, {"image": hn("photograph", 75, 101, 3, dtype="uint8")}, "exact")
+    yield piece("", image_similar.perceptual_hash, {"image": hn("photograph", 75, 101, 3, dtype="uint8")}, "exact")
     hashes = {"hashes": other, "own": hn("own", 8, dtype="uint8")}
-    yield piece("", image.hamming, hashes, "exact")
-    yield piece("", image.nearest, hashes, "exact", but=2)
+    yield piece("", image_similar.hamming, hashes, "exact")
+    yield piece("", image_similar.nearest, hashes, "exact", but=2)
     pair = {"x": h("x", 2, 3, 32, 48), "y": h("y", 2, 3, 32, 48)}
-    yield piece("", image.cielab, {"images": pair["x"]})
+    yield piece("", image_map.cielab, {"images": pair["x"]})
     for padding in ("zero", "replicate", "none"):
-        yield piece(padding, image.msgms, pair, scales=3, padding=padding)
-    yield piece("grey", image.msgms, pair, scales=2, grey=True)
+        yield piece(padding, image_map.msgms, pair, scales=3, padding=padding)
+    yield piece("grey", image_map.msgms, pair, scales=2, grey=True)
     for rule in ("bilinear", "antialias"):
         photograph = {"image": h("photograph", 3, 37, 51, dtype="uint8")}
         yield piece(rule, samples.resize, photograph, "exact", size=(20, 64), filter=rule)
@@ -449,7 +474,7 @@ def of_synthesis() -> Iterator[Case]:
     mask = h("mask", 1, 32, 32, above=0.7)
     mixed = {"image": small, "texture": h("texture", 3, 32, 32), "mask": mask}
     yield piece("", draem.blend, mixed, weight=0.6)
-    yield piece("", realnet.blend, mixed, opacity=0.7)
+    yield piece("", realnet_anomalies.blend, mixed, opacity=0.7)
     rule = noise_to_norm.NoiseToNorm.Options
     for domain in ("normalised", "pixel"):
         pictures = {"images": h("images", 2, 3, 16, 16), "noise": h("noise", 2, 3, 16, 16)}
@@ -464,9 +489,17 @@ def of_synthesis() -> Iterator[Case]:
             yield piece(label, poisson.poisson_blend, inputs, "float64", stiffness=stiffness, mixed=mode)
     patch, added = (hn(name, 3, 9, 13, dtype="float64") for name in ("patch", "noise"))
     yield piece("", natural.warp, {"patch": patch}, "float64", angle=0.7, scale=1.15)
-    yield piece("", srdad.alter, {"patch": patch}, "float64", numbers=srdad.Alteration(added, 1.1, 0.05, 0.7, 1.15))
+    yield piece(
+        "",
+        srdad_anomalies.alter,
+        {"patch": patch},
+        "float64",
+        numbers=srdad_anomalies.Alteration(added, 1.1, 0.05, 0.7, 1.15),
+    )
     part = hn("part", 3, 32, 32, repeat=(1, 8, 8), dtype="float64")
-    yield piece("", srdad.object_mask, {"image": part}, "exact", options=srdad.Options(), polarity="bright")
+    yield piece(
+        "", srdad_anomalies.object_mask, {"image": part}, "exact", options=srdad_options.Options(), polarity="bright"
+    )
     cut = cut_paste.CutPasteNumbers((5, 7), (20, 12), 30.0, (30, 20), (1.1, 0.9, 1.05), 0.08)
     yield piece("", cut_paste.cut_paste, {"image": large}, numbers=cut)
     yield piece("", cut_paste.change_colour, {"image": large}, factors=(1.1, 0.9, 1.05), hue=0.08)
@@ -497,13 +530,17 @@ def of_synthesis() -> Iterator[Case]:
     yield piece("", sernet.repair_mask, {"probabilities": probabilities}, "exact", threshold=0.55, area=4.0)
     repaired = {"images": small, "similar": h("similar", 3, 32, 32), "mask": mask}
     yield piece("", sernet.repair, repaired)
-    table = sdas.linear_betas()
-    yield Case("sdas.linear_betas", sdas.linear_betas, {}, {"steps": 1000}, "float64")
+    table = sdas_schedule.linear_betas()
+    yield Case("sdas.linear_betas", sdas_schedule.linear_betas, {}, {"steps": 1000}, "float64")
     yield Case(
-        "sdas.schedule_of", sdas.schedule_of, {"beta": given("float64", *table.double().tolist())}, {}, "float64"
+        "sdas.schedule_of",
+        sdas_schedule.schedule_of,
+        {"beta": given("float64", *table.double().tolist())},
+        {},
+        "float64",
     )
     for spacing in ("leading", "trailing", "even"):
-        yield piece(spacing, sdas.spaced_steps, {"total": 1000}, "exact", count=20, spacing=spacing)
+        yield piece(spacing, sdas_schedule.spaced_steps, {"total": 1000}, "exact", count=20, spacing=spacing)
     state = {"x": h("x", 2, 3, 8, 8, scale=4, shift=-2), "eps": h("eps", 2, 3, 8, 8, scale=4, shift=-2)}
     yield piece("", sdas.clamped, state, abar=0.3)
     gaussian = {"image": h("x", 2, 3, 8, 8, scale=2, shift=-1), "mean": h("mean", 2, 3, 8, 8, scale=2, shift=-1),
@@ -586,7 +623,9 @@ def of_layers() -> Iterator[Case]:
     yield piece("min", residual_attention.ResidualAttention, maps, **own)
     yield piece("", residual_attention.SelectiveDense, maps, width_in=12, width_out=16)
     for kind in ("full", "min", "conv1x1", "skrdb"):
-        yield piece(kind, noise_to_norm.MNet, {"images": h("images", 2, 3, 32, 64)}, width=8, levels=3, kind=kind)
+        yield piece(
+            kind, noise_to_norm_network.MNet, {"images": h("images", 2, 3, 32, 64)}, width=8, levels=3, kind=kind
+        )
 
     steps, labels = given("int64", 950, 3), given("int64", 0, 2)
     x, embedding = h("x", 2, 3, 16, 24, shift=-0.5), h("embedding", 2, 128, shift=-0.5)
@@ -634,7 +673,9 @@ def of_layers() -> Iterator[Case]:
         yield piece(label, residual_selection.ResidualSelection, residuals, **own)
     for side, aligned in ((3, True), (1, True), (3, False)):
         own = {"channels": 12, "size": (32, 48), "side": side, "align_corners": aligned}
-        yield piece(f"{side}-{'aligned' if aligned else 'centres'}", residual_selection.Discriminator, residuals, **own)
+        yield piece(
+            f"{side}-{'aligned' if aligned else 'centres'}", residual_selection_networks.Discriminator, residuals, **own
+        )
 
 
 def all_cases() -> Iterator[Case]:

@@ -30,16 +30,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adref import losses
-from adref.files import sha256, write_json
 from adref.layers.unet import UNet
-from adref.method import Method, Trainable, gaussian_smooth
-from adref.methods.draem import DRAEM
-from adref.methods.noise_to_norm import NoiseToNorm, blend
-from adref.methods.sdas import SDAS
-from adref.methods.sernet import SeRNet, repair
+from adref.method import Method, Trainable
+from adref.methods.draem.method import DRAEM
+from adref.methods.noise_to_norm.method import NoiseToNorm, blend
+from adref.methods.sdas.method import SDAS
+from adref.methods.sernet.method import SeRNet, repair
+from adref.ops import losses
+from adref.ops.filters import gaussian_smooth
 from adref.options import UserError, to_json
-from adref.run import guarded, load, load_checkpoint, read_config, refuse_existing, versions
+from adref.run.cli import guarded
+from adref.run.directory import load, load_checkpoint, read_config, refuse_existing, versions
+from adref.run.files import sha256, write_json
 
 LIMIT = 1e-4  # of a difference from the method, in units of the largest value where that is above 1
 TORCH = {"onnx": (2, 9), "pt2": (2, 7)}  # with which this was tried; older exporters fail in one way or another

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 
 from adref import load
-from adref.data import find_category
+from adref.data.examples import Images, random_stream
+from adref.data.layouts import find_category
 from adref.method import Sources
-from adref.methods.srdad import corrupt, survey
-from adref.metrics import average_precision
-from adref.run import read_config
-from adref.samples import Images, random_stream
+from adref.methods.srdad.anomalies import survey
+from adref.methods.srdad.method import corrupt
+from adref.ops.metrics import average_precision
+from adref.run.directory import read_config
 
 CHANGES = {
     "as trained": {},

@@ -16,7 +16,6 @@ import hash_recipe
 import numpy as np
 import torch
 
-from adref.image import cielab, grey, morphology, msgms, otsu, perceptual_hash, triangle
 from adref.layers.aspp import ASPP
 from adref.layers.channel_cross_attention import CrossAttentionLayer, CrossFusion
 from adref.layers.coordinate_attention import CoordinateAttention
@@ -30,43 +29,54 @@ from adref.layers.diffusion_unet import (
     step_embedding,
 )
 from adref.layers.efficientnet import EfficientNetB4, InvertedResidual, SqueezeExcite
-from adref.layers.feature_selection import afs_losses
-from adref.layers.feature_unet import FeatureResidual, FeatureUNet, ResidualUnit, SimpleNetwork
 from adref.layers.memory import Memory, entropy
 from adref.layers.mobilenet import LinearBottleneck, MobileNetV2, SameConvolution
-from adref.layers.res_se_unet import ResSE, ResSEUNet
-from adref.layers.residual_attention import ResidualAttention, SelectiveDense
-from adref.layers.residual_selection import Discriminator, ResidualSelection
 from adref.layers.resnet import ResNet, ResNetBlock
 from adref.layers.selective_kernel import SelectiveKernelFusion
 from adref.layers.swin import MLP, PatchExpanding, PatchMerging, SwinBlock, WindowAttention
-from adref.layers.swin_unet import GatedSkip, Stage, SwinUNet
 from adref.layers.unet import Autoencoder, PlainUNet, UNet
 from adref.layers.vit import Attention, Block, PatchEmbedding, VisionTransformer
-from adref.losses import focal, ms_ssim, ms_ssim_l1, ssim
-from adref.method import gaussian_smooth, mean_filter
-from adref.methods import draem as draem_method
-from adref.methods import noise_to_norm as noise_method
-from adref.methods import realnet as realnet_method
-from adref.methods import sdas as sdas_method
-from adref.methods import sernet as sernet_method
-from adref.methods import srdad as srdad_method
-from adref.methods import vit_autoencoder as vit_method
-from adref.methods.draem import DRAEM, Batch, blend
-from adref.methods.noise_to_norm import MNet, NoiseToNorm
-from adref.methods.realnet import RealNet
-from adref.methods.sdas import SDAS
-from adref.methods.sernet import SeRNet
-from adref.methods.srdad import SRDAD, Alteration, alter, object_mask
-from adref.methods.vit_autoencoder import Decoder, ViTAutoencoder
-from adref.metrics import pixel_metrics
-from adref.synthesis.cut_paste import CutPasteNumbers, cut_paste
-from adref.synthesis.foreground import RULES, foreground
-from adref.synthesis.nsa import NSAPatch, nsa
-from adref.synthesis.perlin import PerlinNumbers, perlin
-from adref.synthesis.poisson import poisson_blend
-from adref.synthesis.pseudo_anomaly import SourceNumbers, blend_source, recombine, shift_colour, transform
-from adref.synthesis.textures import OPERATIONS, apply_operations
+from adref.methods.draem import options as draem_method
+from adref.methods.draem.method import DRAEM, Batch
+from adref.methods.noise_to_norm import method as noise_method
+from adref.methods.noise_to_norm import options as noise_method_options
+from adref.methods.noise_to_norm.loss import ms_ssim, ms_ssim_l1
+from adref.methods.noise_to_norm.method import NoiseToNorm
+from adref.methods.noise_to_norm.network import MNet, ResidualAttention, SelectiveDense
+from adref.methods.realnet import method as realnet_method
+from adref.methods.realnet import options as realnet_method_options
+from adref.methods.realnet.cut_paste import CutPasteNumbers, cut_paste
+from adref.methods.realnet.foreground import RULES, foreground, triangle
+from adref.methods.realnet.method import RealNet
+from adref.methods.realnet.networks import Discriminator, FeatureResidual, FeatureUNet, ResidualUnit, SimpleNetwork
+from adref.methods.realnet.nsa import NSAPatch, nsa
+from adref.methods.realnet.selection import ResidualSelection, afs_losses
+from adref.methods.sdas import method as sdas_method
+from adref.methods.sdas import options as sdas_method_options
+from adref.methods.sdas.method import SDAS
+from adref.methods.sernet import method as sernet_method
+from adref.methods.sernet import options as sernet_method_options
+from adref.methods.sernet.anomalies import SourceNumbers, blend_source, recombine, shift_colour, transform
+from adref.methods.sernet.map import cielab, msgms
+from adref.methods.sernet.method import SeRNet
+from adref.methods.sernet.similar import perceptual_hash
+from adref.methods.srdad import options as srdad_method
+from adref.methods.srdad.anomalies import Alteration, alter, object_mask
+from adref.methods.srdad.discriminator import ResSE, ResSEUNet
+from adref.methods.srdad.method import SRDAD
+from adref.methods.srdad.reconstructor import GatedSkip, Stage, SwinUNet
+from adref.methods.vit_autoencoder import method as vit_method
+from adref.methods.vit_autoencoder import options as vit_method_options
+from adref.methods.vit_autoencoder.decoder import Decoder
+from adref.methods.vit_autoencoder.method import ViTAutoencoder
+from adref.ops.filters import gaussian_smooth, mean_filter
+from adref.ops.image import grey, morphology, otsu
+from adref.ops.losses import focal, ssim
+from adref.ops.metrics import pixel_metrics
+from adref.ops.perlin import PerlinNumbers, perlin
+from adref.ops.poisson import poisson_blend
+from adref.ops.texture_anomaly import blend
+from adref.ops.textures import OPERATIONS, apply_operations
 
 FOLDER = Path(__file__).parent.parent / "tests" / "golden"
 TOLERANCE = 2e-5  # relative; of what stays in float32, sums in another order on another processor are below it
@@ -275,7 +285,9 @@ def srdad() -> list[float]:
 def vit_autoencoder() -> list[float]:
     """The ViT autoencoder at a small size, both decoders; see `one_step`."""
     own = {"size": (32, 64), "width": 24, "depth": 1, "heads": 2, "memory_items": 20, "decoder_width": 32}
-    method = fill(ViTAutoencoder(vit_method.Options(**own, patch=8, learning_rate=1e-3, score="l2+ssim+entropy")))
+    method = fill(
+        ViTAutoencoder(vit_method_options.Options(**own, patch=8, learning_rate=1e-3, score="l2+ssim+entropy"))
+    )
     images = hashed("images", 2, 3, 32, 64)
     rebuilt, recall = method(images)
     numbers = [*digest(rebuilt, recall.output, recall.weights, *method.score(images), method.anomaly_map(images)),
@@ -285,7 +297,7 @@ def vit_autoencoder() -> list[float]:
 
 def noise_to_norm() -> list[float]:
     """Noise-to-norm at a small size, M-nets with every block; see `one_step`."""
-    options = noise_method.Options(size=(32, 64), width=8, sigmas=(0.5, 1.0, 2.0), learning_rate=1e-3)
+    options = noise_method_options.Options(size=(32, 64), width=8, sigmas=(0.5, 1.0, 2.0), learning_rate=1e-3)
     method, images = fill(NoiseToNorm(options)), hashed("images", 2, 3, 32, 64)
     noisy = noise_method.blend(images, hashed("noise", 2, 3, 32, 64), options)
     networks = [fill(MNet(8, 3, kind))(images) for kind in ("full", "min", "conv1x1", "skrdb")]
@@ -321,7 +333,7 @@ def pseudo_anomaly() -> list[float]:
 def sernet() -> list[float]:
     """SeRNet at a small size, the bank found and pasted, a step of each stage; see `one_step`."""
     own = {"size": (32, 64), "width": 4, "msgms_scales": 3, "smooth_side": 5, "learning_rate": 1e-3, "threshold": 0.505}
-    method, images = fill(SeRNet(sernet_method.Options(**own))), hashed("images", 2, 3, 32, 64)
+    method, images = fill(SeRNet(sernet_method_options.Options(**own))), hashed("images", 2, 3, 32, 64)
     method.bank.fill([(255 * picture).byte() for picture in hashed("bank", 3, 3, 32, 64)])
     similar, _ = method.find_similar(images)
     numbers = digest(similar, *method(images, similar), *method.score(images), method.reconstruct(images))
@@ -394,7 +406,7 @@ def residual_selection() -> list[float]:
 def sdas() -> list[float]:
     """SDAS at a small size: tables, a step of training, the average, pictures of both samplers."""
     own = {"size": (16, 24), "width": 32, "multipliers": (1, 2), "blocks": 1, "attention_factors": (2,)}
-    options = sdas_method.Options(**own, head_width=32, categories=("a", "b"), batch_size=2, accumulation=1)
+    options = sdas_method_options.Options(**own, head_width=32, categories=("a", "b"), batch_size=2, accumulation=1)
     method = fill(SDAS(options))
     batch = sdas_method.Batch(2 * hashed("image", 2, 3, 16, 24) - 1, 2 * hashed("noise", 2, 3, 16, 24) - 1,
                               torch.tensor([0, 700]), torch.tensor([0, 1]))  # fmt: skip
@@ -434,7 +446,7 @@ def realnet() -> list[float]:
     own = {"size": (128, 128), "backbone": "mobilenet_v2", "widths": (16, 16, 32, 16), "groups": 4, "head_width": 8}
     numbers = []
     for network in ("simple", "unet"):
-        options = realnet_method.Options(**own, network=network, depth=1, learning_rate=1e-3, score_window=8)
+        options = realnet_method_options.Options(**own, network=network, depth=1, learning_rate=1e-3, score_window=8)
         method = fill(RealNet(options)).eval()
         method.selected_0.copy_(torch.arange(4, 20))
         images, corrupted = (hashed(name, 2, 3, 128, 128) for name in ("images", "corrupted"))

@@ -32,7 +32,8 @@ from speed_blocks import BLOCKS, DRAWN, Row, Rows, limits, peer
 from speed_methods import method_groups
 
 from adref.options import UserError
-from adref.run import find_device, guarded, write_json
+from adref.run.cli import guarded
+from adref.run.directory import find_device, write_json
 
 ENOUGH = 10_000.0  # milliseconds that a row takes in all, after which it is called no more
 

@@ -21,29 +21,34 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage
 
-from adref.data import read_image
-from adref.image import cielab, grey, morphology, msgms, nearest, otsu, perceptual_hash
+from adref.data.examples import random_stream, resize, to_tensor
+from adref.data.reader import read_image
 from adref.layers.aspp import ASPP
-from adref.layers.backbone import normalise
 from adref.layers.channel_cross_attention import CrossAttentionLayer
 from adref.layers.coordinate_attention import CoordinateAttention
 from adref.layers.memory import Memory
-from adref.layers.residual_selection import ResidualSelection
+from adref.layers.published import normalise
 from adref.layers.resnet import ResNet
 from adref.layers.swin import SwinBlock, explicit_attention
 from adref.layers.vit import Block
-from adref.losses import focal, gaussian_window, ms_ssim, ms_ssim_l1, ssim
-from adref.method import Sources, gaussian_smooth, mean_filter
-from adref.methods import srdad
-from adref.metrics import pixel_metrics
-from adref.samples import random_stream, resize, to_tensor
+from adref.method import Sources
+from adref.methods.noise_to_norm.loss import ms_ssim, ms_ssim_l1
+from adref.methods.realnet.cut_paste import cut_paste, draw_rectangle, draw_scar
+from adref.methods.realnet.foreground import RULES, foreground
+from adref.methods.realnet.nsa import NSA_RULES, draw_nsa, nsa
+from adref.methods.realnet.selection import ResidualSelection
+from adref.methods.sernet.map import cielab, msgms
+from adref.methods.sernet.similar import nearest, perceptual_hash
+from adref.methods.srdad import method as srdad
+from adref.methods.srdad import options as srdad_options
+from adref.ops.filters import gaussian_smooth, mean_filter
+from adref.ops.image import grey, morphology, otsu
+from adref.ops.losses import focal, gaussian_window, ssim
+from adref.ops.metrics import pixel_metrics
+from adref.ops.perlin import PerlinNumbers, perlin
+from adref.ops.poisson import poisson_blend
 from adref.studies import complexity
 from adref.studies.tsne import exact_tsne
-from adref.synthesis.cut_paste import cut_paste, draw_rectangle, draw_scar
-from adref.synthesis.foreground import RULES, foreground
-from adref.synthesis.nsa import NSA_RULES, draw_nsa, nsa
-from adref.synthesis.perlin import PerlinNumbers, perlin
-from adref.synthesis.poisson import poisson_blend
 
 
 class Row(NamedTuple):
@@ -372,7 +377,7 @@ def noise() -> Rows:
 def generation() -> Rows:
     """One anomalous example of SRDAD at 256 x 256 with the default sizes: the sparse reference, and as it is."""
     image = torch.from_numpy(picture()).permute(2, 0, 1).float() / 255
-    options = srdad.resolve(srdad.Options(anomaly_probability=1.0))
+    options = srdad_options.resolve(srdad_options.Options(anomaly_probability=1.0))
 
     def generate(solver: str, i: int) -> None:
         with mock.patch.object(srdad, "poisson_blend", partial(poisson_blend, solver=solver)):

@@ -20,17 +20,21 @@ from PIL import Image
 from speed_blocks import Row, count_flop, with_limits
 from torch.utils.data import default_collate
 
-from adref import evaluate as evaluation
 from adref import options as option_tools
-from adref import train
-from adref.config import Flags
-from adref.data import find_category, read_image
-from adref.distributed import parallel
+from adref import train as train_train
+from adref.data.layouts import find_category
+from adref.data.reader import read_image
+from adref.data.sample import generated_textures, write_sample_data
 from adref.method import Method, Trainable
 from adref.methods import METHODS
 from adref.options import Notice
-from adref.run import load, method_arguments, read_config, score_image, to_size
-from adref.sample_data import generated_textures, write_sample_data
+from adref.run import loop as train
+from adref.run import scoring as evaluation
+from adref.run import sources as train_sources
+from adref.run.config import Flags
+from adref.run.directory import load, read_config
+from adref.run.distributed import parallel
+from adref.run.scoring import method_arguments, score_image, to_size
 
 FORMS = {  # label -> precision and memory format; what comes first is the plain eager path
     "plain: fp32, contiguous": ("fp32", torch.contiguous_format),
@@ -64,12 +68,12 @@ class Opened:
         argv += ["--backbone-weights", "random"] if method.backbone_source else []
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
             warnings.simplefilter("ignore", Notice)
-            train.run_command(argv)
+            train_train.run_command(argv)
             self.run, config = root / "run", read_config(root / "run")
             self.flags = option_tools.replace(Flags(), config["flags"])
             self.category = find_category(root / "data", "fabric")
-            training, _ = train.split(self.category, self.flags)
-            self.sources, _ = train.open_sources(self.load(), training, self.flags)
+            training, _ = train_sources.split(self.category, self.flags)
+            self.sources, _ = train_sources.open_sources(self.load(), training, self.flags)
 
     def load(self, form: torch.memory_format = torch.channels_last) -> Trainable:
         """The method, in evaluation mode, and in a memory format."""

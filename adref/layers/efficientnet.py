@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adref.layers.backbone import load_published, normalise
+from adref.layers.published import load_published, normalise
 
 STAGES = (  # expansion, side of the depthwise convolution, stride, channels, blocks
     (1, 3, 1, 24, 2), (6, 3, 2, 32, 4), (6, 5, 2, 56, 4), (6, 3, 2, 112, 6), (6, 5, 1, 160, 6), (6, 5, 2, 272, 8),

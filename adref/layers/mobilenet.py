@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adref.layers.backbone import load_published
+from adref.layers.published import load_published
 
 WIDTHS = (16, 24, 24, 32, 32, 32, 64, 64, 64, 64, 96, 96, 96, 160, 160, 160, 320)  # of blocks 1 to 17
 HALVED = (2, 4, 7, 14)  # blocks of stride 2

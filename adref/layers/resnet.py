@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from adref.layers.backbone import load_published, normalise
+from adref.layers.published import load_published, normalise
 
 FORMS = {  # blocks of each stage, whether they are bottlenecks, factor of their inner width
     "resnet18": ((2, 2, 2, 2), False, 1),

@@ -1,13 +1,13 @@
 """The methods by name: the only list."""
 
 from adref.method import Trainable
-from adref.methods.draem import DRAEM
-from adref.methods.noise_to_norm import NoiseToNorm
-from adref.methods.realnet import RealNet
-from adref.methods.sdas import SDAS
-from adref.methods.sernet import SeRNet
-from adref.methods.srdad import SRDAD
-from adref.methods.vit_autoencoder import ViTAutoencoder
+from adref.methods.draem.method import DRAEM
+from adref.methods.noise_to_norm.method import NoiseToNorm
+from adref.methods.realnet.method import RealNet
+from adref.methods.sdas.method import SDAS
+from adref.methods.sernet.method import SeRNet
+from adref.methods.srdad.method import SRDAD
+from adref.methods.vit_autoencoder.method import ViTAutoencoder
 from adref.options import UserError
 
 METHODS: dict[str, type[Trainable]] = {

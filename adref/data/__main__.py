@@ -1,0 +1,44 @@
+"""python -m adref.data ROOT: prints what a data set holds and every problem, with its file and reason."""
+
+import argparse
+import json
+import sys
+from collections import Counter
+
+from adref.data.layouts import LAYOUTS, find_categories, find_category, inspect
+from adref.options import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints categories, counts, sizes, notes and every problem of a data set; exit code 2 on a problem."""
+    parser = argparse.ArgumentParser(prog="python -m adref.data", description=main.__doc__)
+    parser.add_argument("root", metavar="ROOT", help=f"folder of a data set: {LAYOUTS}")
+    parser.add_argument("--category", metavar="NAME", help="look at this category only")
+    parser.add_argument("--json", action="store_true", help="print the same as JSON")
+    flags = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
+    try:
+        chosen = [find_category(flags.root, flags.category)] if flags.category else find_categories(flags.root).values()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    reports = []
+    for category in chosen:
+        problems, notes, sizes = inspect(category)
+        report = {"category": category.name, "layout": category.layout, "train": len(category.train)}
+        report["test"] = dict(Counter(record.defect for record in category.test))
+        report["masks"] = sum(record.label and record.mask is not None for record in category.test)
+        for side, values in zip(("heights", "widths"), zip(*sizes)):
+            report[side] = f"{min(values)}..{max(values)}"
+        report |= {"notes": notes, "problems": [f"{path}: {reason}" for path, reason in problems]}
+        reports.append(report)
+        for key, value in report.items() if not flags.json else ():
+            for item in value if isinstance(value, list) else [value]:
+                print(f"{'' if key == 'category' else '  '}{key}: {item}", flush=True)
+    if flags.json:
+        print(json.dumps(reports, indent=2))
+    return 2 if any(report["problems"] for report in reports) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""Data sets: folder layouts, the one image reader, checks.
+
+`python -m adref.data ROOT` prints what was found and every problem with its file and reason, before training. Masks
+are paired with images by stem (or by the data set's own table), never by position in a list; a pixel is anomalous
+where the mask is `> 0` at native size: VisA's masks hold class ids 1, 2, ... and look black.
+"""
+
+import csv
+import dataclasses
+import difflib
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from adref.data.reader import THREADS, _bytes, _decoded, _rgb, read_mask
+from adref.options import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+
+HIDDEN = ("thumbs.db", "desktop.ini", "__macosx")  # with dot files: left there by systems, not by people
+
+
+COLUMNS = ("object", "split", "label", "image", "mask")  # of VisA's split_csv
+
+
+LAYOUTS = (
+    "MVTec AD (CATEGORY/train/good, test/good, test/DEFECT, ground_truth/DEFECT/STEM_mask.png), "
+    "BTAD (CATEGORY/train/ok, test/ok, test/ko, ground_truth/ko/STEM.png), VisA (split_csv/1cls.csv), "
+    "a plain folder (good/, DEFECT/, masks/DEFECT/STEM.png) or a folder of good images"
+)
+
+
+class Record(NamedTuple):
+    """One image: label 1 = anomalous; `defect` is "good" for a good one, else the data set's word."""
+
+    path: Path
+    label: int
+    defect: str
+    mask: Path | None
+    category: str = ""
+
+
+class Problem(NamedTuple):
+    """What makes a data set unsound: the file or folder, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Category:
+    """One kind of object; `train` holds good images only, `problems` what names alone show (see `check`)."""
+
+    name: str
+    layout: str
+    root: Path
+    train: tuple[Record, ...]
+    test: tuple[Record, ...]
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+
+
+def find_categories(root: str | Path) -> dict[str, Category]:
+    """The categories of a data set by name; ROOT may itself be one. Reads names and tables, opens no image.
+
+    A ROOT that is missing, unreadable or empty, or fits no layout, raises UserError with the known layouts.
+    """
+    root, refused = Path(root), []
+    entries = _entries(root, refused)
+    if not entries:
+        raise UserError(f"{root}: {refused[0].reason}")
+    tables = sorted((root / "split_csv").glob("[12]cls*.csv"))
+    if tables:
+        return _visa(root, tables)
+    split = [root] if _is_split(root) else [entry for entry in entries if _is_split(entry)]
+    plain = os.path.isdir(root / "good") or any(entry.suffix.lower() in SUFFIXES for entry in entries)
+    if split or plain:
+        return {category.name: category for category in map(_folder_category, split or [root])}
+    nested = [e.name for e in entries if any(i.name in ("good", "split_csv") or _is_split(i) for i in _entries(e, []))]
+    hint = f"but it holds some, give one of them: {', '.join(nested)}" if nested else f"known layouts: {LAYOUTS}"
+    raise UserError(f"{root}: no data set recognised; {hint}")
+
+
+def find_category(root: str | Path, name: str | None) -> Category:
+    """One category, or several (their names joined by commas) as one, in the order of the alphabet.
+
+    Of several, the defects are called CATEGORY/DEFECT, and good images CATEGORY/good.
+
+    Args:
+        root: as of `find_categories`.
+        name: may be None where there is exactly one.
+
+    Raises:
+        UserError: an unknown name; the known ones are listed, nearest first.
+    """
+    categories = find_categories(root)
+    if name in categories or (name is None and len(categories) == 1):
+        return categories[name or next(iter(categories))]
+    names = sorted(set((name or "").split(",")))
+    unknown = next((n for n in names if n not in categories), None)
+    if unknown is not None:
+        nearest = sorted(categories, key=lambda other: -difflib.SequenceMatcher(None, unknown, other).ratio())
+        got = f"got {unknown if name is not None else None!r}"
+        raise UserError(f"{root}: expected the name of a category, {got}; there are: {', '.join(nearest)}")
+    chosen = [categories[n] for n in names]
+    train, test, problems, notes = (
+        tuple(item for category in chosen for item in getattr(category, field))
+        for field in ("train", "test", "problems", "notes")
+    )
+    test = tuple(r._replace(defect=f"{r.category}/{r.defect}") for r in test)
+    return Category(",".join(names), chosen[0].layout, Path(root), train, test, problems, notes)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The image files of a folder and its sub-folders (links to folders are not followed), sorted; none: UserError."""
+    found, folders, problems = [], [Path(folder)], []
+    while folders:
+        entries = _entries(folders.pop(), problems)
+        folders += [entry for entry in entries if os.path.isdir(entry) and not os.path.islink(entry)]
+        found += [entry for entry in entries if entry.suffix.lower() in SUFFIXES and os.path.isfile(entry)]
+    if not found:
+        reason = problems[0].reason if problems else "holds no images"
+        raise UserError(f"{folder}: {reason}; expected {' '.join(SUFFIXES)}")
+    return sorted(found, key=lambda path: path.as_posix())
+
+
+def _is_split(folder: Path) -> bool:
+    return os.path.isdir(folder / "train") or os.path.isdir(folder / "test")
+
+
+def _entries(folder: Path, problems: list[Problem]) -> list[Path]:
+    """The visible entries of a folder, sorted by code points: the same order on every system."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if name[0] != "." and name.lower() not in HIDDEN)
+    except OSError as error:
+        problems.append(Problem(folder, f"cannot be listed as a folder ({error.strerror})"))
+        return []
+    if not names:
+        problems.append(Problem(folder, "an empty folder"))
+    return [folder / name for name in names]
+
+
+def _images(folder: Path, problems: list[Problem]) -> list[Path]:
+    """The image files of one folder; whatever else lies there is a problem."""
+    images: dict[str, Path] = {}
+    for path in _entries(folder, problems):
+        if os.path.isdir(path):
+            problems.append(Problem(path, "a folder where only images are expected"))
+        elif path.suffix.lower() not in SUFFIXES:
+            problems.append(Problem(path, f"not an image file; expected {' '.join(SUFFIXES)}"))
+        elif not os.path.isfile(path):
+            problems.append(Problem(path, "neither file nor folder (a link to nothing, or to itself)"))
+        elif path.stem in images:
+            problems.append(Problem(path, f"has the same stem as {images[path.stem].name}"))
+        else:
+            images[path.stem] = path
+    return list(images.values())
+
+
+def _pair(images: list[Path], folder: Path, problems: list[Problem]) -> list[Path | None]:
+    """The mask of each image: STEM_mask or STEM, compared whole, so that image 1 never takes 10_mask."""
+    stems, paired = {image.stem: image for image in images}, {}
+    for mask in _images(folder, problems) if os.path.isdir(folder) else ():
+        owners = [s for s in dict.fromkeys((mask.stem.removesuffix("_mask"), mask.stem)) if s in stems]
+        if len(owners) != 1:
+            problems.append(Problem(mask, "fits two images" if owners else "a mask without image"))
+        for stem in owners:
+            if stem in paired:
+                problems.append(Problem(stems[stem], f"has two masks: {paired[stem].name} and {mask.name}"))
+            paired[stem] = mask
+    return [paired.get(stem) for stem in stems]
+
+
+def _folder_category(root: Path) -> Category:
+    """Folders tell the labels; in a plain folder with defects every fifth good image by name is for testing only."""
+    problems, notes, test, masked = [], [], [], False
+    split = _is_split(root)
+    plain = not split and os.path.isdir(root / "good")
+    btad = split and (os.path.isdir(root / "train" / "ok") or os.path.isdir(root / "test" / "ko"))
+    good, masks = "ok" if btad else "good", root / ("ground_truth" if split else "masks")
+    used = ("train", "test", "ground_truth") if split else (good, "masks")
+    others = [entry for entry in _entries(root, []) if entry.name not in used]
+    # In a plain folder an image beside the folders is listed with them, so that `_images` objects to it.
+    folders = [path for path in others if plain and (os.path.isdir(path) or path.suffix.lower() in SUFFIXES)]
+    if split:
+        folders = _entries(root / "test", problems) if os.path.isdir(root / "test") else []
+        unread = [entry for entry in _entries(root / "train", []) if entry.name != good]
+        problems += [Problem(entry, f"not read, training images lie in train/{good}") for entry in unread]
+        notes += [f"the folder {entry.name} is not read" for entry in others if os.path.isdir(entry)]
+    source = root / "train" / good if split else root / "good" if plain else root
+    train = [Record(path, 0, "good", None) for path in _images(source, problems)]
+    for folder in folders:
+        label, images = int(folder.name != good), _images(folder, problems)
+        masked |= bool(label) and os.path.isdir(masks / folder.name)
+        if label and folder.name.lower() in ("good", "ok", "normal"):
+            problems.append(Problem(folder, f"named like good images, but those belong in {good}"))
+        for image, mask in zip(images, _pair(images, masks / folder.name, problems), strict=True):
+            test.append(Record(image, label, folder.name if label else "good", mask))
+    if plain and folders:
+        test, train = test + train[4::5], [r for i, r in enumerate(train) if i % 5 != 4]
+        notes.append("plain folder: every fifth good image by name is for testing, not for training")
+    known = [good, *(folder.name for folder in folders)]
+    unknown = [e for e in (_entries(masks, problems) if os.path.isdir(masks) else ()) if e.name not in known]
+    problems += [Problem(entry, "masks of no known folder of images") for entry in unknown]
+    layout = "BTAD" if btad else "MVTec AD" if split else "plain folder"
+    return _category(os.path.basename(os.path.abspath(root)), layout, root, train, test, masked, problems, notes)
+
+
+def _visa(root: Path, tables: list[Path]) -> dict[str, Category]:
+    """VisA as published (Zou et al., ECCV 2022): split_csv/*.csv lists images, labels, split and masks."""
+    table, groups = tables[0], {}  # 1cls.csv, the protocol that trains on good images only, sorts first
+    try:
+        rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8-sig"))))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table}: cannot be read as a table ({error})") from error
+    if not rows or not all(set(COLUMNS) <= set(row) and row["object"] for row in rows):
+        raise UserError(f"{table}: expected rows with {','.join(COLUMNS)}; found {len(rows)}, the first: {rows[:1]}")
+    listed = Counter(row["image"] for row in rows)
+    for line, row in enumerate(rows, start=2):
+        name, split, label, image, mask = ((row[column] or "").strip() for column in COLUMNS)
+        train, test, problems, left_out = groups.setdefault(name, ([], [], [], []))
+        missing = [file for file in (image, mask) if file and not os.path.isfile(root / file)]
+        if split not in ("train", "test") or label not in ("normal", "anomaly") or not image:
+            reason = f"expected train or test, normal or anomaly, an image; got {split}, {label}, {image}"
+        elif missing:
+            reason = f"no such file: {missing[0]}"
+        elif listed[row["image"]] > 1:
+            reason = f"{image} is listed {listed[row['image']]} times"
+        elif mask and Path(mask).stem.removesuffix("_mask") != Path(image).stem:
+            reason = f"image and mask have different stems: {image}, {mask}"
+        else:
+            good = label == "normal"
+            record = Record(root / image, int(not good), "good" if good else label, root / mask if mask else None)
+            (test if split == "test" else train if good else left_out).append(record)
+            continue
+        problems.append(Problem(table, f"line {line}: {reason}"))
+    categories = {}
+    for name, (train, test, problems, left_out) in sorted(groups.items()):
+        notes = [f"split: {table.name}" + "".join(f", {other.name} is not read" for other in tables[1:])]
+        if left_out:  # the 2-class protocols train on defects too; no method here may see one
+            notes.append(f"{len(left_out)} anomalous training images are left out: training takes good ones")
+        categories[name] = _category(name, "VisA", root, train, test, any(r.mask for r in test), problems, notes)
+    return categories
+
+
+def _category(name, layout, root, train, test, masked, problems, notes) -> Category:
+    """What all layouts have in common; `masked`: some defect has a folder (VisA: an entry) of masks."""
+    defects = [record for record in test if record.label]
+    if not train:
+        problems.append(Problem(root, f"category {name} has no good training images"))
+    if masked:
+        problems += [Problem(r.path, "an anomalous image without mask") for r in defects if not r.mask]
+    elif defects:
+        notes.append("no masks: image-level metrics only")
+    if len(defects) in (0, len(test)):
+        notes.append(f"AUROC is undefined: {len(test)} test images, {len(defects)} of them anomalous")
+    lossy = [r.mask for r in test if r.mask and r.mask.suffix.lower() in (".jpg", ".jpeg")]
+    problems += [Problem(mask, "a JPEG mask: its compression noise would be anomalous") for mask in lossy]
+    ordered = (sorted(some, key=lambda record: record.path.as_posix()) for some in (train, test))
+    train, test = (tuple(record._replace(category=name) for record in some) for some in ordered)
+    return Category(name, layout, root, train, test, tuple(problems), tuple(notes))
+
+
+def check(category: Category) -> list[Problem]:
+    """Every problem of a category: those that names show, and those that opening each file shows."""
+    return inspect(category)[0]
+
+
+def require_sound(category: Category) -> None:
+    """Raises UserError with the first ten problems that `check` finds, before any work on unsound data."""
+    told = [f"{path}: {reason}" for path, reason in check(category)]
+    if told:
+        more = [f"and {len(told) - 10} more"] if len(told) > 10 else []
+        raise UserError("\n  ".join([f"category {category.name} has problems:", *told[:10], *more]))
+
+
+def inspect(category: Category) -> tuple[list[Problem], list[str], list[tuple[int, int]]]:
+    """Opens every file of a category: all problems, all notes, and (height, width) of each readable image."""
+    problems, notes, records = list(category.problems), list(category.notes), category.train + category.test
+    with ThreadPoolExecutor(THREADS) as pool:
+        found, sizes, contents = zip(*pool.map(_examine, records)) if records else ((), (), ())
+    problems += [problem for some in found for problem in some]
+    train = dict(zip(contents, category.train))
+    tested = zip(category.test, contents[len(category.train) :])
+    same = [f"{record.path} and {train[content].path}" for record, content in tested if content in train]
+    if same:
+        notes.append(f"{len(same)} test images have the bytes of a training image, the first: {same[0]}")
+    return problems, notes, [size for size in sizes if size]
+
+
+def _examine(record: Record) -> tuple[list[Problem], tuple[int, int] | None, str | Path]:
+    """Problems, (height, width) and SHA-256 of the file (its path if unreadable) of one record."""
+    problems, size, content = [], None, record.path
+    try:
+        data = _bytes(record.path)
+        content = hashlib.sha256(data).hexdigest()
+        with _decoded(record.path, data) as picture:
+            size = _rgb(picture, record.path).shape[:2]
+    except UserError as error:
+        problems.append(Problem(record.path, str(error).removeprefix(f"{record.path}: ")))
+    try:
+        mask = read_mask(record.mask) if record.mask else None
+        if mask is not None and size and mask.shape != size:
+            raise UserError("mask is {}x{}, its image {}x{} (height x width)".format(*mask.shape, *size))
+        if mask is not None and mask.any() != bool(record.label):
+            raise UserError("an empty mask for a defect" if record.label else "a mask of defects for a good image")
+    except UserError as error:
+        problems.append(Problem(record.mask, str(error).removeprefix(f"{record.mask}: ")))
+    return problems, size, content
+
+
+def digest(records: Sequence[Record]) -> str:
+    """SHA-256 (hex) over labels, paths from the deepest common folder, and contents of images and masks."""
+    base = os.path.commonpath([record.path.parent for record in records]) if records else ""
+
+    def entry(path: Path) -> tuple[str, str]:
+        return Path(os.path.relpath(path, base)).as_posix(), hashlib.sha256(_bytes(path)).hexdigest()
+
+    listing = [(r.label, r.defect, *map(entry, filter(None, (r.path, r.mask)))) for r in records]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()

@@ -1,0 +1,6 @@
+"""A discriminatively trained reconstruction embedding: reconstruct the clean image, then segment what differs."""
+
+from adref.methods.draem.method import DRAEM
+from adref.methods.draem.options import Options
+
+__all__ = ["DRAEM", "Options"]

@@ -1,0 +1,201 @@
+"""RealNet's reconstruction networks, its discriminator and its backbones."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adref.layers.diffusion_unet import SelfAttention, zeroed
+from adref.layers.efficientnet import EfficientNetB4
+from adref.layers.mobilenet import MobileNetV2
+from adref.layers.resnet import ResNet
+
+BLOCKS = {"A": ((0,), (1,), (2,), (3,)), "B": ((0, 1, 2, 3),), "C": ((0, 1), (2, 3))}
+
+
+class FeatureResidual(nn.Module):
+    """One convolution behind group norm and SiLU, and a shortcut: (B, channels, H, W) -> (B, width, H', W').
+
+        x' + conv3x3(R(SiLU(GN(x)))),   x' = x, its 1 x 1 convolution where the widths differ, or R'(x)
+
+    Args:
+        channels: of the input.
+        width: of the output.
+        resample: R and R': "down" is the mean of 2 x 2 pixels in both places, "up" two different 4 x 4 transposed
+            convolutions of stride 2; `width` is then `channels`.
+        groups: of the group norm.
+    """
+
+    def __init__(self, channels: int, width: int, resample: str = "none", groups: int = 32):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels)
+        if resample == "up":
+            self.resample, self.shortcut = (nn.ConvTranspose2d(channels, channels, 4, 2, 1) for _ in range(2))
+        elif resample == "down":
+            self.resample = self.shortcut = nn.AvgPool2d(2)
+        else:
+            self.resample = nn.Identity()
+            self.shortcut = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
+        self.convolution = nn.Conv2d(channels, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, width, H', W')."""
+        return self.shortcut(x) + self.convolution(self.resample(F.silu(self.norm(x))))
+
+
+class FeatureUNet(nn.Module):
+    """G_k of RealNet: features (B, m, H, W) -> (B, m, H, W), all 0 before training; H and W multiples of 4.
+
+    Three levels of m / 2, m and 2 m channels, two residual blocks each on the way down, three on the way up; attention
+    behind every block of the lower two levels, and between the two blocks of the middle.
+
+    Args:
+        channels: m, a multiple of 2 `groups` and of `head_width`.
+        groups: of every group norm.
+        head_width: channels of each head of the attention.
+    """
+
+    stride = 4
+
+    def __init__(self, channels: int, groups: int = 32, head_width: int = 64):
+        super().__init__()
+
+        def block(before: int, after: int, attend: bool, resample: str | None = None) -> nn.Sequential:
+            layers = [FeatureResidual(before, after, groups=groups)]
+            layers += [SelfAttention(after, head_width, groups)] if attend else []
+            layers += [FeatureResidual(after, after, resample, groups)] if resample else []
+            return nn.Sequential(*layers)
+
+        w = channels // 2
+        levels, now = (w, 2 * w, 4 * w), w
+        self.down = nn.ModuleList([nn.Conv2d(channels, w, 3, padding=1)])
+        skips = [w]
+        for level, width in enumerate(levels):
+            for _ in range(2):
+                self.down.append(block(now, width, level > 0))
+                now = width
+                skips.append(now)
+            if level < 2:
+                self.down.append(FeatureResidual(now, now, "down", groups))
+                skips.append(now)
+        self.middle = nn.Sequential(*block(now, now, True), FeatureResidual(now, now, groups=groups))
+        self.up = nn.ModuleList()
+        for level in (2, 1, 0):
+            for i in range(3):
+                self.up.append(block(now + skips.pop(), levels[level], level > 0, "up" if level and i == 2 else None))
+                now = levels[level]
+        self.out = nn.Sequential(nn.GroupNorm(groups, w), nn.SiLU(), zeroed(nn.Conv2d(w, channels, 3, padding=1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the same shape; H and W multiples of 4."""
+        skips = []
+        for step in self.down:
+            x = step(x)
+            skips.append(x)
+        x = self.middle(x)
+        for step in self.up:
+            x = step(torch.cat((x, skips.pop()), dim=1))
+        return self.out(x)
+
+
+class ResidualUnit(nn.Module):
+    """x + conv1x1(ReLU(conv(ReLU(x)))) without biases: (B, channels, H, W) -> the same shape.
+
+    Args:
+        channels: of input and output.
+        hidden: between the convolutions.
+        side: of the first one.
+    """
+
+    def __init__(self, channels: int, hidden: int, side: int = 3):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(channels, hidden, side, padding=side // 2, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(hidden, channels, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the same shape."""
+        return x + self.layers(x)
+
+
+class SimpleNetwork(nn.Module):
+    """The authors' network for EfficientNet-B4 and for many categories (their code alone has it).
+
+    Two steps down, with instance norm behind each convolution, `depth` residual units, two steps up with skips:
+    features (B, C, H, W) -> (B, C, H, W), H and W multiples of 4.
+
+    Args:
+        channels: C, any.
+        depth: residual units in the middle.
+    """
+
+    stride = 4
+
+    def __init__(self, channels: int, depth: int = 12):
+        super().__init__()
+        c = channels
+
+        def stage(before: int, between: int, after: int) -> nn.Sequential:
+            layers = []
+            for i, o in ((before, between), (between, after)):
+                layers += [nn.Conv2d(i, o, 3, padding=1), nn.InstanceNorm2d(o), nn.ReLU()]
+            return nn.Sequential(*layers, nn.AvgPool2d(2))
+
+        self.first, self.second = stage(c, c, 2 * c), stage(2 * c, 2 * c, 4 * c)
+        self.units = nn.Sequential(*(ResidualUnit(4 * c, 2 * c) for _ in range(depth)), nn.ReLU())
+        self.up = nn.Sequential(nn.ConvTranspose2d(8 * c, 2 * c, 4, 2, 1), nn.ReLU())
+        self.out = nn.ConvTranspose2d(4 * c, c, 4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the same shape; H and W multiples of 4."""
+        b1 = self.first(x)  # (B, 2 C, H/2, W/2)
+        b2 = self.second(b1)  # (B, 4 C, H/4, W/4)
+        x = self.up(torch.cat((self.units(b2), b2), dim=1))  # (B, 2 C, H/2, W/2)
+        return self.out(torch.cat((x, b1), dim=1))
+
+
+class Discriminator(nn.Module):
+    """Residuals (B, N, h, w) -> logits (B, 2, H, W): two residual units, and convolutions between enlargements.
+
+    Args:
+        channels: N.
+        size: (H, W) of the logits. The last two convolutions run at twice the sides of the residuals.
+        side: of the convolutions, 3 or 1.
+        align_corners: of the enlargements.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, int], side: int = 3, align_corners: bool = True):
+        super().__init__()
+        self.size, self.align_corners = size, align_corners
+
+        def convolution(before: int, after: int) -> nn.Conv2d:
+            return nn.Conv2d(before, after, side, padding=side // 2)
+
+        self.units = nn.Sequential(*(ResidualUnit(channels, channels, side) for _ in range(2)), nn.ReLU())
+        self.reduce = nn.Sequential(
+            convolution(channels, 128), nn.BatchNorm2d(128), nn.ReLU(),
+            convolution(128, 32), nn.ReLU(), convolution(32, 8), nn.ReLU(),
+        )  # fmt: skip
+        self.out = nn.Sequential(convolution(8, 4), nn.ReLU(), convolution(4, 2))
+
+    def forward(self, residuals: Tensor) -> Tensor:
+        """(B, channels, h, w) -> (B, 2, *size)."""
+        x = self.reduce(self.units(residuals))
+        x = self.out(enlarge(x, tuple(2 * side for side in x.shape[2:]), self.align_corners))
+        return enlarge(x, self.size, self.align_corners)
+
+
+def enlarge(x: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:
+    """Bilinear resizing of (B, C, h, w) to `size`."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+
+def build_backbone(name: str) -> nn.Module:
+    """A backbone by name, randomly initialised."""
+    if name == "efficientnet_b4":
+        return EfficientNetB4()
+    return MobileNetV2() if name == "mobilenet_v2" else ResNet(name)

@@ -1,0 +1,103 @@
+"""Classical image operations: grey values, Otsu's and the triangle threshold, morphology, regions; perceptual hash and
+its search; CIELAB; gradient magnitude similarity.
+
+Pictures are numpy arrays with the channels last, masks are bool; the last two run where the networks do, on batches
+(B, C, H, W).
+"""
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+import scipy
+
+
+def grey(image: np.ndarray, rule: Literal["luma", "mean", "opencv"] = "luma") -> np.ndarray:
+    """One grey value a pixel: uint8 (H, W, 3) -> uint8 (H, W).
+
+    "luma": ITU-R 601, 0.299 R + 0.587 G + 0.114 B, in the 16-bit fixed point of Pillow's mode "L", bit for bit;
+    "opencv": the same in the 15 bits of OpenCV's cvtColor, bit for bit, which differs by 1 at most; "mean": of the
+    three channels, rounded to the nearest.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or rule not in ("luma", "mean", "opencv"):
+        raise ValueError(f"expected uint8 (H, W, 3), luma, mean or opencv; got {image.dtype} {image.shape}, {rule!r}")
+    if rule == "mean":
+        return ((image.sum(2, dtype=np.uint32) + 1) // 3).astype(np.uint8)
+    weights, bits = ((19595, 38470, 7471), 16) if rule == "luma" else ((9798, 19235, 3735), 15)
+    # In units of 1 / 2^bits all numbers are integers below 2^24, which float32 has: the fastest product, and exact.
+    return (image.astype(np.float32) @ (np.float32(weights) / 2**bits) + np.float32(0.5)).astype(np.uint8)
+
+
+class Otsu(NamedTuple):
+    """Otsu's threshold and how well it parts the grey values."""
+
+    threshold: int  # tau: the upper class is grey > tau
+    between: float  # sigma_b^2(tau), the variance between the classes
+    separability: float  # eta = sigma_b^2(tau) / total variance, in [0, 1]; 0 for a picture of one grey value
+
+
+def otsu(image: np.ndarray) -> Otsu:
+    """The threshold that maximises the variance between two classes of grey values; of several, the first.
+
+    N. Otsu, "A threshold selection method from gray-level histograms", IEEE SMC 1979 (SRDAD, Eq 1). With the histogram
+    p, w0 = sum_{i <= t} p_i, m = sum_{i <= t} i p_i and the mean mT,
+
+        sigma_b^2(t) = (mT w0 - m)^2 / (w0 (1 - w0)),   0 where a class is empty.
+
+    Args:
+        image: uint8, any shape. Values a < b alone make a plateau from a to b - 1, whose first element is a.
+    """
+    p = np.bincount(image.ravel(), minlength=256) / image.size
+    levels = np.arange(256)
+    w0, m = np.cumsum(p), np.cumsum(levels * p)
+    spread = w0 * (1 - w0)
+    filled = (w0 > 0) & (np.cumsum(p[::-1])[::-1] - p > 0)  # pixels on both sides of t
+    between = np.divide((m[-1] * w0 - m) ** 2, spread, out=np.zeros(256), where=filled & (spread > 0))
+    # Rounding must not lift a later point of a plateau above its first.
+    tau = int(np.argmax(between >= between.max() * (1 - 1e-12)))
+    total = float(((levels - m[-1]) ** 2 * p).sum())
+    return Otsu(tau, float(between[tau]), min(float(between[tau] / total), 1.0) if total > 0 else 0.0)
+
+
+def morphology(mask: np.ndarray, operation: Literal["closing", "opening", "none"] = "closing") -> np.ndarray:
+    """Closing (dilate, then erode) or opening of a bool (H, W) with a 3 x 3 square, once.
+
+    Pixels outside count as 0 for the dilation and as 1 for the erosion, as in OpenCV: an object that touches the frame
+    is not eroded there (as scipy's `binary_closing` would).
+    """
+    if operation not in ("closing", "opening", "none"):
+        raise ValueError(f"expected closing, opening or none, got {operation!r}")
+    dilate, erode = partial(_neighbourhood, np.logical_or, False), partial(_neighbourhood, np.logical_and, True)
+    if operation == "closing":
+        return erode(dilate(mask))
+    return dilate(erode(mask)) if operation == "opening" else mask
+
+
+def _neighbourhood(join: np.ufunc, outside: bool, mask: np.ndarray) -> np.ndarray:
+    """Joins each pixel of a bool (H, W) with its eight neighbours."""
+    height, width = mask.shape
+    framed = np.full((height + 3, width + 2), outside)
+    framed[1 : height + 1, 1 : width + 1] = mask
+    flat = framed.ravel()  # in which a neighbour is always the same number of steps away: whole arrays are joined
+    for step in (1, width + 2):
+        flat = join(join(flat[: -2 * step], flat[step:-step]), flat[2 * step :])
+    return flat[: height * (width + 2)].reshape(height, width + 2)[:, :width]
+
+
+def frame_share(mask: np.ndarray, width: int = 5) -> float:
+    """The share of a bool (H, W) that is set within the frame, `width` pixels wide."""
+    inner = mask[width:-width, width:-width]
+    return float((mask.sum() - inner.sum()) / (mask.size - inner.size))
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """Background that does not reach the frame becomes object; bool (H, W)."""
+    return scipy.ndimage.binary_fill_holes(mask)
+
+
+def remove_small(mask: np.ndarray, least: float, connectivity: Literal[8, 4] = 8) -> np.ndarray:
+    """A bool (H, W) without its regions of fewer than `least` pixels, which touch at sides and corners, or sides."""
+    labels, count = scipy.ndimage.label(mask, np.ones((3, 3)) if connectivity == 8 else None)
+    kept = np.bincount(labels.ravel(), minlength=count + 1) >= least
+    kept[0] = False
+    return kept[labels]

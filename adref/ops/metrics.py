@@ -1,0 +1,278 @@
+"""AUROC, average precision, best F1, PRO and AUPRO: exact, from one sort, and never nicer than they are.
+
+Each is a sum over the few anomalous scores s, once two counts of good scores are known for each of them:
+
+    before(s) = #{good > s},   after(s) = #{good >= s};   N good and P anomalous scores, R regions in all.
+
+While the threshold passes s, the false positive rate (FPR) runs from before/N to after/N on a straight line: tied
+scores move together. With detected(s) = #{anomalous >= s} and area(s) = pixels of the region that holds s:
+
+    AUROC = 1/(P N) sum [N - (before + after)/2]       (a tie counts one half: the Mann-Whitney statistic)
+    AP    = 1/P sum detected / (detected + after)      (the step-wise sum over distinct thresholds)
+    F1    = max 2 detected / (detected + after + P)    (no threshold between anomalous scores can be better)
+    AUPRO = 1/R sum 1/area * mean over FPR in [0, limit] of the ramp from 0 at before/N to 1 at after/N
+
+The last line is the trapezoid area under the PRO curve over all distinct scores, interpolated at the limit and
+divided by it, but taken pixel by pixel: no grid of thresholds, and any number of limits from one sort.
+
+Scores: higher is more anomalous; any finite real type, compared as it comes (float32 as float32). Labels and
+masks: 0 or 1 (1 = anomalous). Maps and masks: sequences of 2-D arrays whose sizes may differ from image to image,
+or one (B, H, W) array each; a mask may be None where no pixel is anomalous. The sequences may read each item from a
+file when it is asked for: no function here holds more than one map and mask, or asks for one more than four times.
+Where a class is missing the value is NaN, and `undefined_reason` says why.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import scipy
+
+from adref.ops.pixels import NAN, PixelScores, count_pixels, curve, detected_at, false_positives, label, pairs
+
+
+def undefined_reason(labels: Sequence | np.ndarray, unit: str = "image") -> str | None:
+    """Why AUROC, AP, F1 and AUPRO are NaN for these labels; None where they are defined.
+
+    Args:
+        labels: an array of 0 and 1, or a list of masks.
+        unit: what has a label, for the sentence: "image" or "pixel".
+    """
+    parts = [labels] if isinstance(labels, np.ndarray) else labels
+    total, anomalous = sum(np.size(part) for part in parts), sum(np.count_nonzero(part) for part in parts)
+    if 0 < anomalous < total:
+        return None
+    found = f"all {total} {unit}s are {'anomalous' if anomalous else 'good'}" if total else f"there are no {unit}s"
+    return f"undefined: it takes good and anomalous {unit}s, and {found}"
+
+
+def _split(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Sorted good and anomalous scores; None where one of the two is empty."""
+    scores, labels = np.ravel(scores), np.ravel(labels)
+    if not count_pixels([scores], [labels], ndim=1)[0].all():
+        return None
+    labels = labels.astype(bool, copy=False)
+    return np.sort(scores[~labels]), np.sort(scores[labels])
+
+
+def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the ROC curve, ties by mid-rank: integers up to the one division, and never flipped.
+
+    Args:
+        scores: any shape, higher = more anomalous.
+        labels: the same shape, 0 or 1.
+
+    Returns:
+        The area in [0, 1]; NaN where a class is missing.
+
+    Raises:
+        ValueError: scores that are not finite, labels other than 0 and 1, or shapes that differ.
+    """
+    if (split := _split(scores, labels)) is None:
+        return NAN
+    before, after = false_positives(*split)
+    pairs = 2 * split[0].size * split[1].size
+    return (pairs - int(before.sum()) - int(after.sum())) / pairs
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Average precision: sum over the distinct thresholds of (step of recall) * precision, no interpolation.
+
+    Args and Raises as for `auroc`. Returns a value in (0, 1]; NaN where a class is missing.
+    """
+    if (split := _split(scores, labels)) is None:
+        return NAN
+    detected = detected_at(split[1])
+    return float(np.mean(detected / (detected + false_positives(*split)[1])))
+
+
+def best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """The largest F1 over all distinct thresholds, and the highest threshold that reaches it.
+
+    It is chosen on the labels that judge it: an upper bound on what a threshold fixed beforehand can reach.
+    Args and Raises as for `auroc`.
+
+    Returns:
+        (F1 in (0, 1], threshold), where score >= threshold is called anomalous; (NaN, NaN) as for `auroc`.
+    """
+    if (split := _split(scores, labels)) is None:
+        return NAN, NAN
+    detected = detected_at(split[1])
+    f1 = 2 * detected / (detected + false_positives(*split)[1] + split[1].size)
+    best = np.flatnonzero(f1 == f1.max())[-1]
+    return float(f1[best]), float(split[1][best])
+
+
+def bootstrap_auroc(
+    scores: np.ndarray, labels: np.ndarray, rng: np.random.Generator, n: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the AUROC over the test images (Efron 1979).
+
+    Stratified: good and anomalous images are redrawn each within their class, as a test set fixes both numbers
+    and a plain resample of a small one can lose a class. A draw with replacement is a multinomial draw of counts
+    over the distinct scores, so ties stay exact. Perfectly separated scores give (1, 1), however few they are.
+
+    Args:
+        scores, labels: as for `auroc`.
+        rng: the only source of randomness.
+        n: how many resamples.
+        level: coverage of the interval, in (0, 1).
+
+    Returns:
+        (low, high) in [0, 1]; (NaN, NaN) where a class is missing.
+    """
+    if (split := _split(scores, labels)) is None:
+        return NAN, NAN
+    values = np.unique(np.concatenate(split))
+    shares = [np.bincount(np.searchsorted(values, x), minlength=values.size) / x.size for x in split]
+    pairs, rows = [], max(1, 2**21 // values.size)  # rows at a time: bounds the memory
+    for start in range(0, n, rows):
+        good, anomalous = (rng.multinomial(x.size, p, min(rows, n - start)) for x, p in zip(split, shares))
+        pairs.append((anomalous * (2 * good.cumsum(1) - good)).sum(1))  # 2 for a good score below, 1 for a tie
+    low, high = np.quantile(np.concatenate(pairs), [(1 - level) / 2, (1 + level) / 2])
+    return float(low) / (2 * split[0].size * split[1].size), float(high) / (2 * split[0].size * split[1].size)
+
+
+def roc_curve(scores: np.ndarray, labels: np.ndarray, points: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The exact ROC curve from (0, 0) to (1, 1), to be joined by straight lines.
+
+    Args:
+        scores, labels: as for `auroc`.
+        points: for drawing, keeps at most so many corners (3 or more); no area here is computed from them.
+
+    Returns:
+        (fpr, tpr), neither ever falling; two empty arrays where a class is missing.
+    """
+    if (split := _split(scores, labels)) is None:
+        return np.empty(0), np.empty(0)
+    before, after = (count[::-1] / split[0].size for count in false_positives(*split))
+    return curve(before, after, np.ones(split[1].size), points)
+
+
+def pro_curve(
+    maps: Sequence, masks: Sequence, connectivity: int = 8, points: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The exact PRO curve: mean coverage of the regions over the FPR of all good pixels of all images.
+
+    Args, Raises and memory as for `pixel_metrics`, `points` and the result (fpr, pro) as for `roc_curve`.
+    """
+    return PixelScores(maps, masks, connectivity=connectivity).pro_curve(points)
+
+
+def pixel_metrics(
+    maps: Sequence,
+    masks: Sequence,
+    fpr_limits: Sequence[float] = (0.3, 0.05),
+    connectivity: int = 8,
+    pixel_limit: int = 2**28,
+    bins: int = 2**18,
+) -> dict[str, float]:
+    """Pixel AUROC, pixel AP and AUPRO at several limits over all pixels of all images, from one sort.
+
+    Memory, and how often maps and masks are read, as for `adref.pixels.PixelScores`.
+
+    Args:
+        maps: anomaly maps, (H, W) each.
+        masks: of the maps' sizes; those of good images are all 0, or None, and their pixels count for the FPR.
+        fpr_limits: where the FPR range of AUPRO ends, each in (0, 1].
+        connectivity: 8 or 4. Regions end with their image, all weigh the same, and holes are background.
+        pixel_limit: more pixels than this are not sorted but counted in bins, with a bound of the error.
+        bins: about how many bins. Their edges are a sample of the scores.
+
+    Returns:
+        "pixel_auroc", "pixel_ap" and "aupro_<limit>" for each limit (NaN where there is no region or no good
+        pixel), and "error_bound": 0 where exact; else no value is further than this from the exact one.
+
+    Raises:
+        ValueError: scores that are not finite, masks other than 0 and 1, shapes that differ, a limit outside.
+    """
+    return PixelScores(maps, masks, None, connectivity, pixel_limit, bins).metrics(fpr_limits)
+
+
+def _at_thresholds(maps, masks, thresholds, connectivity, filled=False) -> tuple[np.ndarray, np.ndarray]:
+    """FPR and mean coverage of the regions by score > t, t from the last threshold down to the first.
+
+    With `filled`, the pixels in a region's holes are covered too, though they do not count in its area.
+    """
+    size, regions = len(thresholds) + 1, 0
+    false, covered = np.zeros(size), np.zeros(size)
+    for scores, mask in pairs(maps, masks):
+        good = scores.reshape(-1) if mask is None else scores[~mask]
+        false += np.bincount(np.searchsorted(thresholds, good), minlength=size)
+        labels = label(np.zeros((1, 1), bool) if mask is None else mask, connectivity)
+        for k, box in enumerate(scipy.ndimage.find_objects(labels), 1):
+            region = labels[box] == k
+            area, regions = np.count_nonzero(region), regions + 1
+            if filled:
+                region = scipy.ndimage.binary_fill_holes(region, np.ones((3, 3)))
+            covered += np.bincount(np.searchsorted(thresholds, scores[box][region]), minlength=size) / area
+    return false[::-1].cumsum()[:-1] / false.sum(), covered[::-1].cumsum()[:-1] / regions
+
+
+def _steps(maps, masks, fpr_limit, connectivity, count, first, within, filled) -> float:
+    ends = np.array([(scores.min(), scores.max()) for scores, _ in pairs(maps, masks) if scores.size], float)
+    thresholds = np.linspace(ends.min(), ends.max(), count + 1)[first : first + count]
+    fpr, pro = _at_thresholds(maps, masks, thresholds, connectivity, filled)
+    fpr, pro = fpr[within(fpr, fpr_limit)], pro[within(fpr, fpr_limit)]
+    return float(scipy.integrate.trapezoid(pro, fpr / fpr[-1])) if fpr.size and fpr[-1] else NAN
+
+
+def _ranks(maps, masks, fpr_limit, connectivity, count) -> float:
+    good = PixelScores(maps, masks, connectivity=connectivity, pixel_limit=math.inf).parts[None].good
+    ranks = np.linspace(0, good.size - 1, count, dtype=int)
+    pro = np.append(_at_thresholds(maps, masks, good[ranks], connectivity)[1], 1)
+    fpr = np.append(1 - (ranks[::-1] + 1) / good.size, 1)  # from the rank: tells apart good scores that tie
+    end, keep = np.interp(fpr_limit, fpr, pro), fpr <= fpr_limit
+    return float(scipy.integrate.trapezoid(np.append(pro[keep], end), np.append(fpr[keep], fpr_limit))) / fpr_limit
+
+
+CONVENTIONS: dict[str, Callable[[list, list, float, int], float]] = {
+    "exact": lambda maps, masks, limit, k: pixel_metrics(maps, masks, (limit,), k)[f"aupro_{limit:g}"],
+    "200-step": partial(_steps, count=200, first=0, within=np.less, filled=False),
+    "realnet": partial(_steps, count=1000, first=1, within=np.less_equal, filled=True),
+    "mvtec3d": partial(_ranks, count=100),
+    "ranks": partial(_ranks, count=5000),
+    "point": lambda maps, masks, limit, k: float(np.interp(limit, *pro_curve(maps, masks, k))),
+}
+
+
+def aupro(
+    maps: Sequence, masks: Sequence, fpr_limit: float = 0.3, convention: str = "exact", connectivity: int = 8
+) -> float:
+    """Area under the PRO curve up to an FPR limit (Bergmann et al., CVPR 2020), by convention.
+
+    | convention | score >= or > threshold              | area                                 | used by           |
+    |------------|--------------------------------------|--------------------------------------|-------------------|
+    | "exact"    | >= every distinct score              | up to the limit (interpolated),      | here; anomalib,   |
+    |            |                                      | divided by the limit                 | NSA               |
+    | "200-step" | > min + i (max - min)/200, i < 200   | points with FPR < limit, divided by  | RD4AD (each image |
+    |            |                                      | the largest FPR among them           | alone), Dinomaly  |
+    | "realnet"  | > max - i (max - min)/1000, i < 1000 | points with FPR <= limit, stretched  | RealNet, CFLOW-AD |
+    |            |                                      | to [0, 1]; holes count as overlap,   |                   |
+    |            |                                      | not as area: it can exceed 1         |                   |
+    | "mvtec3d"  | > good scores at 100 even ranks      | as "exact", with the FPR of the rank | MVTec 3D-AD code  |
+    | "ranks"    | > good scores at 5000 even ranks     | as "mvtec3d"                         | the same, finer   |
+    | "point"    | >= every distinct score              | none: the coverage at FPR = limit    | a reading of PRO  |
+
+    A strictly rising transform of the scores moves none of them but the two with even steps of the score, which
+    one outlier can spoil. "mvtec3d" and "ranks" sort all scores, however many there are.
+
+    Args:
+        maps, masks, connectivity: as for `pixel_metrics`.
+        fpr_limit: where the FPR range ends, in (0, 1].
+        convention: a key of `CONVENTIONS`.
+
+    Returns:
+        A value in [0, 1] (above 1 for "realnet" only); NaN where there is no region or no good pixel, and where
+        no step of "200-step" or "realnet" has an FPR above 0 within the limit.
+
+    Raises:
+        ValueError: an unknown convention, or what `pixel_metrics` refuses.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"expected a convention of AUPRO ({', '.join(CONVENTIONS)}), got {convention!r}")
+    if not 0 < fpr_limit <= 1:
+        raise ValueError(f"expected an FPR limit in (0, 1], got {fpr_limit}")
+    both = count_pixels(maps, masks)[0].any(0).all()
+    return CONVENTIONS[convention](maps, masks, fpr_limit, connectivity) if both else NAN

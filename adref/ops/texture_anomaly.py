@@ -1,0 +1,82 @@
+"""Texture anomalies of DRAEM: pictures of textures under masks of thresholded Perlin noise.
+
+V. Zavrtanik, M. Kristan, D. Skocaj, "DRAEM", ICCV 2021, section 3.3, with the values of the authors' code. Used by
+DRAEM, by RealNet (one of its sources of anomalies) and by SRDAD's ablations.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adref.ops.perlin import draw_perlin, perlin, rotate, threshold
+from adref.ops.textures import OPERATIONS, PAPER_OPERATIONS, apply_operations, draw_operations
+
+
+def rotate_randomly(image: Tensor, rng: np.random.Generator, probability: float, degrees: float) -> Tensor:
+    """Rotates an image (3, H, W) by U(-degrees, degrees) about its centre with a probability; black fill."""
+    if rng.random() >= probability:
+        return image
+    rotated = rotate(image.permute(1, 2, 0).numpy(), rng.uniform(-degrees, degrees))
+    return torch.from_numpy(rotated).permute(2, 0, 1).contiguous()
+
+
+def draw_texture(
+    rng: np.random.Generator,
+    textures: Sequence[Tensor] | None,
+    images: Sequence[Tensor] | None,
+    *,
+    own_share: float,
+    operations: str,
+    operation_count: int,
+    channel_order: str,
+) -> Tensor:
+    """Draws a texture and changes it by a few different operations in random order.
+
+    Args:
+        rng: the random stream.
+        textures: uint8 (3, H, W) each.
+        images: training images, uint8 (3, H, W) each; needed where `own_share` is above 0.
+        own_share: share of textures that are training images, moved cyclically.
+        operations: "code", the ten kinds of the authors' code, or "paper", the seven of the article.
+        operation_count: how many operations are applied.
+        channel_order: "rgb" or "bgr", the order that the colour operations assume.
+
+    Returns:
+        (3, H, W) float32 in [0, 1].
+    """
+    own = own_share > 0 and rng.random() < own_share
+    pictures = images if own else textures
+    texture = pictures[int(rng.integers(len(pictures)))]
+    if own:  # moved, because in place it would often equal what it covers
+        texture = texture.roll(tuple(int(rng.integers(side)) for side in texture.shape[1:]), (1, 2))
+    kinds = OPERATIONS if operations == "code" else PAPER_OPERATIONS
+    drawn = draw_operations(rng, operation_count, kinds)
+    changed = apply_operations(texture.permute(1, 2, 0).numpy(), drawn, channel_order)
+    return torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1))).float() / 255
+
+
+def draw_mask(
+    rng: np.random.Generator,
+    shape: tuple[int, int],
+    *,
+    exponents: tuple[int, int],
+    degrees: float,
+    thresholds: tuple[float, float],
+) -> np.ndarray:
+    """Draws a mask (H, W) in {0, 1}: Perlin noise, rotated by U(-degrees, degrees), above U(*thresholds).
+
+    The lattice of the noise has 2^i x 2^j cells, i and j drawn from `exponents` (smallest, largest).
+    """
+    noise = perlin(draw_perlin(rng, shape, *exponents), shape)
+    noise = rotate(noise, rng.uniform(-degrees, degrees))
+    return threshold(noise, rng.uniform(*thresholds))
+
+
+def blend(image: Tensor, texture: Tensor, mask: Tensor, weight: float) -> Tensor:
+    """Blends a texture into an image under a mask: (1 - M) I + M ((1 - weight) I + weight A); equal to I where M is 0.
+
+    All (C, H, W), the mask (1, H, W).
+    """
+    return torch.where(mask > 0, (1 - weight) * image + weight * texture, image)

@@ -1,0 +1,201 @@
+"""What a run is told: the flags of every method; its configuration, from a command line or from the run itself."""
+
+import argparse
+import dataclasses
+import itertools
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adref import options as option_tools
+from adref.data.layouts import find_category
+from adref.data.sample import CATEGORIES, write_sample_data
+from adref.method import Deviation, Trainable
+from adref.methods import METHODS, find_method
+from adref.options import UserError, option
+from adref.run.directory import read_config, refuse_existing
+
+SAMPLE_DATA = Path("runs/sample-data")
+
+DEVIATIONS = (
+    Deviation("T1", "Flags.holdout", "substitution", "all normal images train", "a tenth of them sets the threshold",
+              "a decision threshold must come from neither training nor test images; --holdout 0 is the papers' way"),
+    Deviation("T2", "Flags.textures", "substitution", "DTD, a data set of photographs",
+              "generated textures where no folder is named",
+              "nothing is downloaded; the command says so, and --textures takes DTD"),
+    Deviation("T3", "evaluate --resolution", "ambiguous", "pixel metrics at the network's size, masks resized",
+              "maps are brought to each picture's own size",
+              "no rule for resizing masks is needed then; 'method' is the other way"),
+    Deviation("T4", "evaluate", "ambiguous", "results of a model of many categories",
+              "of all images together, and the mean over categories beside it",
+              "papers print the mean; one threshold for all needs the scores to be comparable, which the former shows"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What a run is told beside the method's own options."""
+
+    data: str | None = option(None, "folder of the data set; none: generated sample pictures", "adref")
+    category: tuple[str, ...] = option(
+        (), "category to train; may be left out where there is only one; some methods take several", "adref"
+    )
+    textures: str | None = option(None, "folder of texture pictures; none: generated textures", "T2")
+    defect_sizes: str | None = option(
+        None, "CSV of height,width,weight (python -m adref.synthesize --sizes-from MASKS)", "adref"
+    )
+    anomaly_images: str | None = option(
+        None, "folder of whole anomalous pictures (python -m adref.synthesize RUN), perhaps one a category", "adref"
+    )
+    weights: tuple[str, ...] = option((), "published weights to start from, files joined by commas", "adref")
+    backbone_weights: str | None = option(
+        None, "published weights of a frozen feature extractor, or random (for tests)", "adref"
+    )
+    seed: int = option(0, "seed of all randomness", "adref", (0, 2**63 - 1))
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", "adref")
+    precision: Literal["fp32", "bf16"] = option("fp32", "bf16: networks under autocast, losses in fp32", "adref")
+    compile: bool = option(False, "torch.compile for the networks: a slow start, other last bits", "adref")
+    holdout: float = option(0.1, "share of the normal training images kept for the threshold", "T1", (0, 0.9))
+    false_alarm_rate: float = option(
+        0.05, "share of normal images that the threshold may call anomalous", "adref", (1e-6, 1)
+    )
+    workers: int = option(1, "processes that corrupt images; changes no number", "adref", (0, 256))
+    start_method: Literal["fork", "spawn", "forkserver"] = option("fork", "how they start; changes no number", "adref")
+    memory_limit: float = option(2.0, "GiB of decoded pictures kept in memory", "adref", (0, math.inf))
+    checkpoint_seconds: float = option(60.0, "seconds between checkpoints", "adref", (0, math.inf))
+    checkpoint_steps: int = option(0, "steps between checkpoints; 0: by time alone", "adref", (0, math.inf))
+
+
+PATHS = ("data", "textures", "defect_sizes", "anomaly_images", "backbone_weights")
+# What a resumed run may be given anew. No weight depends on it (on another kind of device: the last bits); the contents
+# of data and textures are compared by digest.
+FREE_ON_RESUME = ("data", "textures", "defect_sizes", "anomaly_images", "device", "compile", "workers",
+                  "start_method", "memory_limit", "checkpoint_seconds", "checkpoint_steps",
+                  "false_alarm_rate")  # fmt: skip
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def method_name(argv: list[str]) -> str:
+    """The method that a command line speaks of: its first word, or the one of the run that it resumes."""
+    if argv and not argv[0].startswith("-"):
+        return argv[0]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    known, _ = parser.parse_known_args(argv)
+    return read_config(known.out)["method"] if known.resume and known.out else "draem"
+
+
+def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
+    """The command line of adref.train, with the flags of its method."""
+    name = method_name(argv)
+    method = find_method(name)
+    parser = option_tools.Parser(prog="python -m adref.train", description=description, allow_abbrev=False)
+    parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)} [draem]; must stand first")
+    parser.add_argument("--out", metavar="RUN", type=Path, help="run directory [runs/CATEGORY-METHOD]")
+    parser.add_argument("--preset", help=f"one of: {', '.join(method.presets)} [paper; tiny for the sample data]")
+    parser.add_argument("--ablation", help=f"one of: {', '.join(method.ablations)}")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    option_tools.add_flags(parser, Flags, "run", "run flags")
+    option_tools.add_flags(parser, method.Options, "option", f"options of {name} (meaning, default, source)")
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        if not unknown[0].startswith("-"):
+            raise UserError(f"unknown argument {unknown[0]!r}; after the method's name only --options follow")
+        known = ["out", "preset", "ablation", "resume", *option_tools.names(Flags), *option_tools.names(method.Options)]
+        option_tools.refuse_unknown(unknown[0].split("=")[0], known)
+    return arguments
+
+
+def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
+    """Run directory and configuration of a new run from the command line."""
+    flags = option_tools.replace(Flags(), option_tools.flags_given(arguments, "run"))
+    if arguments.out:
+        refuse_existing(arguments.out)  # now, and not after minutes of reading
+    for name in PATHS:
+        if getattr(flags, name) == "":
+            raise UserError(f"{option_tools.flag(name)} takes a path; got an empty name")
+    if "" in flags.weights:
+        raise UserError("--weights takes paths joined by commas; got an empty name")
+    name, generated = arguments.method or "draem", flags.data is None
+    method = find_method(name)
+    preset = arguments.preset or ("tiny" if generated else "paper")
+    changes = option_tools.flags_given(arguments, "option")
+    options = option_tools.build(method.Options, method.presets, method.ablations, preset, arguments.ablation, changes)
+    data, chosen, options = choose_categories(method, options, flags)
+    absolute = os.path.abspath  # a run can then be resumed and evaluated from any folder
+    paths = {key: absolute(value) for key in PATHS if (value := getattr(flags, key))}
+    if flags.backbone_weights == "random":  # a word, no path
+        del paths["backbone_weights"]
+    flags = dataclasses.replace(
+        flags,
+        **{**paths, "data": absolute(data)},
+        category=tuple(chosen.split(",")),
+        weights=tuple(map(absolute, flags.weights)),
+    )
+    config = {
+        "method": name, "preset": preset, "ablation": arguments.ablation, "changed": changes, "category": chosen,
+        "generated": generated, "options": option_tools.to_json(options), "flags": option_tools.to_json(flags),
+    }  # fmt: skip
+    return arguments.out or free_name(Path("runs") / f"{chosen.replace(',', '+')}-{name}"), config
+
+
+def choose_categories(method: type[Trainable], options, flags: Flags) -> tuple[str | Path, str, object]:
+    """Folder of the data, the name of its category (of several, joined), and options that know the names.
+
+    Without --data the sample data is generated.
+
+    Raises:
+        UserError: an unknown category, or several for a method that takes one.
+    """
+    data, names = flags.data, flags.category
+    if data is None:
+        unknown = next((name for name in names if name not in CATEGORIES), None)
+        if unknown is not None:
+            raise UserError(f"--category {unknown}: the generated sample data has {', '.join(CATEGORIES)}")
+        data, names = write_sample_data(SAMPLE_DATA), names or CATEGORIES[:1]
+    chosen = find_category(Path(data), ",".join(names) if names else None)
+    found = sorted({record.category for record in chosen.train})
+    if len(found) > 1 and not method.many_categories:
+        raise UserError(f"--category: this method takes one category, got {', '.join(found)}")
+    if "categories" in option_tools.names(type(options), all_fields=True):
+        options = dataclasses.replace(options, categories=tuple(found))
+    return data, chosen.name, options
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that does not exist."""
+    names = (path if i == 1 else path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def resumed_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
+    """Run directory and configuration of a run that goes on.
+
+    Raises:
+        UserError: no --out, or what the command line gives is not what the run began with.
+    """
+    if arguments.out is None:
+        raise UserError("--resume needs --out RUN, the run directory to go on with")
+    config = read_config(arguments.out)
+    for name in ("method", "preset", "ablation"):
+        if getattr(arguments, name) not in (None, config[name]):
+            raise UserError(f"--resume: {name} was {config[name]}, now {getattr(arguments, name)}; start a new run")
+    for kind, key, known in (("run", "flags", Flags), ("option", "options", find_method(config["method"]).Options)):
+        before = option_tools.replace(known(), config[key])
+        given = option_tools.flags_given(arguments, kind)
+        if kind == "run" and set(given.get("category", "").split(",")) == set(before.category):
+            del given["category"]  # the same ones, in another order
+        now = option_tools.replace(before, given)
+        for name in given:
+            was, is_now = getattr(before, name), getattr(now, name)
+            if was != is_now and not (kind == "run" and name in FREE_ON_RESUME):
+                raise UserError(
+                    f"--resume: {option_tools.flag(name)} was {was}, now {is_now}; start a new run for that"
+                )
+        config[key] = option_tools.to_json(now)
+    return arguments.out, config

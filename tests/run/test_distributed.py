@@ -1,0 +1,214 @@
+"""Two processes, as torchrun starts them: the losses of one, what is shared, a process that dies, SIGTERM."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_category
+from test_train import same_weights, without_times
+from torch import nn
+
+from adref.run import distributed
+from adref.run import loop as train
+from adref.run.directory import load, load_checkpoint, read_log
+from adref.run.distributed import SharedBatchNorm2d, parts, share_batch_norm
+from adref.train import main
+
+COMMON = ["--batch-size", "3", "--epochs", "2", "--workers", "0", "--device", "cpu"]
+METHODS = {
+    "draem": ["--size", "64,64", "--reconstruction-width", "4", "--discriminator-width", "4", "--score-window", "5"],
+    "srdad": ["--size", "64,64", "--width", "12", "--depths", "1,1,1", "--window", "4", "--aspp-width", "24",
+              "--discriminator-width", "4", "--score-window", "5", "--attention-dropout", "0"],
+    "vit_autoencoder": ["--preset", "tiny", "--size", "64,64", "--width", "16", "--depth", "1", "--heads", "2",
+                        "--memory-items", "8", "--decoder-width", "16"],
+    "sernet": ["--size", "32,32", "--width", "4", "--msgms-scales", "2", "--smooth-side", "5", "--ppa-exponents",
+               "0,2"],
+    "noise_to_norm": ["--size", "32,32", "--width", "4", "--levels", "2", "--sigmas", "0.5,1"],
+    "sdas": ["--size", "16,16", "--width", "32", "--multipliers", "1,1", "--blocks", "1", "--attention-factors", "2",
+             "--head-width", "32", "--accumulation", "2", "--batch-size", "4"],
+    "realnet": ["--size", "128,128", "--backbone", "mobilenet_v2", "--widths", "16,16,32,16", "--groups", "4",
+                "--head-width", "8", "--afs-batches", "2", "--anomaly-sources", "textures,cut_paste",
+                "--backbone-weights", "random", "--rrs-forward", "normalised"],
+}  # fmt: skip
+
+
+def command(name: str, data: Path, textures: Path, out: Path) -> list[str]:
+    more = ["--textures", str(textures)] if name in ("draem", "realnet") else []
+    return [name, "--data", str(data), "--out", str(out), *COMMON, *METHODS[name], *more]
+
+
+def torchrun(*words, options=()) -> subprocess.Popen:
+    """Two processes of a script or module."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*launch, *map(str, words)], env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+
+
+def run(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, error = process.communicate(timeout=300)
+    return process.returncode, out, error
+
+
+# Keeps the gradients of a run's first step. DRAEM and SRDAD train in float64: small networks with batch norm make so
+# much of rounding that in float32 a batch whose images only change places has gradients that are 17 % apart.
+NOTE = """
+import torch
+from adref import distributed, train
+add, parallel, single, gradients = train.add_gradients, distributed.parallel, torch.Tensor.float, []
+def exact(method):
+    return type(method).__name__ in ("DRAEM", "SRDAD")
+def noting(method, loss, batch, *rest):
+    if exact(method):
+        batch, torch.Tensor.float = type(batch)(*(field.double() for field in batch)), torch.Tensor.double
+    terms = add(method, loss, batch, *rest)
+    torch.Tensor.float = single
+    if not hasattr(method, "noted"):
+        method.noted = True
+        gradients.append({name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None})
+    return terms
+train.add_gradients = noting
+distributed.parallel = lambda method: parallel(method.double() if exact(method) else method)
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, textures) -> Path:
+    """Every method trained by one process (NAME-1) and by two (NAME-2)."""
+    root = tmp_path_factory.mktemp("distributed")
+    data, script, found = write_category(root / "data"), root / "all.py", {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "add_gradients", train.add_gradients)  # what it puts back
+        patch.setattr(distributed, "parallel", distributed.parallel)
+        exec(NOTE, found)
+        for name in METHODS:
+            assert main(command(name, data, textures, root / f"{name}-1")) == 0
+    torch.save(dict(zip(METHODS, found["gradients"])), root / "gradients-1.pt")
+    commands = [command(name, data, textures, root / f"{name}-2") for name in METHODS]
+    script.write_text(
+        NOTE
+        + f"""
+import json, sys, torch
+from adref import distributed, train
+from adref.distributed import processes, rank
+with processes():
+    code = max(train.main(argv) for argv in json.loads(sys.argv[1]))
+    if distributed.rank() == 0:
+        torch.save(dict(zip({list(METHODS)}, gradients)), {str(root / "gradients-2.pt")!r})
+sys.exit(code)
+"""
+    )
+    code, out, error = run(torchrun(script, json.dumps(commands)))
+    assert code == 0, error
+    (root / "out").write_text(out)
+    return root
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_have_the_losses_of_one(name, runs):
+    """Batches of 3 are dealt out as 2 and 1, and the last of 2 or 1 images; parts of a batch (SDAS), early stopping
+    (noise-to-norm), batch norm and RRS are in it."""
+    one, two = (without_times(runs / f"{name}-{n}") for n in (1, 2))
+    assert len(one) == len(two) > 3
+    apart = {"memory/dead_items", "repair/found"}  # the means of two processes' own, if both have one
+    for a, b in zip(one, two):
+        assert a.keys() - apart == b.keys() - apart
+        assert all(a[key] == b[key] for key in ("stage", "epoch", "step", "lr"))
+        terms = [key for key in a if "/" in key and key not in apart]
+        assert [b[key] for key in terms] == pytest.approx([a[key] for key in terms], rel=1e-5, abs=1e-6)
+    one, two = (torch.load(runs / f"gradients-{n}.pt")[name] for n in (1, 2))
+    assert one.keys() == two.keys()
+    apart = torch.cat([(one[key] - two[key]).flatten() for key in one]).norm()
+    assert (
+        apart
+        < (1e-9 if name in ("draem", "srdad") else 1e-5)
+        * torch.cat([gradient.flatten() for gradient in one.values()]).norm()
+    )
+    first, second = (load_checkpoint(runs / f"{name}-{n}") for n in (1, 2))
+    assert first["model"].keys() == second["model"].keys()
+    if name != "sdas":
+        assert second["calibration"]["threshold"] == pytest.approx(first["calibration"]["threshold"], rel=1e-3)
+        assert (runs / f"{name}-2/report.html").exists()
+        assert load(runs / f"{name}-2").threshold == second["calibration"]["threshold"]
+
+
+def test_only_the_first_process_prints_and_the_run_says_how_many_there_were(runs):
+    assert (runs / "out").read_text().count("normal images train") == len(METHODS)
+    assert json.loads((runs / "draem-2/config.json").read_text())["processes"] == 2
+    assert "by 2 processes" in (runs / "draem-2/report.html").read_text()
+
+
+def test_one_of_them_dies_and_they_go_on_from_the_checkpoint(runs, textures, tmp_path):
+    script = tmp_path / "dying.py"
+    script.write_text(
+        """if True:
+        import os, signal, sys
+        from adref import train
+        from adref.methods import METHODS
+        method, seen = METHODS["vit_autoencoder"], []
+        loss = method.loss
+        def dying(self, *rest):
+            seen.append(1)
+            if len(seen) == 3 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return loss(self, *rest)
+        method.loss = dying
+        sys.exit(train.main(sys.argv[1:]))"""
+    )
+    argv = [*command("vit_autoencoder", runs / "data", textures, tmp_path / "run"), "--checkpoint-steps", "1"]
+    code, _, error = run(torchrun(script, *argv, options=["--max-restarts", "3"]))
+    assert code == 0, error
+    assert without_times(tmp_path / "run") == without_times(runs / "vit_autoencoder-2")
+    assert same_weights(tmp_path / "run", runs / "vit_autoencoder-2")
+
+
+def test_sigterm_stops_all_at_one_step_and_one_process_goes_on(runs, textures, tmp_path):
+    script, out = tmp_path / "slow.py", tmp_path / "run"
+    script.write_text(
+        """if True:
+        import sys, time
+        from adref import train
+        from adref.methods import METHODS
+        method = METHODS["vit_autoencoder"]
+        loss = method.loss
+        method.loss = lambda *rest: (time.sleep(0.5), loss(*rest))[1]
+        sys.exit(train.main(sys.argv[1:]))"""
+    )
+    argv = [*command("vit_autoencoder", runs / "data", textures, out), "--checkpoint-steps", "1"]
+    process = torchrun(script, *argv)
+    deadline = time.time() + 120
+    while time.time() < deadline and (not out.exists() or load_checkpoint(out)["step"] < 1):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    code, text, _ = run(process)
+    assert code != 0 and "Interrupted and saved" in text
+    assert 0 < load_checkpoint(out)["step"] < 4
+    assert main(["--resume", "--out", str(out)]) == 0
+    assert [line["loss/total"] for line in read_log(out)] == pytest.approx(
+        [line["loss/total"] for line in read_log(runs / "vit_autoencoder-1")], rel=1e-5
+    )
+
+
+def test_several_processes_need_a_name(data, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "count", lambda: 2)
+    assert main(["draem", "--data", str(data)]) == 2
+    assert "several processes need --out RUN" in capsys.readouterr().err
+
+
+def test_parts_of_a_batch():
+    assert [(p.start, p.stop) for p in parts(5, 2)] == [(0, 3), (3, 5)]
+    assert [(p.start, p.stop) for p in parts(2, 4)] == [(0, 1), (1, 2)]
+
+
+def test_batch_norm_keeps_parameters_and_names_and_is_torchs_where_nobody_shares():
+    own = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
+    names, weight = list(own.state_dict()), own[1][0].weight
+    share_batch_norm(own)
+    assert type(own[1][0]) is SharedBatchNorm2d and own[1][0].weight is weight and list(own.state_dict()) == names
+    x, plain = torch.randn(2, 4, 5, 6), nn.BatchNorm2d(4)
+    assert torch.equal(own[1][0](x), plain(x)) and torch.equal(own[1][0].running_var, plain.running_var)

@@ -1,0 +1,295 @@
+"""Training: determinism over workers, kills and resumes; refusals; NaN; interrupts; the threshold."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, write_category
+
+from adref.data.layouts import Category, Record
+from adref.methods.draem.method import DRAEM
+from adref.run import distributed
+from adref.run.config import Flags
+from adref.run.directory import load, load_checkpoint, read_log
+from adref.run.journal import Journal
+from adref.run.loop import calibrate
+from adref.run.scoring import score_image
+from adref.run.sources import split
+from adref.train import main
+
+
+def arguments(data, textures, out, *more) -> list[str]:
+    return list(map(str, ["draem", "--data", data, "--textures", textures, "--out", out, *SMALL, *more]))
+
+
+def without_times(run: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in read_log(run)]
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = load_checkpoint(first)["model"], load_checkpoint(second)["model"]
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [("--workers", 1), ("--workers", 4), ("--workers", 2, "--start-method", "spawn"), ("--checkpoint-steps", 1),
+     ("--memory-limit", 0)],
+    ids=lambda more: " ".join(map(str, more)),
+)  # fmt: skip
+def test_no_number_depends_on_workers_or_checkpoints(more, small_run, textures, tmp_path):
+    run = tmp_path / "run"
+    assert main(arguments(small_run.parent / "data", textures, run, *more)) == 0
+    assert without_times(run) == without_times(small_run) and len(without_times(run)) == 6
+    assert same_weights(run, small_run)
+
+
+def test_another_seed_is_another_run(small_run, textures, tmp_path):
+    assert main(arguments(small_run.parent / "data", textures, tmp_path / "run", "--seed", 1)) == 0
+    assert not same_weights(tmp_path / "run", small_run)
+
+
+def test_killed_at_random_moments_and_resumed_ends_bit_equal(small_run, textures, tmp_path):
+    """SIGKILL again and again, in the middle of epochs too; whatever is there is loadable, and the end is the same."""
+    run, rng = tmp_path / "run", np.random.default_rng(int(time.time()))
+    slow = """if True:
+        import sys, time, torch
+        torch.set_num_threads(1)  # as in the run that it is compared with: sums over threads differ in their last bits
+        from adref import train
+        from adref.methods.draem import DRAEM
+        loss = DRAEM.loss
+        DRAEM.loss = lambda *rest: (time.sleep(0.15), loss(*rest))[1]
+        sys.exit(train.main(sys.argv[1:]))"""
+    kills = 0
+    for _ in range(4):
+        rest = ["--resume", "--out", str(run)]
+        if not run.exists():
+            rest = arguments(small_run.parent / "data", textures, run, "--checkpoint-steps", 1)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen([sys.executable, "-c", slow, *rest], **quiet)
+        deadline = time.time() + 60
+        while time.time() < deadline and process.poll() is None and not (run / "checkpoint.pt").exists():
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 4))
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert load_checkpoint(run)["step"] <= 6  # never left unloadable
+    assert kills > 0
+    assert main(["--resume", "--out", str(run)]) == 0
+    assert same_weights(run, small_run) and without_times(run) == without_times(small_run)
+    assert (run / "report.html").exists()
+
+
+def test_interrupt_saves_and_says_how_to_go_on(small_run, textures, tmp_path, monkeypatch, capsys):
+    loss, seen = DRAEM.loss, []
+
+    def interrupted(self, *rest):
+        seen.append(1)
+        if len(seen) == 4:  # in the middle of the second epoch
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(self, *rest)
+
+    monkeypatch.setattr(DRAEM, "loss", interrupted)
+    run = tmp_path / "run"
+    assert main(arguments(small_run.parent / "data", textures, run)) == 130
+    assert load_checkpoint(run)["step"] == 4
+    assert f"python -m adref.train --resume --out {run}" in capsys.readouterr().out
+    monkeypatch.setattr(DRAEM, "loss", loss)
+    assert main(["--resume", "--out", str(run)]) == 0
+    assert same_weights(run, small_run) and without_times(run) == without_times(small_run)
+
+
+@pytest.mark.parametrize("term", ["focal", "weights"])
+def test_first_non_finite_value_stops_and_keeps_the_last_checkpoint(
+    term, data, textures, tmp_path, monkeypatch, capsys
+):
+    loss, seen = DRAEM.loss, []
+
+    def poisoned(self, *rest):
+        seen.append(1)
+        terms = loss(self, *rest)
+        if len(seen) == 4 and term == "focal":
+            terms["focal"] = terms["focal"] * math.nan
+        if len(seen) == 4 and term == "weights":
+            self.reconstructor.out.bias.data.fill_(math.inf)
+        return terms
+
+    monkeypatch.setattr(DRAEM, "loss", poisoned)
+    run = tmp_path / "run"
+    assert main(arguments(data, textures, run, "--checkpoint-steps", 1)) == 1
+    message = capsys.readouterr().err
+    assert ("loss/focal is nan" if term == "focal" else "weight reconstructor.out.bias is not finite") in message
+    state = load_checkpoint(run)
+    assert state["step"] == 3 and all(torch.isfinite(t).all() for t in state["model"].values())
+    assert [line["step"] for line in read_log(run)][:3] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(["--learning-rate", "0.5"], "--learning-rate was 0.0001, now 0.5"), (["--seed", "3"], "--seed was 0, now 3"),
+     (["--epochs", "9"], "--epochs was 2, now 9"), (["--precision", "bf16"], "--precision was fp32"),
+     (["--preset", "tiny"], "preset was paper, now tiny"), (["--holdout", "0.5"], "--holdout was 0.1")],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)  # fmt: skip
+def test_resume_refuses_changed_options_and_says_which(change, words, small_run, capsys):
+    assert main(["--resume", "--out", str(small_run), *change]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_resume_refuses_other_training_images(small_run, tmp_path, capsys):
+    shutil.copytree(small_run.parent / "data", tmp_path / "data")
+    images = sorted((tmp_path / "data/part/train/good").iterdir())
+    shutil.copy(tmp_path / "data/part/test/good/000.png", images[0])
+    assert main(["--resume", "--out", str(small_run), "--data", str(tmp_path / "data")]) == 2
+    assert "not those that" in capsys.readouterr().err
+
+
+def test_resume_allows_a_data_set_that_moved(small_run, tmp_path):
+    shutil.copytree(small_run, tmp_path / "run")
+    shutil.copytree(small_run.parent / "data", tmp_path / "moved")
+    assert main(["--resume", "--out", str(tmp_path / "run"), "--data", str(tmp_path / "moved"), "--workers", "1"]) == 0
+    assert same_weights(tmp_path / "run", small_run)
+
+
+def test_configuration_and_log_hold_what_an_audit_needs(small_run):
+    config = json.loads((small_run / "config.json").read_text())
+    assert {
+        "adref",
+        "torch",
+        "method",
+        "preset",
+        "options",
+        "changed",
+        "flags",
+        "data_digest",
+        "weights_sha256",
+    } <= set(config)
+    assert config["changed"]["epochs"] == "2" and config["options"]["epochs"] == 2
+    line = read_log(small_run)[0]
+    assert {"stage", "epoch", "step", "lr", "seconds", "data_seconds", "loss/l2", "loss/total"} <= set(line)
+
+
+def test_threshold_is_a_quantile_of_held_out_images(small_run, tmp_path):
+    """20 held-out images at a rate of 0.1: rank ceil(0.9 * 21) = 19, so one or two of 20 are above; never more than
+    2.1 expected of 21."""
+    shutil.copytree(small_run, tmp_path / "run")
+    root = write_category(tmp_path / "more", train=20)
+    from adref.data.layouts import find_category
+    from adref.data.reader import read_image
+
+    records = find_category(root, "part").train
+    calibrate(tmp_path / "run", list(records), Flags(false_alarm_rate=0.1), torch.device("cpu"))
+    method = load(tmp_path / "run")
+    scores = sorted(score_image(method, read_image(r.path), 0, 0)[0] for r in records)
+    assert method.threshold == np.nextafter(np.float32(scores[18]), np.float32(np.inf)) > scores[18]
+    assert not torch.tensor(scores[18]) >= method.threshold  # in float32, too
+    calibration = load_checkpoint(tmp_path / "run")["calibration"]
+    assert calibration["images"] == 20 and calibration["false_alarm_rate"] == 0.1
+
+
+def test_no_held_out_image_no_threshold(data, textures, tmp_path):
+    assert main(arguments(data, textures, tmp_path / "run", "--holdout", 0, "--epochs", 1)) == 0
+    assert load(tmp_path / "run").threshold is None
+    assert load_checkpoint(tmp_path / "run")["calibration"] is None
+
+
+def test_only_good_pictures_train_and_set_a_threshold(data, textures, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(arguments(data / "part/train/good", textures, run, "--epochs", 1)) == 0
+    assert "no test image: nothing to evaluate" in capsys.readouterr().out
+    assert load(run).threshold is not None and not (run / "report.html").exists()
+
+
+def test_an_unfinished_run_says_so(small_run, textures, tmp_path, monkeypatch, capsys):
+    from adref import evaluate
+
+    def interrupted(self, *rest):
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss(self, *rest)
+
+    loss = DRAEM.loss
+    monkeypatch.setattr(DRAEM, "loss", interrupted)
+    run = tmp_path / "run"
+    assert main(arguments(small_run.parent / "data", textures, run)) == 130
+    assert evaluate.main([str(run), "--device", "cpu"]) == 0
+    written = json.loads((run / "evaluation/metrics.json").read_text())
+    assert written["checkpoint"] == "step 1: training is not finished"
+    assert "none is stored: step 1: training is not finished" in (run / "report.html").read_text()
+
+
+def test_resume_refuses_other_textures(small_run, tmp_path, capsys):
+    other = small_run.parent / "data/part/test/good"
+    assert main(["--resume", "--out", str(small_run), "--textures", str(other)]) == 2
+    assert "the textures are not those that" in capsys.readouterr().err
+
+
+def test_published_weights_are_loaded_and_hashed(data, textures, tmp_path):
+    from test_draem import authors_state
+
+    files = []
+    for name, state in (
+        ("a.pckl", authors_state(4, 3, 3, 5, "")),
+        ("a_seg.pckl", authors_state(4, 6, 2, 6, "_segment")),
+    ):
+        torch.save(state, tmp_path / name)
+        files.append(str(tmp_path / name))
+    run = tmp_path / "run"
+    assert main(arguments(data, textures, run, "--weights", ",".join(files), "--epochs", 0)) == 0
+    found = load_checkpoint(run)["model"]["discriminator.out.bias"]
+    assert torch.equal(found, torch.load(files[1])["decoder_segment.fin_out.0.bias"])
+    assert set(json.loads((run / "config.json").read_text())["weights_sha256"]) == set(files)
+    for path in files:
+        os.remove(path)
+    assert main(["--resume", "--out", str(run)]) == 0  # the checkpoint has all it needs
+
+
+def test_bf16_stays_near_fp32(small_run, textures, tmp_path):
+    assert main(arguments(small_run.parent / "data", textures, tmp_path / "run", "--precision", "bf16")) == 0
+    for low, high in zip(without_times(tmp_path / "run"), without_times(small_run)):
+        assert low["loss/total"] == pytest.approx(high["loss/total"], rel=0.03)
+
+
+def test_each_category_keeps_its_share_for_the_threshold():
+    records = [
+        Record(Path(f"{name}/{i}"), 0, "good", None, name)
+        for name, n in (("a", 20), ("b", 1), ("c", 5))
+        for i in range(n)
+    ]
+    category = Category("a,b,c", "MVTec AD", Path("."), tuple(records), (), (), ())
+    for seed in range(5):
+        training, held_out = split(category, Flags(seed=seed))
+        assert [sum(r.category == name for r in held_out) for name in "abc"] == [2, 0, 1]
+        assert sorted([*training, *held_out]) == sorted(records)
+
+
+def test_compile_is_asked_of_every_network(small_run, textures, tmp_path, monkeypatch):
+    """torch.compile itself takes minutes; what it makes of the networks has other last bits, and the same names."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(type(network).__name__))
+    more = ("--compile", "true", "--epochs", 1)
+    assert main(arguments(small_run.parent / "data", textures, tmp_path / "run", *more)) == 0
+    assert compiled == ["Autoencoder", "UNet"]
+
+
+def test_a_statistic_that_is_nan_anywhere_is_not_logged(tmp_path, monkeypatch):
+    journal, nan = Journal(tmp_path), torch.tensor(math.nan)
+    found = {"loss/total": torch.tensor(2.0), "repair/found": nan, "repair/replaced": torch.tensor(0.25)}
+    journal.hold({"stage": "train", "step": 1}, found, lambda line: "")
+    journal.write()
+    wanted = {"stage": "train", "step": 1, "loss/total": 2.0, "repair/replaced": 0.25}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == wanted
+    others = [({"loss/total": 1.0, "repair/found": 0.9}, ()), ({"loss/total": 3.0, "repair/found": math.nan}, ())]
+    monkeypatch.setattr(distributed, "gather", lambda value: others)
+    journal.hold({"stage": "train", "step": 2}, {name: torch.tensor(0.9) for name in others[0][0]}, lambda line: "")
+    journal.read()
+    assert journal.line == {"stage": "train", "step": 2, "loss/total": 2.0}
