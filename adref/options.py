@@ -1,7 +1,7 @@
 """Options as data: one frozen dataclass a method, whose fields are the flags and the JSON of a run.
 
-Every option says what it means and where its default comes from (section, equation, table, or the tag of a
-`Deviation`); `tests/test_layout.py` holds that. Order of precedence: defaults < preset < ablation < flags.
+Every option says what it means, where its default comes from (section, equation, table, code) and, where it departs
+from the paper or guesses, what the paper says and why. Order of precedence: defaults < preset < ablation < flags.
 """
 
 import argparse
@@ -28,18 +28,37 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (a value that begins with a minus is written --flag=-1,2)")
 
 
-def option(default, help: str, source: str, limits: tuple[float, float] | None = None, is_flag: bool = True):
-    """A dataclass field that knows its meaning and its source.
+KINDS = ("silent", "ambiguous", "contradiction", "mistake", "substitution")
+
+
+def option(
+    default,
+    help: str,
+    source: str,
+    limits: tuple[float, float] | None = None,
+    kind: str | None = None,
+    paper: str | None = None,
+    why: str | None = None,
+    is_flag: bool = True,
+):
+    """Makes a dataclass field that knows its meaning, its source and how it departs from the paper.
 
     Args:
         default: the value that the paper preset uses.
         help: one line for `--help`; says the unit or the range.
-        source: where the default comes from, e.g. "equation 3", "table 2" or "D3" (the tag of a deviation).
+        source: where the default comes from, e.g. "equation 3", "table 2", "code"; "adref" for a choice of this code.
         limits: smallest and largest value of a number, or of each number of a tuple; both are allowed.
+        kind: one of KINDS, where the default departs from the paper or is a guess; else None.
+        paper: with `kind`: what the paper says.
+        why: with `kind`: the reason for the default.
         is_flag: False for what the commands fill in.
     """
-    metadata = {"help": help, "source": source, "limits": limits, "is_flag": is_flag}
-    return dataclasses.field(default=default, metadata=metadata)
+    if (kind is None) != (paper is None) or (kind is None) != (why is None) or kind not in (None, *KINDS):
+        raise ValueError(
+            f"expected kind, paper and why together, kind one of {KINDS}; got {kind!r}, {paper!r}, {why!r}"
+        )
+    metadata = {"help": help, "source": source, "limits": limits, "kind": kind, "paper": paper, "why": why}
+    return dataclasses.field(default=default, metadata={**metadata, "is_flag": is_flag})
 
 
 def choices(field_type) -> tuple | None:
@@ -166,7 +185,10 @@ def add_flags(
         known = choices(types_of[field.name])
         text = field.metadata["help"] + (f" ({'|'.join(map(str, known))})" if known else "")
         shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        text = f"{text} [{shown}; {field.metadata['source']}]".replace("%", "%%")
+        text = f"{text} [{shown}; {field.metadata['source']}]"
+        if field.metadata["kind"]:
+            text += f" {field.metadata['kind']}, the paper: {field.metadata['paper']}"
+        text = text.replace("%", "%%")
         many = {"nargs": "+"} if typing.get_origin(types_of[field.name]) is tuple else {}
         group.add_argument(flag(field.name), dest=f"{kind} {field.name}", metavar="VALUE", help=text, **many)
 

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     return guarded(lambda: predict(arguments.run, arguments.pictures, arguments.out, arguments.device, cut))
 
 
-def predict(run: Path, pictures: list[Path], out: str, device: str = "auto", cut: Cut = Cut()) -> int:  # noqa: B008
+def predict(run: Path, pictures: list[Path], out: str, device: str = "auto", cut: Cut = Cut()) -> int:
     """Scores every picture; 0 when all were read, 2 when some were not.
 
     Raises:

@@ -105,12 +105,13 @@ def run_command(argv: list[str]) -> int:
     require_sound(category)
     with torch.device("meta"):  # no weight is needed
         built = method(options)
-    stage = arguments.stage or built.stages[0]
-    if stage not in built.stages:
-        raise UserError(f"--stage takes one of {', '.join(built.stages)}; got {stage!r}")
+    stage = arguments.stage or built.stages[0].name
+    names = [one.name for one in built.stages]
+    if stage not in names:
+        raise UserError(f"--stage takes one of {', '.join(names)}; got {stage!r}")
     sources, _ = open_sources(built, split(category, flags)[0], flags)
     examples, failed, total = [], [], 0
-    for example, notes in draw_examples(built, sources._replace(stage=stage, journal=[]), flags.seed):
+    for example, notes in draw_examples(built, sources._replace(stage=stage, notes=[]), flags.seed):
         total += 1
         examples += [example] if example else []
         failed += [notes] if notes and not example else []
@@ -127,7 +128,7 @@ def run_command(argv: list[str]) -> int:
         raise UserError(f"{name} corrupted none of {total} examples; {why}")
     statistics = {
         "method": name, "category": category.name, "preset": preset, "ablation": arguments.ablation, "changed": changes,
-        "seed": flags.seed, "survey": sources.survey, "examples": total, "corrupted": len(examples),
+        "seed": flags.seed, "survey": sources.statistics, "examples": total, "corrupted": len(examples),
         "came_out_empty": len(failed), "empty_because": reasons, **summarise(examples),
     }  # fmt: skip
     write(arguments.out, examples, {**statistics, "options": option_tools.to_json(built.options)})
@@ -138,7 +139,7 @@ def run_command(argv: list[str]) -> int:
 
 
 def draw_examples(method: Trainable, sources: Sources, seed: int) -> Iterator[tuple[Example | None, dict]]:
-    """The examples of training in its order, None for a clean one; and what `corrupt` told in `sources.journal`.
+    """The examples of training in its order, None for a clean one; and what `corrupt` told in `sources.notes`.
 
     A clean example with notes was meant to be an anomaly, of which nothing came.
     """
@@ -146,14 +147,14 @@ def draw_examples(method: Trainable, sources: Sources, seed: int) -> Iterator[tu
     while True:
         order = method.order(len(data), random_stream(seed, f"order {sources.stage}", epoch))
         for position, index in enumerate(order):
-            sources.journal.clear()
+            sources.notes.clear()
             began = time.perf_counter()
             batch = data[epoch, position, int(index)]
             seconds = time.perf_counter() - began
             if not hasattr(batch, "corrupted"):
                 raise UserError(f"{type(method).__name__} trains on clean pictures alone: there is nothing to draw")
             mask = getattr(batch, "mask", torch.ones_like(batch.clean[:1]))  # noise, for one, is everywhere
-            notes = {key: value for entry in sources.journal for key, value in entry.items()}
+            notes = {key: value for entry in sources.notes for key, value in entry.items()}
             yield describe(batch.clean, batch.corrupted, mask, seconds, notes) if mask.any() else None, notes
         epoch += 1
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adref.data.reader import THREADS, read_image
-from adref.method import Trainable
+from adref.method import Stage
 from adref.options import UserError
 from adref.run import distributed
 
@@ -119,25 +119,27 @@ class Batches:
     Of several processes each gets its share of every part of a batch.
     """
 
-    def __init__(self, method: Trainable, stage: str, count: int, seed: int, first_step: int):
-        self.method, self.stage, self.count, self.seed, self.first_step = (
-            method,
-            stage,
+    def __init__(self, method, plan: Stage, count: int, seed: int, first_step: int):
+        self.plan, self.stage, self.count, self.seed, self.first_step = (
+            plan,
+            plan.name,
             count,
             seed,
             first_step,
         )
-        self.size, self.parts = method.options.batch_size, method.micro_batches(stage)
+        self.size, self.parts = method.options.batch_size, plan.parts
         self.per_epoch = math.ceil(count / self.size)  # the last, smaller batch is kept
-        self.period = self.per_epoch if method.length_unit == "epochs" else 1  # steps a unit of length
-        self.last_step = method.epochs(stage) * self.period
+        self.period = self.per_epoch if plan.unit == "epochs" else 1  # steps a unit of length
+        self.last_step = plan.length * self.period
 
     def __len__(self) -> int:
         return max(0, self.last_step - self.first_step)
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         for epoch in range(self.first_step // self.per_epoch, math.ceil(self.last_step / self.per_epoch)):
-            order = self.method.order(self.count, random_stream(self.seed, f"order {self.stage}", epoch))
+            rng = random_stream(self.seed, f"order {self.stage}", epoch)
+            drawn = self.plan.order == "replacement"
+            order = rng.integers(self.count, size=self.count) if drawn else rng.permutation(self.count)
             keys = [(epoch, position, int(index)) for position, index in enumerate(order)]
             skip = self.first_step % self.per_epoch if epoch == self.first_step // self.per_epoch else 0
             for step in range(skip, min(self.per_epoch, self.last_step - epoch * self.per_epoch)):

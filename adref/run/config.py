@@ -20,15 +20,15 @@ from adref.run.directory import read_config, refuse_existing
 SAMPLE_DATA = Path("runs/sample-data")
 
 DEVIATIONS = (
-    Deviation("T1", "Flags.holdout", "substitution", "all normal images train", "a tenth of them sets the threshold",
+    Deviation("Flags.holdout", "substitution", "all normal images train", "a tenth of them sets the threshold",
               "a decision threshold must come from neither training nor test images; --holdout 0 is the papers' way"),
-    Deviation("T2", "Flags.textures", "substitution", "DTD, a data set of photographs",
+    Deviation("Flags.textures", "substitution", "DTD, a data set of photographs",
               "generated textures where no folder is named",
               "nothing is downloaded; the command says so, and --textures takes DTD"),
-    Deviation("T3", "evaluate --resolution", "ambiguous", "pixel metrics at the network's size, masks resized",
+    Deviation("evaluate --resolution", "ambiguous", "pixel metrics at the network's size, masks resized",
               "maps are brought to each picture's own size",
               "no rule for resizing masks is needed then; 'method' is the other way"),
-    Deviation("T4", "evaluate", "ambiguous", "results of a model of many categories",
+    Deviation("evaluate", "ambiguous", "results of a model of many categories",
               "of all images together, and the mean over categories beside it",
               "papers print the mean; one threshold for all needs the scores to be comparable, which the former shows"),
 )  # fmt: skip
@@ -42,7 +42,7 @@ class Flags:
     category: tuple[str, ...] = option(
         (), "category to train; may be left out where there is only one; some methods take several", "adref"
     )
-    textures: str | None = option(None, "folder of texture pictures; none: generated textures", "T2")
+    textures: str | None = option(None, "folder of texture pictures; none: generated textures", "adref")
     defect_sizes: str | None = option(
         None, "CSV of height,width,weight (python -m adref.synthesize --sizes-from MASKS)", "adref"
     )
@@ -57,7 +57,7 @@ class Flags:
     device: str = option("auto", "auto, cpu, cuda or cuda:N", "adref")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: networks under autocast, losses in fp32", "adref")
     compile: bool = option(False, "torch.compile for the networks: a slow start, other last bits", "adref")
-    holdout: float = option(0.1, "share of the normal training images kept for the threshold", "T1", (0, 0.9))
+    holdout: float = option(0.1, "share of the normal training images kept for the threshold", "adref", (0, 0.9))
     false_alarm_rate: float = option(
         0.05, "share of normal images that the threshold may call anomalous", "adref", (1e-6, 1)
     )
@@ -160,7 +160,7 @@ def choose_categories(method: type[Trainable], options, flags: Flags) -> tuple[s
         data, names = write_sample_data(SAMPLE_DATA), names or CATEGORIES[:1]
     chosen = find_category(Path(data), ",".join(names) if names else None)
     found = sorted({record.category for record in chosen.train})
-    if len(found) > 1 and not method.many_categories:
+    if len(found) > 1 and "categories" not in option_tools.names(type(options), all_fields=True):
         raise UserError(f"--category: this method takes one category, got {', '.join(found)}")
     if "categories" in option_tools.names(type(options), all_fields=True):
         options = dataclasses.replace(options, categories=tuple(found))

@@ -9,7 +9,6 @@ import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -287,7 +286,6 @@ def load(run: str | Path, device: str = "cpu", kind: type[Trainable] = Method) -
     load_weights(run, method, state)
     if isinstance(method, Method):
         method.threshold = state["calibration"]["threshold"] if state.get("calibration") else None
-        method.open_picture = partial(open_picture, size=method.options.size, filter=method.options.resize)
     return method.to(device, memory_format=torch.channels_last).eval()
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 
 from adref.data.examples import Batches, TrainingSet, random_stream
 from adref.data.reader import read_image
-from adref.method import EarlyStop, Sources, Trainable
+from adref.method import EarlyStop, Sources, Stage, Trainable
 from adref.run import distributed
 from adref.run.config import Flags
 from adref.run.directory import load, load_checkpoint, load_weights, read_log, save_checkpoint
@@ -67,15 +67,16 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
     first = 0  # the steps of the stages before
     journal = Journal(run)
     with Interrupt() as interrupt:
-        for stage in method.stages:
+        for plan in method.stages:
+            stage = plan.name
             if stage in ended:
                 first += ended[stage]
                 continue
-            stop = method.early_stop(stage)
+            stop = plan.early_stop
             own, validation = split_validation(sources._replace(stage=stage), stop, flags.seed)
             data = training_set(method, own, flags.seed)
             validation = TrainingSet(validation, method.corrupt, method.options, own, flags.seed, "validation")
-            batches = Batches(method, stage, len(data), flags.seed, max(0, state["step"] - first))
+            batches = Batches(method, plan, len(data), flags.seed, max(0, state["step"] - first))
             step = min(batches.first_step, batches.last_step)
             if step == 0:
                 method.prepare(own, stage, partial(random_stream, flags.seed))
@@ -94,9 +95,8 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
                 key = (step, distributed.rank()) if distributed.rank() else (step,)
                 torch.manual_seed(int(random_stream(flags.seed, f"step {stage}", *key).integers(2**62)))  # dropout
                 optimizer.zero_grad()
-                terms = add_gradients(method, loss, batch, batches.images(step), stage, flags)
+                terms = add_gradients(method, loss, batch, batches.images(step), plan, flags)
                 optimizer.step()
-                method.after_step(stage)
                 rate = optimizer.param_groups[0]["lr"]
                 if step % batches.period == 0:
                     schedule.step()
@@ -144,7 +144,7 @@ def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: 
 
 def training_set(method: Trainable, sources: Sources, seed: int) -> TrainingSet:
     """What the stage in `sources` trains on; each stage draws from streams of its own."""
-    purpose = "corrupt" if sources.stage == method.stages[0] else f"corrupt {sources.stage}"
+    purpose = "corrupt" if sources.stage == method.stages[0].name else f"corrupt {sources.stage}"
     return TrainingSet(sources.images, method.corrupt, method.options, sources, seed, purpose)
 
 
@@ -157,7 +157,7 @@ def split_validation(sources: Sources, stop: EarlyStop | None, seed: int) -> tup
     kept = max(1, math.floor(stop.share * count)) if stop and stop.share and count > 1 else 0
     order = random_stream(seed, "validation").permutation(count).tolist()
     train = sorted(order[kept:])
-    fields = {name: getattr(sources, name) for name in ("looks", "paths", "categories")}
+    fields = {name: getattr(sources, name) for name in ("hashes", "categories")}
     known = {name: [field[i] for i in train] for name, field in fields.items() if field}
     own = sources._replace(images=Subset(sources.images, train), **known)
     return own, Subset(sources.images, sorted(order[:kept]))
@@ -201,7 +201,7 @@ def load_batches(data: TrainingSet, batches: Batches, flags: Flags, device: torc
 
 
 def add_gradients(
-    method: Trainable, loss: Callable, batch: NamedTuple, images: int, stage: str, flags: Flags
+    method: Trainable, loss: Callable, batch: NamedTuple, images: int, plan: Stage, flags: Flags
 ) -> dict[str, torch.Tensor]:
     """Adds the gradients of a batch, part by part.
 
@@ -210,15 +210,15 @@ def add_gradients(
         loss: `distributed.parallel(method)`.
         batch: this process's share.
         images: how many the whole batch has.
-        stage: of training.
+        plan: the stage.
         flags: of the run.
 
     Returns:
         the terms of the loss by the names of the log, on the device; the whole batch's are their means over the
         processes.
     """
-    values, begin = {}, 0
-    for part in distributed.parts(images, method.micro_batches(stage)):
+    values, begin, stage = {}, 0, plan.name
+    for part in distributed.parts(images, plan.parts):
         length = part.stop - part.start
         divided = 1 < distributed.count() <= length
         end = begin + len(distributed.share(range(length)))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from adref.data.examples import random_stream, resize, to_tensor
 from adref.data.layouts import Category, Record, digest
 from adref.data.reader import read_image, read_mask
-from adref.method import Method
+from adref.method import Context, Method
 from adref.ops import metrics as metric
 from adref.ops.pixels import PixelScores
 from adref.options import UserError
@@ -34,9 +34,9 @@ def method_arguments(method: Method, image: np.ndarray, seed: int, index: int) -
     `seed`, with `index`, the picture's number in its list, names the stream of a method that draws at test time.
     """
     resized = resize(to_tensor(image), method.options.size, method.options.resize)
-    device, look = next(method.parameters()).device, method.look(image, method.options)
+    device, own = next(method.parameters()).device, method.image_hash(image, method.options)
     batch = resized.unsqueeze(0).to(device, memory_format=torch.channels_last).float() / 255
-    return batch, [random_stream(seed, "test", index)], None if look is None else [look]
+    return batch, Context([random_stream(seed, "test", index)], None if own is None else [own])
 
 
 @torch.inference_mode()
@@ -88,7 +88,7 @@ def evaluate(
     gt_mode: str = "nearest",
     convention: str | None = None,
     shown: int = 80,
-    cut: Cut = Cut(),  # noqa: B008  immutable
+    cut: Cut = Cut(),
 ) -> dict:
     """Scores the test images, writes RUN/evaluation and RUN/report.html; returns what metrics.json holds.
 
@@ -145,7 +145,7 @@ def score_pictures(
         for index, image in zip(indices, read_ahead(category.test[i].path for i in indices)):
             image = image.result()
             score, scored = score_image(method, image, seed, index)
-            others = {name: float(value) for name, value in method.other_scores(scored).items()}
+            others = {name: float(value) for name, value in list(method.image_scores(scored).items())[1:]}
             rows.append(Row(index, score, others))
             later(save_map, map_file(folder, category.test[index]), scored, image.shape[:2])
             if small:
@@ -188,7 +188,7 @@ def conclude(
     scores = [row.score for row in rows]
     maps = Lazy(lambda record: np.load(map_file(new, record, small=not native)), test)
     masks = Lazy(lambda record: known_mask(record, None if native else method.options.size, gt_mode), test)
-    numbers, curve = all_metrics(test, scores, maps, masks, seed, convention or method.aupro_convention)
+    numbers, curve = all_metrics(test, scores, maps, masks, seed, convention or method.evaluation.aupro)
     state = load_checkpoint(run)
     calibration, step, chosen = state.get("calibration"), f"step {state['step']}", state.get("chosen")
     if chosen:
@@ -390,13 +390,13 @@ def report(run, config, metrics, method: Method, category, rows, curve, threshol
 @torch.inference_mode()
 def steps(method: Method, image: np.ndarray, seed: int, index: int) -> dict[str, np.ndarray]:
     """What the method shows between an image and its map, by caption: uint8 (h, w, 3) each."""
-    return bytes_of(method.steps(*method_arguments(method, image, seed, index)))
+    return bytes_of(method.figures(*method_arguments(method, image, seed, index)))
 
 
 @torch.inference_mode()
 def portraits(method: Method) -> dict[str, np.ndarray]:
     """What the method shows before any test image, alike."""
-    return bytes_of(method.portraits())
+    return bytes_of(method.figures())
 
 
 def bytes_of(pictures: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:

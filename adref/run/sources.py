@@ -11,7 +11,7 @@ from adref.data.layouts import Category, Record, digest, list_images
 from adref.data.sample import VERSION as SAMPLE_VERSION
 from adref.data.sample import generated_textures
 from adref.method import Sources, Trainable
-from adref.options import UserError
+from adref.options import UserError, names
 from adref.run.config import Flags
 from adref.run.directory import build, load_tensors, read_sizes
 from adref.run.files import sha256
@@ -45,14 +45,14 @@ def initial_method(config: dict, flags: Flags, published: bool) -> Trainable:
     """
     torch.manual_seed(int(random_stream(flags.seed, "weights").integers(2**62)))
     method, backbone = build(config), flags.backbone_weights
-    if backbone is None and method.backbone_source:
-        raise UserError(f"--backbone-weights FILE is missing: {method.backbone_source}; random is for tests")
-    if backbone and not method.backbone_source:
+    if backbone is None and "backbone" in method.needs:
+        raise UserError(f"--backbone-weights FILE is missing: {method.needs['backbone']}; random is for tests")
+    if backbone and "backbone" not in method.needs:
         raise UserError(f"--backbone-weights: {config['method']} has no frozen feature extractor")
     if backbone not in (None, "random") and published:
         state = load_tensors(backbone, f"--backbone-weights {backbone} cannot be read")
         try:
-            method.load_backbone(state)
+            method.load_weights([state], "backbone")
         except UserError as error:
             raise UserError(f"--backbone-weights {backbone}: {error}") from None
     if flags.weights and published:
@@ -72,9 +72,8 @@ def open_sources(method: Trainable, training: list[Record], flags: Flags) -> tup
     o, limit = method.options, flags.memory_limit * 2**30
     size, paths, categories = o.size, [record.path for record in training], [record.category for record in training]
     foreign = getattr(o, "source_resize", o.resize)  # for pictures from elsewhere
-    look = partial(method.look, options=o) if type(method).look is not Trainable.look else None
-    images = Images(paths, size, o.resize, limit, look)
-    looks = images.looks if look else None
+    images = Images(paths, size, o.resize, limit, partial(method.image_hash, options=o))
+    hashes = images.looks if images.looks[0] is not None else None
     textures = sizes = anomalies = textures_digest = sizes_digest = anomalies_digest = None
     if "textures" in method.needs and flags.textures is None:  # T2
         print("No --textures FOLDER: using 300 generated textures (DRAEM's paper: photographs of textures, DTD).")
@@ -96,12 +95,12 @@ def open_sources(method: Trainable, training: list[Record], flags: Flags) -> tup
         anomalies_digest = digest([Record(path, 1, name, None) for name in files for path in files[name]])
         anomalies = {name: Images(found, size, foreign, limit / len(files)) for name, found in files.items()}
     found = {
-        name: method.survey(Subset(images, [i for i, own in enumerate(categories) if own == name]), name, o)
+        name: method.statistics(Subset(images, [i for i, own in enumerate(categories) if own == name]), name, o)
         for name in dict.fromkeys(categories)
     }
-    found = found if method.many_categories else found[categories[0]]
+    found = found if "categories" in names(type(o), all_fields=True) else found[categories[0]]
     digests = {"textures_digest": textures_digest, "sizes_digest": sizes_digest, "anomalies_digest": anomalies_digest}
-    return Sources(textures, images, looks, list(map(str, paths)), categories, anomalies, sizes, found), digests
+    return Sources(images, hashes, categories, textures, anomalies, sizes, found), digests
 
 
 def list_anomalies(folder: Path, categories: list[str]) -> dict[str, list[Path]]:

@@ -55,12 +55,10 @@ def apply(cut: Cut, method: Method) -> Cut:
         UserError: the method has to see the whole picture, or sides that do not fit.
     """
     size, tiles, overlap = cut
-    name, unit = type(method).__name__, method.tile_unit
-    if (size or tiles) and method.sees_whole:
-        raise UserError(
-            f"{'--tile' if tiles else '--size'}: {name} takes whole pictures of one size: {method.sees_whole}"
-        )
-    for flag, sides in (("--size", size), ("--tile", tiles)):
+    name, unit = type(method).__name__, method.evaluation.tile_unit
+    if (size or tiles) and unit is None:
+        raise UserError(f"{'--tile' if tiles else '--size'}: {name} takes whole pictures of one size: {unit is None}")
+    for flag, sides in (("--size", size), ("--tile", tiles)) if unit else ():
         least = 2 * unit if flag == "--tile" else unit  # two tiles share something, and not all
         if sides and any(side < least or side % unit for side in sides):
             more = f"multiples of {unit} from {least} on"
@@ -76,7 +74,7 @@ def apply(cut: Cut, method: Method) -> Cut:
     overlap = max(unit, min(tiles) // 4 // unit * unit) if overlap is None else overlap
     if overlap % unit or not unit <= overlap < min(tiles):
         raise UserError(f"--overlap takes multiples of {unit} below the sides of a tile; got {overlap}")
-    for part in ("anomaly_map", "reconstruct"):
+    for part in ("anomaly_map",):
         whole = getattr(method, part)
         setattr(method, part, lambda images, *_, f=whole, **__: tiled(f, images, tiles, overlap, unit))
     return Cut(method.options.size, tiles, overlap)

@@ -47,16 +47,17 @@ Not built
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adref.method import EarlyStop, Method, Rngs, Sources, check_images
+from adref.method import Context, EarlyStop, Method, Sources, Stage, check_images
 from adref.methods.noise_to_norm.loss import ms_ssim, ms_ssim_l1
 from adref.methods.noise_to_norm.network import MNet
-from adref.methods.noise_to_norm.options import ABLATIONS, DEVIATIONS, PRESETS, Options, check
+from adref.methods.noise_to_norm.options import ABLATIONS, PRESETS, Options, check
 from adref.ops.filters import gaussian_smooth
 from adref.options import Notice
 
@@ -98,14 +99,17 @@ class NoiseToNorm(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    deviations = DEVIATIONS
-    sees_whole = "its blocks weigh channels by their means over all of it"
     corrupt = staticmethod(corrupt)
 
-    def __init__(self, options: Options = Options()):  # noqa: B008  frozen
+    def __init__(self, options: Options = Options()):
         super().__init__(options)
         o = self.options
         check(o)
+        share = o.validation_share if o.monitor == "validation" else 0.0
+        stop = (
+            None if o.patience is None else EarlyStop(o.patience, share)
+        )  # D20: on normal images, never on test images
+        self.stages = (Stage("train", o.epochs, early_stop=stop),)
         self.network = MNet(
             o.width, o.levels, o.block, o.attention_reduction, o.activation, o.block_level0, o.shared_stem, o.down,
             o.global_residual, o.output_activation, o.padding,
@@ -154,14 +158,7 @@ class NoiseToNorm(Method):
 
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
-    def early_stop(self, stage: str = "train") -> EarlyStop | None:
-        """After `patience` epochs without a new minimum of the loss on normal images; never on test images (D20)."""
-        o = self.options
-        if o.patience is None:
-            return None
-        return EarlyStop(o.patience, o.validation_share if o.monitor == "validation" else 0.0)
-
-    def rebuild(self, images: Tensor, rngs: Rngs) -> list[Tensor]:
+    def rebuild(self, images: Tensor, rngs: Sequence[np.random.Generator] | None) -> list[Tensor]:
         """Reconstructions (B, 3, H, W), one for each draw of the noise."""
         o = self.options
         check_images(images, 2 ** (o.levels - 1))
@@ -176,14 +173,14 @@ class NoiseToNorm(Method):
         noises = ([draw_noise(rng, tuple(images.shape[1:]), o) for rng in rngs] for _ in draws)
         return [self(blend(images, torch.stack(noise).to(images), o)) for noise in noises]
 
-    def anomaly_map(self, images: Tensor, rngs: Rngs = None, looks=None) -> Tensor:
+    def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, 1, H, W): equation 9 of image and reconstruction (D22).
 
         Args:
             images: sides that are multiples of 2^(levels - 1).
-            rngs: a stream an image for its noise; None: every image gets the same.
+            context: `rngs`, a stream an image for its noise; None: every image gets the same.
         """
-        return self.map_of(images, self.rebuild(images, rngs))
+        return self.map_of(images, self.rebuild(images, context.rngs))
 
     def map_of(self, images: Tensor, rebuilt: list[Tensor]) -> Tensor:
         """Equation 9 of images and what became of each draw of their noise: (B, 3, H, W) all -> (B, 1, H, W) (D22)."""
@@ -195,10 +192,13 @@ class NoiseToNorm(Method):
         maps = torch.stack([alpha * (1 - similarity) + (1 - alpha) * error for similarity, error in pairs])
         return gaussian_smooth(maps.mean(dim=0), o.map_sigma)
 
-    def image_score(self, maps: Tensor) -> Tensor:
-        """The maximum, or the mean: (B, 1, H, W) -> (B,) (D22)."""
-        return maps.amax(dim=(1, 2, 3)) if self.options.image_score == "max" else maps.mean(dim=(1, 2, 3))
+    def image_scores(self, maps: Tensor) -> dict[str, Tensor]:
+        """Computes the maximum, or the mean: (B, 1, H, W) -> (B,) (D22)."""
+        maximum = self.options.image_score == "max"
+        return {"score": maps.amax(dim=(1, 2, 3)) if maximum else maps.mean(dim=(1, 2, 3))}
 
-    def reconstruct(self, images: Tensor, rngs: Rngs = None, looks=None) -> Tensor:
-        """v for the eye, the mean of all draws: (B, 3, H, W), clamped to [0, 1]."""
-        return torch.stack(self.rebuild(images, rngs)).mean(dim=0).clamp(0, 1)
+    def figures(self, image: Tensor | None = None, context: Context = Context()) -> dict[str, Tensor]:
+        """Shows v of one image, the mean of all draws, clamped to [0, 1]."""
+        if image is None:
+            return {}
+        return {"reconstruction": torch.stack(self.rebuild(image, context.rngs)).mean(dim=0).clamp(0, 1)[0]}

@@ -23,7 +23,7 @@ def masked_anomaly(image: Tensor, rng, o: Options, sources: Sources, kind: str) 
         degrees=o.perlin_rotation,
         thresholds=o.mask_threshold,
     )
-    mask = mask * foreground(to_bytes(image).permute(1, 2, 0).numpy(), sources.survey[category(sources)])  # D15
+    mask = mask * foreground(to_bytes(image).permute(1, 2, 0).numpy(), sources.statistics[category(sources)])  # D15
     if kind == "sdas":
         pictures = sources.anomalies[category(sources)]
         picture, opacity = pictures[int(rng.integers(len(pictures)))], o.sdas_opacity
@@ -82,6 +82,6 @@ def blend(image: Tensor, picture: Tensor, mask: Tensor, opacity: float) -> Tenso
     return torch.where(mask > 0, mixed, image)
 
 
-def survey(images: Sequence[Tensor], name: str, options: Options) -> Rule | None:
+def foreground_rule(images: Sequence[Tensor], name: str, options: Options) -> Rule | None:
     """The rule of a category's foreground; None: everything (D15)."""
     return choose_rule([image.permute(1, 2, 0).numpy() for image in images], name, options.foreground)

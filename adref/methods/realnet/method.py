@@ -56,10 +56,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adref.method import Method, Sources, check_images
-from adref.methods.realnet.anomalies import cut_paste_anomaly, masked_anomaly, nsa_anomaly, survey, to_bytes
+from adref.method import Context, Evaluation, Method, Sources, Stage, Stream, check_images
+from adref.methods.realnet.anomalies import cut_paste_anomaly, foreground_rule, masked_anomaly, nsa_anomaly, to_bytes
 from adref.methods.realnet.networks import BLOCKS, Discriminator, FeatureUNet, SimpleNetwork, build_backbone, enlarge
-from adref.methods.realnet.options import ABLATIONS, DEVIATIONS, PRESETS, Options, check
+from adref.methods.realnet.options import ABLATIONS, PRESETS, Options, check
 from adref.methods.realnet.selection import ResidualSelection, afs_losses, min_max, select
 from adref.ops.losses import focal
 from adref.options import Notice
@@ -81,7 +81,7 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
         image: (3, H, W) in [0, 1], of 8-bit values.
         rng: the stream of this example.
         options: the method's options.
-        sources: `survey`, `categories` and `index`; and `anomalies`, `textures` or `images`, as the sources need them.
+        sources: `statistics`, `categories` and `index`; and `anomalies`, `textures` or `images`, as the sources need them.
 
     Returns:
         clean and corrupted (3, H, W), mask (1, H, W); mask all 0 and corrupted equal to clean for a normal example.
@@ -89,8 +89,8 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     if rng.random() >= options.anomaly_probability:
         return Batch(image, image, torch.zeros(1, *image.shape[1:]))
     kind = options.anomaly_sources[int(rng.integers(len(options.anomaly_sources)))]
-    if sources.journal is not None:
-        sources.journal.append({f"from_{source}": int(source == kind) for source in options.anomaly_sources})
+    if sources.notes is not None:
+        sources.notes.append({f"from_{source}": int(source == kind) for source in options.anomaly_sources})
     make = {"nsa": nsa_anomaly, "cut_paste": cut_paste_anomaly, "scar": cut_paste_anomaly}.get(kind, masked_anomaly)
     corrupted, mask = make(image, rng, options, sources, kind)
     return Batch(image, corrupted, mask[None])
@@ -118,22 +118,21 @@ class RealNet(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    deviations = DEVIATIONS
-    sees_whole = "it selects channels by their maxima and means over all of it"
-    many_categories = True
-    aupro_convention = "realnet"  # D13
+    evaluation = Evaluation(aupro="realnet")  # D13
     corrupt = staticmethod(corrupt)
-    survey = staticmethod(survey)
+    statistics = staticmethod(foreground_rule)
 
-    def __init__(self, options: Options = Options()):  # noqa: B008  frozen
+    def __init__(self, options: Options = Options()):
         super().__init__(options)
         o = self.options
         self.backbone = build_backbone(o.backbone).requires_grad_(False)
         self.blocks = BLOCKS[o.architecture]
         check(o, self.backbone)
-        needs = {"sdas": "anomalies", "textures": "textures"}
-        self.needs = tuple(needs[source] for source in o.anomaly_sources if source in needs)
-        self.backbone_source = f"{o.backbone} needs ImageNet weights, {self.backbone.published}"  # D1
+        self.needs = {"backbone": f"{o.backbone} needs ImageNet weights, {self.backbone.published}"}  # D1
+        for source, need in (("sdas", "anomalies"), ("textures", "textures")):
+            if source in o.anomaly_sources:
+                self.needs[need] = f"--anomaly-sources has {source}"
+        self.stages = (Stage("train", o.epochs),)
         self.projections = nn.ModuleList()
         for k, (width, channels) in enumerate(zip(o.widths, self.backbone.channels)):
             drawn = torch.randperm(channels)[:width].sort().values if o.selection == "random" else torch.arange(width)
@@ -167,7 +166,7 @@ class RealNet(Method):
     # -- before training
 
     @torch.no_grad()
-    def prepare(self, sources: Sources, stage: str, stream=None) -> None:
+    def prepare(self, sources: Sources, stage: str, stream: Stream) -> None:
         """Keeps some synthetic anomalies of every source for the report, and lets AFS choose its channels (D4).
 
         AFS adds up the losses of `afs_batches` batches of corrupted images; it holds the features of one at a time.
@@ -178,7 +177,7 @@ class RealNet(Method):
 
         def example(options: Options, rng: np.random.Generator, number: int) -> Batch:
             index = int(order[number % len(order)])
-            own = sources._replace(index=index, journal=None)
+            own = sources._replace(index=index, notes=None)
             return corrupt(sources.images[index].float() / 255, rng, options, own)
 
         anomalous = dataclasses.replace(o, anomaly_probability=1.0)
@@ -215,13 +214,15 @@ class RealNet(Method):
                 losses = afs_losses((a - b).square(), mask, o.afs_range, o.afs_align, o.align_corners)
                 getattr(self, f"afs_losses_{k}").add_(losses / o.afs_batches)
 
-    def load_backbone(self, state: dict) -> None:
-        """ImageNet weights, with torchvision's or timm's names; what is ignored is a notice.
+    def load_weights(self, states: list[dict], part: str = "method") -> None:
+        """Loads ImageNet weights with torchvision's or timm's names into the backbone; ignored keys become notices.
 
         Raises:
-            UserError: keys or shapes that do not fit the backbone.
+            UserError: keys or shapes that do not fit the backbone; weights for another part.
         """
-        for note in self.backbone.load_published(state):
+        if part != "backbone":
+            super().load_weights(states, part)
+        for note in self.backbone.load_published(states[0]):
             warnings.warn(f"--backbone-weights: {note}", Notice, stacklevel=2)
 
     # -- networks
@@ -292,23 +293,22 @@ class RealNet(Method):
 
     # -- inference
 
-    def anomaly_map(self, images: Tensor, rngs=None, looks=None) -> Tensor:
+    def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
         """Equation 8, the softmax's anomalous channel: (B, 3, H, W) in [0, 1] -> (B, 1, H, W) in [0, 1]; no filter."""
         check_images(images, size=self.options.size)
         return self(images).logits.softmax(dim=1)[:, 1:]
 
-    def image_score(self, maps: Tensor) -> Tensor:
-        """Equation 3: the maximum over all windows that lie inside the map, of their mean (D17)."""
-        side = self.options.score_window
-        return F.avg_pool2d(maps, side, stride=1).amax(dim=(1, 2, 3))
+    def image_scores(self, maps: Tensor) -> dict[str, Tensor]:
+        """Computes equation 3, the largest mean of a window inside the map, and the article's, the maximum (D17)."""
+        scores = {"score": F.avg_pool2d(maps, self.options.score_window, stride=1).amax(dim=(1, 2, 3))}
+        return scores | ({"max": maps.amax(dim=(1, 2, 3))} if self.options.score_window > 1 else {})
 
-    def other_scores(self, maps: Tensor) -> dict[str, Tensor]:
-        """The article's score, the maximum of the map, where that is not the method's (D17)."""
-        return {"max": maps.amax(dim=(1, 2, 3))} if self.options.score_window > 1 else {}
+    def figures(self, image: Tensor | None = None, context: Context = Context()) -> dict[str, Tensor]:
+        """Shows the residuals of one image, as means over each block and over what RRS keeps; else `learned_figures`."""
+        return self.learned_figures() if image is None else self.residual_figures(image)
 
-    def steps(self, image: Tensor, rngs=None, looks=None) -> dict[str, Tensor]:
-        """The residuals of one image (1, 3, H, W): their mean over each block, and over what RRS passes on."""
-        check_images(image, size=self.options.size)
+    def residual_figures(self, image: Tensor) -> dict[str, Tensor]:
+        """Shows the residuals of one image (1, 3, H, W): their mean over each block, and over what RRS passes on."""
         outcome, shown, first = self(image), {}, 0
         shares = {name: float(share[0]) for name, share in self.shares(outcome).items()}
         for block in self.blocks:
@@ -324,8 +324,8 @@ class RealNet(Method):
         return shown
 
     @torch.no_grad()
-    def portraits(self) -> dict[str, Tensor]:
-        """Synthetic anomalies of every source, and what AFS keeps and drops of the answer to the first of them."""
+    def learned_figures(self) -> dict[str, Tensor]:
+        """Shows synthetic anomalies of every source, and what AFS keeps and drops of the answer to the first of them."""
         shown = {}
         for i, kind in enumerate(kind for kind in self.options.anomaly_sources for _ in range(EXAMPLES)):
             number = i % EXAMPLES + 1

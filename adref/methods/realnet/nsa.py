@@ -75,7 +75,7 @@ def draw_nsa(
     rng: np.random.Generator,
     image: np.ndarray,
     other: np.ndarray,
-    rule: NSARule = NSARule(),  # noqa: B008  frozen
+    rule: NSARule = NSARule(),
     tries: int = 200,
     bounds: float = 1.0,
     least: int = 7,

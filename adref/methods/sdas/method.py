@@ -55,8 +55,8 @@ from torch import Tensor
 
 from adref.layers.diffusion_unet import DiffusionUNet, NoisyClassifier
 from adref.layers.published import published_state
-from adref.method import Sources, Trainable
-from adref.methods.sdas.options import ABLATIONS, DEVIATIONS, PRESETS, SAMPLING, Options, check, classes_of
+from adref.method import Sources, Stage, Trainable
+from adref.methods.sdas.options import ABLATIONS, PRESETS, SAMPLING, Options, check, classes_of
 from adref.methods.sdas.schedule import Schedule, at, linear_betas, respace, schedule_of, spaced_steps
 from adref.options import Notice, UserError
 
@@ -95,12 +95,10 @@ class SDAS(Trainable):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    deviations = DEVIATIONS
-    many_categories = True
     sampling = SAMPLING
     corrupt = staticmethod(corrupt)
 
-    def __init__(self, options: Options = Options()):  # noqa: B008  frozen
+    def __init__(self, options: Options = Options()):
         super().__init__(options)
         check(o := self.options)
         self.classes = classes_of(o)  # D4
@@ -112,14 +110,12 @@ class SDAS(Trainable):
         self.classifier = None
         if o.guidance_scale > 0:  # D8
             self.classifier = NoisyClassifier(self.classes, o.size, o.classifier_width, **form)
-        self.stages = ("train", "classify") if self.classifier is not None else ("train",)
+        self.stages = (Stage("train", o.epochs, parts=o.accumulation),)  # D1, D3
+        if self.classifier is not None:
+            self.stages += (Stage("classify", o.classifier_epochs, parts=o.accumulation),)
         self.schedule = schedule_of(linear_betas(o.steps, o.betas))
 
     # -- training
-
-    def epochs(self, stage: str = "train") -> int:
-        """Length of a stage, in passes (D1)."""
-        return self.options.epochs if stage == "train" else self.options.classifier_epochs
 
     def loss(self, batch: Batch, stage: str = "train") -> dict[str, Tensor]:
         """Equation 6 of a drawn step (D6), terms "simple" and "vlb", the latter unweighted; or cross-entropy.
@@ -164,14 +160,12 @@ class SDAS(Trainable):
         return terms / math.log(2) if self.options.vlb_unit == "bits" else terms
 
     def optimizer(self, stage: str = "train"):
-        """Adam at a constant rate."""
+        """Makes Adam at a constant rate; each step updates the moving average of the weights."""
         network = self.network if stage == "train" else self.classifier
         optimizer = torch.optim.Adam(network.parameters(), lr=self.options.learning_rate)
+        if stage == "train":
+            optimizer.register_step_post_hook(lambda *_: self.update_average())
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-    def micro_batches(self, stage: str = "train") -> int:
-        """How many parts a batch has (D3)."""
-        return self.options.accumulation
 
     def after_backward(self, stage: str, last: bool) -> None:
         """Clips the norm of the gradient (D3).
@@ -186,10 +180,8 @@ class SDAS(Trainable):
             torch.nn.utils.clip_grad_norm_(network.parameters(), o.clip / (o.accumulation if by_code else 1))
 
     @torch.no_grad()
-    def after_step(self, stage: str = "train") -> None:
-        """The moving average of the weights: decay d, or min(d, (1 + n) / (10 + n)) after n updates (D9)."""
-        if stage != "train":
-            return
+    def update_average(self) -> None:
+        """Updates the moving average of the weights: decay d, or min(d, (1 + n) / (10 + n)) after n updates (D9)."""
         self.updates += 1
         share = torch.full_like(self.updates, 1 - self.options.ema_decay, dtype=torch.float64)  # of the new weights
         if self.options.ema_warmup:
@@ -198,7 +190,7 @@ class SDAS(Trainable):
         for average, own in zip(self.average.parameters(), self.network.parameters()):
             average.lerp_(own, share)
 
-    def load_weights(self, states: list[dict]) -> None:
+    def load_weights(self, states: list[dict], part: str = "method") -> None:
         """Public weights of guided diffusion, `256x256_diffusion.pt` or the authors' files; then of its classifier.
 
         A table of labels that does not fit is left as it is and named in a notice (D14).

@@ -53,10 +53,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adref.layers.unet import PlainUNet
-from adref.method import Looks, Method, Rngs, Sources, check_images
+from adref.method import Context, Method, Sources, Stage, Stream, check_images
 from adref.methods.sernet.anomalies import paste, spread
 from adref.methods.sernet.map import cielab, edgrec_colour, msgms
-from adref.methods.sernet.options import ABLATIONS, DEVIATIONS, PRESETS, Options, check
+from adref.methods.sernet.options import ABLATIONS, PRESETS, Options, check
 from adref.methods.sernet.similar import Bank, perceptual_hash, similar_index
 from adref.ops.filters import gaussian_smooth, mean_filter
 from adref.ops.image import remove_small
@@ -83,7 +83,7 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
         rng: the stream of this example.
         options: the method's options.
         sources: `images`, or `textures`, to paste from; `stage`; `index`, lest an image is pasted into itself, and
-            `looks` where --train-similar wants them.
+            `hashes` where --train-similar wants them.
 
     Returns:
         clean, corrupted and similar image (3, H, W), mask (1, H, W).
@@ -96,8 +96,8 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     corrupted, mask = image, np.zeros(image.shape[1:], np.float32)
     if kind:
         corrupted, mask, draws = kind(image, rng, o, sources)
-        if sources.journal is not None:
-            sources.journal.append({"ppa": int(kind is paste), "draws": draws})
+        if sources.notes is not None:
+            sources.notes.append({"ppa": int(kind is paste), "draws": draws})
     similar = image
     if o.train_similar != "self":  # D13
         similar = sources.images[similar_index(rng, o, sources)].float() / 255
@@ -149,16 +149,15 @@ class SeRNet(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    deviations = DEVIATIONS
-    sees_whole = "its similar picture is found by a hash of all of it"
     corrupt = staticmethod(corrupt)
 
-    def __init__(self, options: Options = Options()):  # noqa: B008  frozen
+    def __init__(self, options: Options = Options()):
         super().__init__(options)
         check(o := self.options)
         b, form = o.width, {"convolutions": o.convolutions, "align_corners": o.align_corners}
-        self.stages = ("segment", "reconstruct") if o.segmentation else ("reconstruct",)
-        self.needs = ("textures",) if o.ppa_source == "textures" else ()
+        names = ("segment", "reconstruct") if o.segmentation else ("reconstruct",)
+        self.stages = tuple(Stage(name, o.epochs) for name in names)
+        self.needs = {"textures": "--ppa-source textures"} if o.ppa_source == "textures" else {}
         # D2, D3, D29, D30
         self.segmenter = PlainUNet(1, (b, 2 * b, 4 * b), o.segmentation_skip, **form) if o.segmentation else None
         widths = (b, 2 * b, 4 * b, 8 * b, o.bottom_factor * b)
@@ -166,7 +165,7 @@ class SeRNet(Method):
         self.bank = Bank(o.size)  # `prepare` fills it
 
     @staticmethod
-    def look(image: np.ndarray, options: Options) -> np.ndarray | None:
+    def image_hash(image: np.ndarray, options: Options) -> np.ndarray | None:
         """The perceptual hash of a picture at its own size; at --size, `prepare` and `find_similar` see to it (D14)."""
         return perceptual_hash(image) if options.hash_on == "file" else None
 
@@ -178,7 +177,7 @@ class SeRNet(Method):
         Statistics of the second stage: "repair/replaced", the share of pixels that the repair replaced, and
         "repair/found", that of the pseudo-anomalies' pixels (NaN: there are none); small ones are not to be repaired.
         """
-        if (stage or self.stages[0]) == "segment":
+        if (stage or self.stages[0].name) == "segment":
             probabilities = self.segmenter(batch.corrupted).float().sigmoid()
             return self.terms(probabilities, batch.mask, self.options.segmentation_loss)
         if self.segmenter is not None:
@@ -204,7 +203,7 @@ class SeRNet(Method):
 
     def optimizer(self, stage: str | None = None):
         """Adam on the network of the stage; the rate falls by `milestone_factor` at each milestone (D19)."""
-        o, first = self.options, (stage or self.stages[0]) == "segment"
+        o, first = self.options, (stage or self.stages[0].name) == "segment"
         network = self.segmenter if first else self.reconstructor
         optimizer = torch.optim.Adam(network.parameters(), lr=o.learning_rate)
         milestones = [round(share * o.epochs) for share in o.milestones]
@@ -217,40 +216,40 @@ class SeRNet(Method):
         """Whether test images are repaired from training images."""
         return self.options.segmentation and self.options.repair == "similar" and self.options.similar != "self"
 
-    def prepare(self, sources: Sources, stage: str, stream=None) -> None:
+    def prepare(self, sources: Sources, stage: str, stream: Stream) -> None:
         """Fills the bank of Algorithm 2 before the first stage, and says its size: hashes, pictures or paths (D26).
 
         Raises:
             ValueError: --bank paths, and the pictures have none.
         """
-        if stage != self.stages[0] or not self.needs_bank:
+        if stage != self.stages[0].name or not self.needs_bank:
             return
         paths = sources.paths if self.options.bank == "paths" else None
         if self.options.bank == "paths" and paths is None:
             raise ValueError("expected Sources.paths for --bank paths")
-        self.bank.fill(sources.images, sources.looks, paths)
+        self.bank.fill(sources.images, sources.hashes, paths)
         size = sum(buffer.numel() for buffer in self.bank.buffers()) / 1e6
         text = f"every checkpoint holds the bank of {len(self.bank)} normal images ({self.options.bank}), {size:.2f} MB"
         warnings.warn(text, Notice, stacklevel=2)
 
-    def find_similar(self, images: Tensor, rngs: Rngs = None, looks: Looks = None) -> tuple[Tensor, list[str]]:
+    def find_similar(self, images: Tensor, context: Context = Context()) -> tuple[Tensor, list[str]]:
         """Algorithm 2: the normal image that repairs each image.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
-            rngs: a stream an image, for --similar random; None: the same for each.
-            looks: hashes of the images' files; None: the images are hashed as they are, and compared with hashes of
-                the resized training images (D14).
+            context: `rngs` for --similar random; `hashes` of the images' files, without which the images are hashed as
+                they are, and compared with hashes of the resized training images (D14).
 
         Returns:
             (B, 3, H, W), and words for the eye about each.
 
         Raises:
-            UserError: the bank is empty, or a file of --bank paths is not there or not what it was.
-            ValueError: `looks` are no hashes, one an image.
+            UserError: the bank is empty.
+            ValueError: the context's hashes are not one uint8 (8,) array an image.
         """
-        if looks is not None and [getattr(look, "shape", None) for look in looks] != [(8,)] * len(images):
-            raise ValueError(f"expected {len(images)} looks, uint8 (8,) arrays from `look`, one an image; got {looks}")
+        hashes = context.hashes
+        if hashes is not None and [np.shape(one) for one in hashes] != [(8,)] * len(images):
+            raise ValueError(f"expected {len(images)} hashes from `image_hash`, uint8 (8,) arrays; got {hashes}")
         if not self.needs_bank:
             return images, ["the image itself"] * len(images)
         count, found, words = len(self.bank), [], []
@@ -261,13 +260,13 @@ class SeRNet(Method):
             )
         for i, image in enumerate(images):
             if self.options.similar == "phash":
-                index, distance = self.bank.search(image if looks is None else looks[i])  # D26, D27
+                index, distance = self.bank.search(image if hashes is None else hashes[i])  # D26, D27
                 words.append(f"{distance} of 64 bits apart")
             else:
-                rng = rngs[i] if rngs is not None else np.random.default_rng(0)
+                rng = context.rngs[i] if context.rngs is not None else np.random.default_rng(0)
                 index = int(rng.integers(count)) if self.options.similar == "random" else 0
                 words.append(f"number {index + 1} of {count}")
-            found.append(self.bank.picture(index, self.open_picture).to(images) / 255)
+            found.append(self.bank.picture(index, None).to(images) / 255)
         return torch.stack(found), words
 
     # -- inference
@@ -297,10 +296,10 @@ class SeRNet(Method):
         found = self.segment_and_repair(images, similar)
         return Outcome(*found, self.rebuild(found[-1]))
 
-    def anomaly_map(self, images: Tensor, rngs: Rngs = None, looks: Looks = None) -> Tensor:
+    def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
         """Equation 7 of each image and its reconstruction, clipped (D24): (B, 3, H, W) in [0, 1] -> (B, 1, H, W)."""
         check_images(images, size=self.options.size)
-        outcome = self(images, self.find_similar(images, rngs, looks)[0])
+        outcome = self(images, self.find_similar(images, context)[0])
         return self.compare(images, outcome.reconstruction.clamp(0, 1))
 
     def compare(self, x: Tensor, y: Tensor) -> Tensor:
@@ -331,15 +330,11 @@ class SeRNet(Method):
             return gaussian_smooth(maps, o.smooth_side / 3)
         return mean_filter(maps, o.smooth_side, o.smooth_border)
 
-    def reconstruct(self, images: Tensor, rngs: Rngs = None, looks: Looks = None) -> Tensor:
-        """Y for the eye: (B, 3, H, W), clamped to [0, 1]."""
-        check_images(images, size=self.options.size)
-        return self(images, self.find_similar(images, rngs, looks)[0]).reconstruction.clamp(0, 1)
-
-    def steps(self, image: Tensor, rngs: Rngs = None, looks: Looks = None) -> dict[str, Tensor]:
-        """What the repair did to one image (1, 3, H, W), step by step, as pictures (C, H, W) in [0, 1]."""
-        check_images(image, size=self.options.size)
-        similar, words = self.find_similar(image, rngs, looks)
+    def figures(self, image: Tensor | None = None, context: Context = Context()) -> dict[str, Tensor]:
+        """Shows the repair of one image step by step."""
+        if image is None:
+            return {}
+        similar, words = self.find_similar(image, context)
         outcome, shown = self(image, similar), {}
         if self.segmenter is not None:
             shown = {"predicted mask": outcome.probabilities[0], "repaired region": outcome.mask[0]}

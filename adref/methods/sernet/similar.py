@@ -150,6 +150,6 @@ def similar_index(rng: np.random.Generator, o: Options, sources: Sources) -> int
     count = len(sources.images)
     if o.train_similar == "random" or count == 1:
         return any_other(rng, count, sources.index)
-    if sources.index is None or sources.looks is None:
-        raise ValueError("expected Sources.index and Sources.looks for --train-similar phash")
-    return nearest(np.stack(sources.looks), sources.looks[sources.index], but=sources.index)[0]
+    if sources.index is None or sources.hashes is None:
+        raise ValueError("expected Sources.index and Sources.hashes for --train-similar phash")
+    return nearest(np.stack(sources.hashes), sources.hashes[sources.index], but=sources.index)[0]

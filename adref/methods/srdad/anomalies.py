@@ -88,8 +88,8 @@ def natural_anomaly(
     if options.label == "changed":  # D15
         covered &= np.abs(blended - image).mean(axis=0) > 1 / 255
         covered = scipy.ndimage.median_filter(covered, size=5, mode="nearest") & mask
-    if sources.journal is not None:
-        sources.journal.append(notes)
+    if sources.notes is not None:
+        sources.notes.append(notes)
     return (blended if covered.any() else image), covered
 
 
@@ -110,7 +110,7 @@ def draw_patch(
         if np.array_equal(sources.images[index].numpy(), np.rint(255 * image)):  # the image itself: the next one
             index = (index + 1) % count
         donor = sources.images[index].numpy() / 255.0
-        source = natural.ObjectPixels(object_mask(donor, options, sources.survey))
+        source = natural.ObjectPixels(object_mask(donor, options, sources.statistics))
     corner = natural.draw_source(rng, source, size, options.source_share, options.place_tries)
     if corner is None:
         return "no_source"
@@ -179,13 +179,13 @@ def object_mask(image: np.ndarray, options: Options, polarity: str) -> np.ndarra
     Args:
         image: (3, H, W) in [0, 1].
         options: the method's.
-        polarity: "bright", "dark" or "full", from `survey`.
+        polarity: "bright", "dark" or "full", from `object_side`.
 
     Returns:
         (H, W) bool with at least 64 pixels (fewer only in a smaller picture).
     """
     if polarity not in ("bright", "dark", "full"):
-        raise ValueError(f"expected bright, dark or full (Sources.survey), got {polarity!r}")
+        raise ValueError(f"expected bright, dark or full (Sources.statistics), got {polarity!r}")
     everything = np.ones(image.shape[1:], bool)
     if options.mask_mode == "full" or polarity == "full":
         return everything
@@ -203,7 +203,7 @@ def object_mask(image: np.ndarray, options: Options, polarity: str) -> np.ndarra
     return mask if mask.sum() >= 64 else everything
 
 
-def survey(images: Sequence[Tensor], category: str, options: Options) -> str:
+def object_side(images: Sequence[Tensor], category: str, options: Options) -> str:
     """Which side of Otsu's threshold the object of a category is: "bright", "dark" or "full" (D2).
 
     "auto" looks at the frame, 5 pixels wide, of every training image: where more than half of it is on the brighter

@@ -61,10 +61,10 @@ from torch import Tensor
 
 from adref.layers.channel_cross_attention import CrossFusion
 from adref.layers.unet import Autoencoder, UNet
-from adref.method import Method, Sources, check_images
-from adref.methods.srdad.anomalies import Batch, natural_anomaly, object_mask, survey, texture_anomaly
+from adref.method import Context, Method, Sources, Stage, check_images
+from adref.methods.srdad.anomalies import Batch, natural_anomaly, object_mask, object_side, texture_anomaly
 from adref.methods.srdad.discriminator import ResSEUNet
-from adref.methods.srdad.options import ABLATIONS, DEVIATIONS, PRESETS, Options, check, resolve
+from adref.methods.srdad.options import ABLATIONS, PRESETS, Options, check, resolve
 from adref.methods.srdad.reconstructor import SwinUNet
 from adref.ops.filters import filtered_maximum
 from adref.ops.losses import focal, ssim
@@ -81,7 +81,7 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
         image: (3, H, W) in [0, 1].
         rng: the stream of this example.
         options: the method's options.
-        sources: `survey` is the object's polarity; `images`, `sizes`, `textures` and `journal` as options want them.
+        sources: `statistics`, the side of the object; `images`, `sizes`, `textures`, `notes` as options want them.
 
     Returns:
         clean and corrupted (3, H, W), mask (1, H, W): Y; all 0 and corrupted equal to clean for a normal example, and
@@ -90,7 +90,7 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     options = resolve(options)
     if options.anomaly == "draem":
         return texture_anomaly(image, rng, options, sources)
-    mask = torch.from_numpy(object_mask(image.numpy(), options, sources.survey))
+    mask = torch.from_numpy(object_mask(image.numpy(), options, sources.statistics))
     both = torch.cat((image, mask[None].float()))  # the object turns with its image: black corners are none of it
     both = rotate_randomly(both, rng, options.rotation_probability, options.rotation_degrees)  # D17
     image, mask = both[:3], both[3] > 0.5
@@ -107,20 +107,18 @@ class SRDAD(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    deviations = DEVIATIONS
-    sees_whole = "its windows and its channel attention are laid out for the size of the run"
     corrupt = staticmethod(corrupt)
-    survey = staticmethod(survey)
+    statistics = staticmethod(object_side)
 
-    def __init__(self, options: Options = Options()):  # noqa: B008  frozen
+    def __init__(self, options: Options = Options()):
         super().__init__(options)
         self.options = o = resolve(self.options)
         check(o)
         classes = 2 if o.output == "softmax" else 1
         if o.anomaly == "draem":
-            self.needs = ("textures",)
+            self.needs = {"textures": "DRAEM's anomalies are textures"}
         elif o.patch_size == "histogram":
-            self.needs = ("sizes",)
+            self.needs = {"sizes": "--patch-size histogram draws from a table of defect sizes"}
         if o.reconstructor == "draem":
             self.reconstructor = Autoencoder(o.autoencoder_width)
         else:
@@ -139,11 +137,9 @@ class SRDAD(Method):
                 o.attention_residual, o.attention_add_input, o.attention_dropout,
             ) if o.cross_attention else None  # fmt: skip
             self.discriminator = ResSEUNet(o.discriminator_width, o.res_se, o.se_ratio, fusion, 6, classes)
-        self.length_unit = o.length_unit  # D42
-
-    def order(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """The images of an epoch, each once; in DRAEM's recipe `count` draws with replacement."""
-        return rng.integers(count, size=count) if self.options.sampling == "replacement" else rng.permutation(count)
+        order = "replacement" if o.sampling == "replacement" else "permutation"
+        unit = "steps" if o.length_unit == "iterations" else "epochs"
+        self.stages = (Stage("train", o.epochs, unit, order),)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> reconstruction (B, 3, H, W), probabilities (B, 2, H, W) of normal and anomalous."""
@@ -179,21 +175,20 @@ class SRDAD(Method):
         milestones = [round(share * self.options.epochs) for share in self.options.milestones]
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, self.options.milestone_factor)
 
-    def anomaly_map(self, images: Tensor, rngs=None, looks=None) -> Tensor:
+    def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
         """M_pre: (B, 3, H, W) in [0, 1] at --size -> (B, 1, H, W) in [0, 1]."""
         check_images(images, size=self.options.size)
         return self(images)[1][:, 1:]
 
-    def image_score(self, maps: Tensor) -> Tensor:
-        """Equation 15: the maximum of a mean filter, zeros outside counted: (B, 1, H, W) -> (B,)."""
-        return filtered_maximum(maps, self.options.score_window)  # D38
+    def image_scores(self, maps: Tensor) -> dict[str, Tensor]:
+        """Computes equation 15, the maximum of a mean filter with zeros outside: (B, 1, H, W) -> (B,)."""
+        return {"score": filtered_maximum(maps, self.options.score_window)}  # D38
 
-    def reconstruct(self, images: Tensor, rngs=None, looks=None) -> Tensor:
-        """I_hat for the eye: (B, 3, H, W), clamped to [0, 1]."""
-        check_images(images, size=self.options.size)
-        return self.reconstructor(images).float().clamp(0, 1)
+    def figures(self, image: Tensor | None = None, context: Context = Context()) -> dict[str, Tensor]:
+        """Shows I_hat of one image, clamped to [0, 1]."""
+        return {} if image is None else {"reconstruction": self.reconstructor(image).float().clamp(0, 1)[0]}
 
-    def load_weights(self, states: list[dict]) -> None:
+    def load_weights(self, states: list[dict], part: str = "method") -> None:
         """A Swin Transformer's checkpoint, with the key names of its authors, for the encoder (D27).
 
         Raises:

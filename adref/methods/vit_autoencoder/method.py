@@ -62,9 +62,9 @@ from torch import Tensor, nn
 from adref.layers.coordinate_attention import CoordinateAttention
 from adref.layers.memory import Memory, Recall, entropy
 from adref.layers.vit import VisionTransformer
-from adref.method import EarlyStop, Method, Sources, check_images
+from adref.method import Context, EarlyStop, Method, Sources, Stage, Stream, check_images
 from adref.methods.vit_autoencoder.decoder import Decoder
-from adref.methods.vit_autoencoder.options import ABLATIONS, DEVIATIONS, PRESETS, Options, check
+from adref.methods.vit_autoencoder.options import ABLATIONS, PRESETS, Options, check
 from adref.ops.filters import gaussian_smooth
 from adref.ops.losses import ssim_map
 from adref.options import Notice, UserError
@@ -88,11 +88,9 @@ class ViTAutoencoder(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    deviations = DEVIATIONS
-    sees_whole = "each patch has a learned position"
     corrupt = staticmethod(corrupt)
 
-    def __init__(self, options: Options = Options()):  # noqa: B008  frozen
+    def __init__(self, options: Options = Options()):
         super().__init__(options)
         o = self.options
         check(o)
@@ -106,10 +104,12 @@ class ViTAutoencoder(Method):
              for place in places.get(o.coordinate_attention, (o.coordinate_attention,))}
         )  # fmt: skip  # D12
         self.decoder = Decoder(o.width, o.size, o.decoder, o.decoder_width, o.decoder_norm, o.last_block)
+        stop = None if o.patience is None else EarlyStop(o.patience, o.validation_share)  # D23
+        self.stages = (Stage("train", o.epochs, early_stop=stop),)
         self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((3, 1, 1), 0.5))
 
-    def prepare(self, sources: Sources, stage: str, stream=None) -> None:
+    def prepare(self, sources: Sources, stage: str, stream: Stream) -> None:
         """Mean and standard deviation of each colour over the images that train, where --normalise asks for them."""
         if self.options.normalise == "category":  # D17
             pictures = (picture.double() / 255 for picture in sources.images)
@@ -175,11 +175,6 @@ class ViTAutoencoder(Method):
         optimizer = torch.optim.Adam(self.parameters(), o.learning_rate, o.betas, weight_decay=o.weight_decay)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
 
-    def early_stop(self, stage: str = "train") -> EarlyStop | None:
-        """None: the last epoch is the result, unless --patience is given (D23)."""
-        o = self.options
-        return None if o.patience is None else EarlyStop(o.patience, o.validation_share)
-
     def error_map(self, images: Tensor) -> Tensor:
         """What differs at each pixel, unsmoothed: (B, 3, H, W) in [0, 1] at --size -> (B, 1, H, W) (D24)."""
         check_images(images, size=self.options.size)
@@ -197,30 +192,30 @@ class ViTAutoencoder(Method):
             maps = maps + o.entropy_weight / o.reconstruction_weight * uncertainty
         return maps
 
-    def score(self, images: Tensor, rngs=None, looks=None) -> tuple[Tensor, Tensor]:
+    def score(self, images: Tensor, context: Context = Context()) -> tuple[Tensor, Tensor]:
         """Equation e: image scores (B,) and maps (B, 1, H, W), of the same error, smoothed more and less (D25)."""
         error, o = self.error_map(images), self.options
-        return self.image_score(gaussian_smooth(error, o.score_sigma)), gaussian_smooth(error, o.map_sigma)
+        return self.image_scores(gaussian_smooth(error, o.score_sigma))["score"], gaussian_smooth(error, o.map_sigma)
 
-    def anomaly_map(self, images: Tensor, rngs=None, looks=None) -> Tensor:
+    def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
         """(B, 3, H, W) in [0, 1] at --size -> (B, 1, H, W), smoothed by --map-sigma."""
         return gaussian_smooth(self.error_map(images), self.options.map_sigma)
 
-    def image_score(self, maps: Tensor) -> Tensor:
+    def image_scores(self, maps: Tensor) -> dict[str, Tensor]:
         """The maximum, the mean, or the mean of the largest pixels: (B, 1, H, W) -> (B,) (D26).
 
         `score` takes it of maps that are smoothed by --score-sigma, not of those of `anomaly_map`.
         """
         values = maps.flatten(1)
         count = {"max": 1, "mean": values.shape[1]}.get(self.options.image_score)
-        return values.topk(count or math.ceil(self.options.top_share * values.shape[1]) or 1).values.mean(dim=1)
+        count = count or math.ceil(self.options.top_share * values.shape[1]) or 1
+        return {"score": values.topk(count).values.mean(dim=1)}
 
-    def reconstruct(self, images: Tensor, rngs=None, looks=None) -> Tensor:
-        """u_hat for the eye: (B, 3, H, W), clamped to [0, 1]."""
-        check_images(images, size=self.options.size)
-        return self(images)[0].clamp(0, 1)
+    def figures(self, image: Tensor | None = None, context: Context = Context()) -> dict[str, Tensor]:
+        """Shows u_hat of one image, clamped to [0, 1]."""
+        return {} if image is None else {"reconstruction": self(image)[0].clamp(0, 1)[0]}
 
-    def load_weights(self, states: list[dict]) -> None:
+    def load_weights(self, states: list[dict], part: str = "method") -> None:
         """A ViT's checkpoint with timm's names, for the encoder (D3).
 
         Warns where the heads are not those that public models of this width have: the weights would load, and mean
