@@ -286,7 +286,7 @@ class HashedStream:
 
 
 def infer(method, x: dict[str, Tensor]) -> dict[str, Any]:
-    """What a method is for: image scores and maps; SDAS: pictures."""
+    """Runs a method for its purpose: image scores and maps; SDAS: pictures."""
     if isinstance(method, sdas.SDAS):
         streams = [HashedStream(name) for name in ("first", "second")]
         return {"pictures": method.sample([0, 1], streams, [0.0, 0.2])}
@@ -295,16 +295,20 @@ def infer(method, x: dict[str, Tensor]) -> dict[str, Any]:
     return dict(zip(("scores", "maps"), method.score(x["images"])))
 
 
+def reconstructions(method, images: Tensor) -> Tensor:
+    """Rebuilds images (B, 3, H, W) one by one, as a report shows them."""
+    return torch.stack([method.figures(image[None])["reconstruction"] for image in images])
+
+
 def beside(method, x: dict[str, Tensor]) -> dict[str, Any]:
-    """What else belongs to a method."""
+    """Computes the other results of a method: reconstructions, SDAS's schedule, RealNet's losses of AFS."""
     if isinstance(method, sdas.SDAS):
         return {"schedule": method.sampling_schedule()}
-    found = {"reconstruction": method.reconstruct(x["images"])}
     if isinstance(method, realnet.RealNet):
         blocks = range(len(method.options.widths))
         method.add_afs_losses(x["images"], x["corrupted"], x["mask"], blocks)
-        found["afs_losses"] = [getattr(method, f"afs_losses_{k}") for k in blocks]
-    return found
+        return {"afs_losses": [getattr(method, f"afs_losses_{k}") for k in blocks]}
+    return {"reconstruction": reconstructions(method, x["images"])}
 
 
 def batch_of(method, x: dict[str, Tensor]) -> NamedTuple:
@@ -322,7 +326,7 @@ def end_to_end(build: Callable, x: dict[str, Tensor]) -> tuple[Arrays, dict]:
     with torch.no_grad(), mock.patch.object(noise_to_norm, "draw_noise", lambda *_: x["noise"]):
         arrays = traced(method, lambda: infer(method, x))
         arrays.update(named("out", beside(method, x)))
-    for stage in method.stages:
+    for stage in [stage.name for stage in method.stages]:
         method = build().train()
         terms = method.loss(batch_of(method, x), stage)
         optimizer, _ = method.optimizer(stage)

@@ -15,6 +15,7 @@ from pathlib import Path
 import hash_recipe
 import numpy as np
 import torch
+from conformance_cases import reconstructions
 
 from adref.layers.aspp import ASPP
 from adref.layers.channel_cross_attention import CrossAttentionLayer, CrossFusion
@@ -301,7 +302,7 @@ def noise_to_norm() -> list[float]:
     method, images = fill(NoiseToNorm(options)), hashed("images", 2, 3, 32, 64)
     noisy = noise_method.blend(images, hashed("noise", 2, 3, 32, 64), options)
     networks = [fill(MNet(8, 3, kind))(images) for kind in ("full", "min", "conv1x1", "skrdb")]
-    numbers = digest(method(noisy), *networks, *method.score(images), method.reconstruct(images))
+    numbers = digest(method(noisy), *networks, *method.score(images), reconstructions(method, images))
     batch = noise_method.Batch(images, noisy)
     return numbers + train_step(method, batch, ("shortcut.weight",), ("network.last", "network.stems.0"))
 
@@ -336,7 +337,7 @@ def sernet() -> list[float]:
     method, images = fill(SeRNet(sernet_method_options.Options(**own))), hashed("images", 2, 3, 32, 64)
     method.bank.fill([(255 * picture).byte() for picture in hashed("bank", 3, 3, 32, 64)])
     similar, _ = method.find_similar(images)
-    numbers = digest(similar, *method(images, similar), *method.score(images), method.reconstruct(images))
+    numbers = digest(similar, *method(images, similar), *method.score(images), reconstructions(method, images))
     mask = (hashed("mask", 2, 1, 32, 64) > 0.9).float()
     batch = sernet_method.Batch(images, hashed("corrupted", 2, 3, 32, 64), mask, similar)
     for stage, part in (("reconstruct", "reconstructor"), ("segment", "segmenter")):
@@ -412,7 +413,6 @@ def sdas() -> list[float]:
                               torch.tensor([0, 700]), torch.tensor([0, 1]))  # fmt: skip
     numbers = digest(*method.schedule[1:], *method.sampling_schedule()[1:])
     numbers += train_step(method, batch, ("out.2.weight",), ("network.out.2",))
-    method.after_step()
 
     class Hashed:
         """In place of a generator: the same numbers in any language."""
@@ -464,7 +464,7 @@ def one_step(method, gradients_of: tuple[str, ...], layers: tuple[str, ...]) -> 
     """Forward, every loss term, map, score, gradient norms, and the weights after one step of the optimiser."""
     images = hashed("images", 2, 3, 64, 64)
     maps = method.anomaly_map(images)
-    numbers = digest(*method(images), maps, method.image_score(maps), method.reconstruct(images))
+    numbers = digest(*method(images), maps, *method.image_scores(maps).values(), reconstructions(method, images))
     batch = Batch(images, hashed("corrupted", 2, 3, 64, 64), (hashed("mask", 2, 1, 64, 64) > 0.9).float())
     return numbers + train_step(method, batch, gradients_of, layers)
 
@@ -473,7 +473,7 @@ def train_step(
     method, batch, gradients_of: tuple[str, ...], layers: tuple[str, ...], stage: str | None = None
 ) -> list[float]:
     """Every loss term, gradient norms, and the weights after one step of the optimiser."""
-    stage = stage or method.stages[0]
+    stage = stage or method.stages[0].name
     terms = method.train().loss(batch, stage)
     optimizer, _ = method.optimizer(stage)
     terms["total"].backward()
