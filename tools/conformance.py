@@ -1,16 +1,17 @@
-"""The porter's kit: arrays that a port to another language or framework must reproduce.
+"""Writes and checks the porter's kit: arrays that a port to another language or framework must reproduce.
 
-python tools/conformance.py export DIR                  writes manifest.json, README.md and cases/*.npz
-python tools/conformance.py verify DIR                  this code against a kit
-python tools/conformance.py verify DIR --outputs OTHER  somebody's OTHER/cases/*.npz against a kit
+python tools/conformance.py export DIR                  writes manifest.json, README.md, verify.py and cases/*.npz
+python tools/conformance.py verify DIR                  compares this code with a kit
+python tools/conformance.py verify DIR --outputs OTHER  compares a port's OTHER/cases/*.npz with a kit
 
-Inputs and weights are not in it: an integer hash of (array name, index) gives them in any language, without torch, a
-random number generator or a file. What the kit holds are the outputs of every layer, loss, metric, image operation and
-synthesis step, and of every method at its preset `tiny` from end to end, with what its parts gave on the way. The cases
-stand in conformance_cases.py; the README of a kit says the rest.
+A kit holds the outputs of every layer, loss, metric, image operation and synthesis step, and of every method at its
+preset `tiny` from end to end with the outputs of its parts. It holds neither inputs nor weights: an integer hash of
+(array name, index) gives them in any language, without torch, random numbers or files. conformance_cases.py lists the
+cases; the README of a kit explains them.
 """
 
 import argparse
+import ast
 import functools
 import inspect
 import json
@@ -36,10 +37,10 @@ WHOLE = {"trace": 512, "out": 2**17}  # elements up to which an array is kept wh
 README = """# Conformance kit of adref {version}
 
 {count} cases, made with torch {torch}. `manifest.json` lists them in an order in which a port can be written: losses
-and metrics, image operations and synthesis, layers, whole methods. A case has a function or class of adref, its
-documentation (that of its file stands in `files`), the equations of the papers that it stands for, inputs, options
-with the defaults of those that are not given, weights, and the arrays that must come out, in the order in which they
-arise. What the documentation leaves open the sources of adref say.
+and metrics, image operations and synthesis, layers, whole methods. A case names a function or class of adref and has
+its documentation (`files` has that of its file), the equations of the papers that it computes, inputs, options with
+the defaults of those that are not given, weights, and the arrays to reproduce in the order of their computation. Where
+the documentation leaves a question open, the source of adref answers it.
 
 ## Inputs and weights
 
@@ -52,53 +53,53 @@ array:
     x = x xor (x >> 16)
     h(name, i) = (x >> 8) / 2^24                                  in [0, 1), exact in float32
 
-For control: h("images", 0) = {control}.
+To check your code: h("images", 0) = {control}.
 
-An array, wherever it stands among inputs or options, is `{{"hash": name, "shape": [...], "dtype": ...}}` with `scale`
-and `shift` (scale h + shift), `above` (1 where h is above it, else 0), `levels` n (floor(n h) / n), or none of them
-for `uint8` (floor(256 h)); or it has `values` in place of `hash`. With `repeat` [a, b, ...] the array of the hash has
-sides smaller by these factors, and each of its elements stands a times along the first axis, b times along the
-second. It is computed in float64 and rounded to its type once. Inputs are the arguments of the function, or of the
+An array among the inputs or options is `{{"hash": name, "shape": [...], "dtype": ...}}` with one of these rules:
+`scale` and `shift` (scale h + shift), `above` (1 where h is above it, else 0), `levels` n (floor(n h) / n), or no rule
+for `uint8` (floor(256 h)). Or it has `values` in place of `hash`. With `repeat` [a, b, ...] the sides of the hashed
+array are smaller by these factors, and each element is repeated a times along the first axis, b times along the
+second. Compute it in float64 and round it to its type once. Inputs are the arguments of the function, or of the
 module's forward, in their order. A list of arrays, an object with fields (`{{"angles": ...}}`) and a plain number are
-one argument each. Options are the other arguments of the function, or of the class; those of a method are listed all.
+one argument each. Options are the other arguments of the function or class; a method's are listed completely.
 
-A weight is an entry of `weights` (its key in adref, which is the public checkpoint's where there is one, and its
-shape). With h of its key, and n the number of elements divided by the first side, in float64, rounded to float32:
+`weights` maps each key, which is the public checkpoint's where there is one, to its shape. With h of the key, and n
+the number of elements divided by the first side, in float64, rounded to float32:
 
     two or more axes                            (h - 0.5) * sqrt(12 / n)
     one or none, key ends in weight             0.5 + h
     one or none, key ends in running_var        0.5 + h
     one or none, any other key                  (h - 0.5) * 0.2
 
-Tables of integers that belong to a module lie in the case's file as `state/KEY`; most can be computed. Linear weights
+Tables of integers that belong to a module are in the case's file as `state/KEY`; most can be computed. Linear weights
 are (out, in), convolutions (out, in, height, width), transposed ones (in, out, height, width), as in PyTorch. Batch
 norms use their running statistics, except in training steps.
 
-## What must come out
+## Arrays to reproduce
 
-`cases/NAME.npz` holds it, under the names of `arrays`. `kept` says how: `whole`; `digest` for the large ones: mean,
-root mean square, mean of the products with h("probe", i) - 0.5, then the {samples} elements at flat indices floor((k
-+ h("samples", k)) n / {samples}); `picked`: the elements at flat indices `INDEX/NAME`, those with the largest
-gradients (where the gradient is next to zero, Adam's first step is the sign of rounding). `allowed` is the largest
-difference of an element, and of a mean a tenth of it: the case's tolerance times the largest absolute value of the
-array; for the norm of a gradient, times the largest norm of the stage. Types are not compared, but a float64 case
-wants float64. Names begin with
+`cases/NAME.npz` holds the arrays that the manifest lists under `arrays`. `kept` says in which form: `whole`; `digest`
+for large ones: mean, root mean square, mean of the products with h("probe", i) - 0.5, then the {samples} elements at
+flat indices floor((k + h("samples", k)) n / {samples}); `picked`: the elements at flat indices `INDEX/NAME`, those
+with the largest gradients (where the gradient is next to zero, Adam's first step is the sign of rounding errors).
+`allowed` is the largest difference of an element, and ten times that of a mean: the case's tolerance times the largest
+absolute value of the array; for the norm of a gradient, times the largest norm of the stage. Types are not compared,
+but a float64 case needs float64. Names begin with
 
-    trace/PART            what a part of the module gave (PART as in `weights`; #2 is its second call), in its layout
-                          there: inside of a Swin block (windows, tokens, channels), windows row by row
-    trace/PART<           what went into it, where no other part gave that
+    trace/PART            the output of a part of the module (PART as in `weights`; #2 is its second call) in its
+                          layout there: inside a Swin block (windows, tokens, channels), windows row by row
+    trace/PART<           the input of the part, where no other part computed it
     out, out:FIELD        the result, or one of several, by number where they have no names
     loss/STAGE:TERM       of a training step on the same inputs, from the same weights: the terms of the loss,
     gradient/STAGE/KEY    the norm of each gradient,
-    step/STAGE/KEY        the weights after one step of the optimiser
+    step/STAGE/KEY        the weights after one step of the optimizer
 
-A port writes OTHER/cases/NAME.npz with the same names, always whole arrays. It may leave out cases, and everything
-but `out`.
+A port writes OTHER/cases/NAME.npz with the same names and whole arrays. It may leave out cases, and every array but
+`out`.
 
     python verify.py OTHER
 
-needs numpy alone. It prints for each case the first array that departs, where and by how much; its exit code is 1
-where there is one.
+needs numpy alone. It prints for each case the first array that differs by more than `allowed`, its place and by how
+much; the exit code is 1 if there is one.
 """
 
 
@@ -106,32 +107,32 @@ where there is one.
 
 
 def compact(text: str) -> str:
-    """Indented JSON with innermost lists and objects on one line each."""
+    """Joins the lines of innermost lists and objects of indented JSON."""
     for innermost in (r"\[[^][{}\"]*\]", r"\{[^{}]*\}"):
         text = re.sub(innermost, lambda match: re.sub(r"\n\s*", " ", match.group()), text)
     return text
 
 
 @functools.cache
-def cited() -> list[tuple[str, audit.Entry]]:
-    """(method, entry) for every line of every header."""
-    texts = ((method, audit.source_files()[method].read_text().split('"""')[1]) for method in METHODS)
-    return [(method, entry) for method, header in texts for entry in audit.entries(header)]
-
-
-def equations(where: str) -> list[str]:
-    """The lines of headers that name a function, or a function of a class: "srdad (7) F_ASPP = ..."."""
-    module, _, name = where.removeprefix("adref.").rpartition(".")
+def cited() -> list[tuple[str, str]]:
+    """Lists (dotted name of a function, line) for every function that a line of a header names."""
     found = []
-    for method, entry in cited():
-        own = name if module == f"methods.{method}" else f"{module.rpartition('.')[2]}.{name}"
-        if any(place == own or place.startswith(f"{own}.") for place in entry.places):
-            found.append(f"{method} ({entry.label}) {entry.formula}")
+    for method in METHODS:
+        path = audit.PACKAGE / "methods" / method / "method.py"
+        for entry in audit.entries(ast.get_docstring(ast.parse(path.read_text()))):
+            for file, name in filter(None, (audit.resolve(place, method) for place in entry.places)):
+                module = ".".join(file.relative_to(audit.PACKAGE.parent).with_suffix("").parts)
+                found.append((f"{module}.{name}", f"{method} ({entry.label}) {entry.formula}"))
     return found
 
 
+def equations(where: str) -> list[str]:
+    """Lists the lines of headers that name a function, or a function of a class: "srdad (7) F_ASPP = ..."."""
+    return list(dict.fromkeys(line for name, line in cited() if name == where or name.startswith(f"{where}.")))
+
+
 def describe(case: Case, arrays: Arrays, state: dict) -> tuple[dict, Arrays]:
-    """One case's entry of the manifest, and what its file holds."""
+    """Makes the entry of a case in the manifest, and the arrays of its file."""
     kept_arrays = {f"state/{key}": value for key, value in state.items() if isinstance(value, np.ndarray)}
     norms: dict[str, float] = {}  # stage -> the largest norm of a gradient
     for name, array in arrays.items():
@@ -165,7 +166,7 @@ def describe(case: Case, arrays: Arrays, state: dict) -> tuple[dict, Arrays]:
 
 
 def write_kit(folder: Path) -> None:
-    """All cases, the manifest, the README and the program that verifies, into an empty folder."""
+    """Writes cases, manifest, README and the program that verifies into an empty folder."""
     (folder / "cases").mkdir(parents=True)
     rows, files = [], {}
     for case in all_cases():
@@ -182,13 +183,13 @@ def write_kit(folder: Path) -> None:
 
 
 def export(folder: Path) -> int:
-    """Writes a kit; nothing is left where it fails.
+    """Writes a kit, whole or not at all.
 
     Raises:
-        KitError: the folder is there already.
+        KitError: the folder exists.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise KitError(f"{folder} exists already; a kit wants a new folder")
+        raise KitError(f"{folder} exists already; give a new folder")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -202,13 +203,13 @@ def export(folder: Path) -> int:
 
 
 def verify_own(kit: Path, only: str) -> int:
-    """Compares this code with a kit; a case that it does not have departs."""
+    """Compares this code with a kit; a case that this code lacks departs."""
     own = {case.name: case for case in all_cases()}
     return verify(kit, lambda case: own[case["name"]].run()[0] if case["name"] in own else {}, only)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 1 where something departs, 2 for a mistake of the person at the keyboard."""
+    """Returns the exit code: 1 where a case departs, 2 for a user's mistake."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("export").add_argument("folder", type=Path, metavar="DIR")

@@ -1,4 +1,4 @@
-"""The cases of the porter's kit: what is called, on which arrays, with which options; see conformance.py."""
+"""Cases of the porter's kit: functions and classes, their inputs and options; see conformance.py."""
 
 import dataclasses
 import inspect
@@ -73,7 +73,7 @@ TOLERANCES = {"exact": 0.0, "float64": 1e-9, "float32": 1e-5, "variance": 5e-5, 
 
 
 class Array(NamedTuple):
-    """An input: what the hash gives for a name, changed as the kit's README says, or the values themselves."""
+    """An input: the hash of a name, changed as the kit's README says, or the values themselves."""
 
     name: str
     shape: tuple[int, ...]
@@ -87,7 +87,7 @@ class Array(NamedTuple):
     repeat: tuple[int, ...] | None = None  # each element of a smaller array so many times along each axis
 
     def value(self) -> Tensor | np.ndarray:
-        """The array."""
+        """Computes the array."""
         repeat = self.repeat or (1,) * len(self.shape)
         raw = hashed(self.name, *(side // times for side, times in zip(self.shape, repeat))).double().numpy()
         for axis, times in enumerate(repeat):
@@ -104,7 +104,7 @@ class Array(NamedTuple):
         return array if self.numpy else torch.from_numpy(array)
 
     def described(self) -> dict:
-        """For the manifest."""
+        """Describes the array for the manifest."""
         if self.values is not None:
             return {"values": self.values, "shape": self.shape, "dtype": self.dtype}
         rule = {"above": self.above} if self.above is not None else {"levels": self.levels}
@@ -115,22 +115,22 @@ class Array(NamedTuple):
 
 
 def h(name: str, *shape: int, **changes) -> Array:
-    """An input for torch."""
+    """Describes an input for torch."""
     return Array(name, shape, **changes)
 
 
 def hn(name: str, *shape: int, **changes) -> Array:
-    """An input for numpy."""
+    """Describes an input for numpy."""
     return Array(name, shape, numpy=True, **changes)
 
 
 def given(dtype: str, *values, numpy: bool = False) -> Array:
-    """An input that stands in the manifest."""
+    """Describes an input by its values."""
     return Array("", np.array(values).shape, dtype=dtype, values=values, numpy=numpy)
 
 
 def resolve(value):
-    """Arrays in place of their descriptions, inside of tuples, too."""
+    """Replaces descriptions by arrays, inside tuples too."""
     if isinstance(value, Array):
         return value.value()
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -139,7 +139,7 @@ def resolve(value):
 
 
 def described(value) -> Any:
-    """Plain values for the manifest."""
+    """Replaces arrays and options by plain values for the manifest."""
     if isinstance(value, Array):
         return value.described()
     if dataclasses.is_dataclass(value):
@@ -155,7 +155,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def named(prefix: str, value) -> Iterator[tuple[str, np.ndarray]]:
-    """Whatever a function returns, as arrays: "prefix", or "prefix:FIELD" for each of several; None gives nothing."""
+    """Names the results of a function: "prefix", or "prefix:FIELD" for each of several; None gives nothing."""
     if isinstance(value, list) and all(isinstance(item, int | float) for item in value):
         value = np.array(value)
     if isinstance(value, Tensor | np.ndarray | float | int | np.generic):
@@ -167,9 +167,9 @@ def named(prefix: str, value) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def traced(module: nn.Module, call: Callable[[], Any]) -> Arrays:
-    """What every part of a module gives during a call, in that order, and then what the call returns.
+    """Collects the output of every part of a module during a call, in order, then the result of the call.
 
-    What goes into a part without parts ("trace/NAME<") is noted where no other part gave it.
+    The input of a part without parts ("trace/NAME<") is added where no other part computed it.
     """
     arrays: Arrays = {}
     calls: dict[str, int] = {}
@@ -196,14 +196,14 @@ def traced(module: nn.Module, call: Callable[[], Any]) -> Arrays:
 
 
 def state_of(module: nn.Module) -> dict[str, list[int] | np.ndarray]:
-    """Shapes of the weights that the recipe gives, and the other tensors themselves."""
+    """Maps each weight that the recipe gives to its shape, and any other tensor to its values."""
     state = module.state_dict().items()
     kept = ((key, t) for key, t in state if not key.endswith("num_batches_tracked"))
     return {key: list(t.shape) if t.is_floating_point() else t.numpy().copy() for key, t in kept}
 
 
 class Case(NamedTuple):
-    """One thing that a port must reproduce."""
+    """One function, layer or method that a port must reproduce."""
 
     name: str
     target: Any  # a function, or a class of modules or methods
@@ -214,12 +214,12 @@ class Case(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The target's place in adref."""
+        """Returns the dotted name of the target."""
         return f"{self.target.__module__}.{self.target.__qualname__}"
 
     @property
     def documentation(self) -> str:
-        """The target's own words, and those of functions beside it that they name."""
+        """Joins the docstrings of the target and of the functions of its file that it names."""
         module = inspect.getmodule(self.target)
         parts = [self.target, getattr(self.target, "forward", None)]
         texts = [inspect.getdoc(part) for part in parts if part and inspect.getdoc(part)]
@@ -229,27 +229,27 @@ class Case(NamedTuple):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What the options are that the case does not give."""
+        """Returns the defaults of the options that the case does not give."""
         given = {} if self.is_method else inspect.signature(self.target).parameters
         known = {n: p.default for n, p in given.items() if p.default is not p.empty}
         return {n: described(value) for n, value in known.items() if n not in self.options and n not in self.inputs}
 
     @property
     def is_method(self) -> bool:
-        """Whether it is a whole method; its options are then changes of its preset tiny."""
+        """Tells whether the target is a whole method; its options are then changes of its preset tiny."""
         return self.target in METHODS.values()
 
     def method_options(self):
-        """The options of a whole method."""
+        """Builds the options of a whole method."""
         m = self.target
         return option_tools.build(m.Options, m.presets, m.ablations, "tiny", None, self.options)
 
     def built(self):
-        """A whole method with hashed weights."""
+        """Builds a whole method with hashed weights."""
         return fill(self.target(self.method_options()), torch.float32)
 
     def kind(self, name: str, array: np.ndarray) -> str:
-        """The tolerance of one of its arrays, of TOLERANCES."""
+        """Returns the key of TOLERANCES for one of the arrays."""
         if array.dtype.kind in "bui":
             return "exact"
         if array.dtype == np.float32 and self.tolerance == "float64":  # computed in float64, handed over in float32
@@ -257,7 +257,7 @@ class Case(NamedTuple):
         return "gradient" if name.startswith(("gradient/", "step/")) else self.tolerance
 
     def run(self) -> tuple[Arrays, dict]:
-        """Its arrays, in the order in which they arise, and its weights: see `state_of`."""
+        """Computes the arrays in order, and the weights as `state_of` has them."""
         inputs = {name: resolve(value) for name, value in self.inputs.items()}
         if self.is_method:
             return end_to_end(self.built, inputs)
@@ -274,13 +274,13 @@ class Case(NamedTuple):
 
 
 class HashedStream:
-    """In place of a generator: normal numbers are uniform ones of the hash, with their mean and deviation."""
+    """Stands for a generator: hashed uniform numbers with the mean and deviation of normal ones."""
 
     def __init__(self, name: str):
         self.name, self.calls = name, 0
 
     def standard_normal(self, shape: tuple[int, ...], kind) -> np.ndarray:
-        """sqrt(12) (h - 0.5), h of "NAME 1" in the first call, "NAME 2" in the second ..."""
+        """Computes sqrt(12) (h - 0.5), h of "NAME 1" in the first call, "NAME 2" in the second ..."""
         self.calls += 1
         return Array(f"{self.name} {self.calls}", tuple(shape), 12**0.5, -(3**0.5), numpy=True).value().astype(kind)
 
@@ -312,7 +312,7 @@ def beside(method, x: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def batch_of(method, x: dict[str, Tensor]) -> NamedTuple:
-    """The training batch of a method."""
+    """Builds the training batch of a method."""
     if isinstance(method, noise_to_norm.NoiseToNorm):
         return noise_to_norm.Batch(x["images"], noise_to_norm.blend(x["images"], x["noise"], method.options))
     kind = inspect.getmodule(type(method)).Batch
@@ -320,7 +320,7 @@ def batch_of(method, x: dict[str, Tensor]) -> NamedTuple:
 
 
 def end_to_end(build: Callable, x: dict[str, Tensor]) -> tuple[Arrays, dict]:
-    """Inference with hashed weights, and one step of training of each stage, each from those weights again."""
+    """Runs inference with hashed weights, and one training step of each stage from the same weights."""
     method = build()
     state = state_of(method)
     with torch.no_grad(), mock.patch.object(noise_to_norm, "draw_noise", lambda *_: x["noise"]):
@@ -336,8 +336,8 @@ def end_to_end(build: Callable, x: dict[str, Tensor]) -> tuple[Arrays, dict]:
         arrays.update({f"gradient/{stage}/{key}": g.norm().numpy() for key, g in gradients.items()})
         method.after_backward(stage, True)
         optimizer.step()
-        # Adam's first step is the sign of the gradient, and a gradient that should be zero, as of a bias before a batch
-        # norm, is rounding
+        # Adam's first step is the sign of the gradient: of rounding errors where the gradient should be zero, as for a
+        # bias before a batch norm
         least = 1e-4 * max(g.norm() for g in gradients.values())
         for key, weight in method.named_parameters():
             if key in gradients and gradients[key].abs().max() > least:
@@ -348,7 +348,7 @@ def end_to_end(build: Callable, x: dict[str, Tensor]) -> tuple[Arrays, dict]:
 
 
 def methods() -> Iterator[Case]:
-    """Every method at its preset tiny, two images."""
+    """Lists every method at its preset tiny, on two images."""
     changes = {
         # dropout would be random; the sampler's twenty steps are four here
         srdad.SRDAD: {"attention_dropout": 0.0},
@@ -377,7 +377,7 @@ def methods() -> Iterator[Case]:
 
 
 def piece(label: str, target, inputs: dict, tolerance: str = "float32", **options) -> Case:
-    """A case named after its target and a word where there are several: losses.ssim, swin.SwinBlock, srdad.anomalies.alter.
+    """Makes a case named after its target and a label: losses.ssim, swin.SwinBlock.shifted, srdad.anomalies.alter.
 
     A paper's folder is part of the name; "method" is left out.
     """
@@ -387,7 +387,7 @@ def piece(label: str, target, inputs: dict, tolerance: str = "float32", **option
 
 
 def of_losses() -> Iterator[Case]:
-    """Losses and the filters of maps."""
+    """Lists losses and the filters of maps."""
     pair = {"a": h("a", 2, 3, 24, 20), "b": h("b", 2, 3, 24, 20)}
     for window in ("gaussian", "uniform"):
         for padding in ("zero", "valid", "reflect"):
@@ -419,7 +419,7 @@ def of_losses() -> Iterator[Case]:
 
 
 def of_metrics() -> Iterator[Case]:
-    """Metrics; the scores have ties."""
+    """Lists metrics; the scores have ties."""
     own = {"scores": hn("scores", 60, levels=16, dtype="float64"), "labels": hn("labels", 60, above=0.6, dtype="bool")}
     for metric in (metrics.auroc, metrics.average_precision, metrics.best_f1, metrics.roc_curve):
         yield piece("", metric, own, "float64")
@@ -431,7 +431,7 @@ def of_metrics() -> Iterator[Case]:
 
 
 def of_images() -> Iterator[Case]:
-    """Classical image operations, and the one way in which pictures are resized."""
+    """Lists classical image operations and the resizing of images."""
     picture, plane = hn("picture", 24, 20, 3, dtype="uint8"), hn("plane", 24, 20, dtype="uint8")
     mask, other = hn("mask", 24, 20, above=0.6, dtype="bool"), hn("other", 9, 8, dtype="uint8")
     for rule in ("luma", "mean", "opencv"):
@@ -460,7 +460,7 @@ def of_images() -> Iterator[Case]:
 
 
 def of_synthesis() -> Iterator[Case]:
-    """Synthetic anomalies, once their numbers are drawn."""
+    """Lists synthetic anomalies with given random numbers."""
     small, large = h("image", 3, 32, 32), h("image", 3, 64, 48)
     angles = perlin.PerlinNumbers(hn("angles", 5, 9, scale=2 * np.pi, dtype="float64"))
     yield piece("", perlin.perlin, {"numbers": angles}, "float64", shape=(32, 48))
@@ -553,7 +553,7 @@ def of_synthesis() -> Iterator[Case]:
 
 
 def of_layers() -> Iterator[Case]:
-    """Every layer, on rectangles; Swin's are (B, H, W, C), all others (B, C, H, W)."""
+    """Lists every layer, on rectangles; Swin's are (B, H, W, C), all others (B, C, H, W)."""
     images, maps = {"images": h("images", 2, 3, 32, 48)}, {"maps": h("map", 2, 12, 6, 10, shift=-0.5)}
     wide = {"maps": h("map", 2, 16, 8, 12, shift=-0.5)}
     yield piece("", unet.Autoencoder, images, width=4)
@@ -683,6 +683,6 @@ def of_layers() -> Iterator[Case]:
 
 
 def all_cases() -> Iterator[Case]:
-    """In the order in which a port can be written."""
+    """Lists all cases in an order in which a port can be written."""
     for part in (of_losses, of_metrics, of_images, of_synthesis, of_layers, methods):
         yield from part()

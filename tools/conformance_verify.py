@@ -1,10 +1,10 @@
-"""Compares what a port computes with a conformance kit of adref: the arrays in OTHER/cases/*.npz with those in the kit.
+"""Compares the arrays of a port, OTHER/cases/*.npz, with a conformance kit of adref.
 
 python verify.py OTHER [--only PATTERN]
 
-Needs numpy alone; every kit holds a copy. For each case that departs it prints the first array that does, where and by
-how much, in the order in which the arrays arise, and whether the result agrees all the same. Exit code: 0, 1 where
-something departs, 2 for a folder that is no kit or has no case of it.
+Needs numpy alone; every kit holds a copy. For each case that departs it prints the first array that does, in the order
+of computation, with place and difference, and whether the result agrees nevertheless. Exit code: 0; 1 where a case
+departs; 2 for a folder that is no kit or has no case of it.
 """
 
 import argparse
@@ -26,11 +26,11 @@ Arrays = dict[str, np.ndarray]
 
 
 class KitError(ValueError):
-    """What the person at the keyboard can mend: one sentence."""
+    """A mistake that the user can mend: one sentence."""
 
 
 def hashed(name: str, count: int) -> np.ndarray:
-    """h(name, 0) to h(name, count - 1) of the kit's README, float64."""
+    """Computes h(name, 0) to h(name, count - 1) of the kit's README, float64."""
     x = (np.arange(1, count + 1, dtype=np.uint64) * 0x9E3779B9 + zlib.crc32(name.encode())) & 0xFFFFFFFF
     x = ((x ^ (x >> np.uint64(16))) * 0x85EBCA6B) & 0xFFFFFFFF
     x = ((x ^ (x >> np.uint64(13))) * 0xC2B2AE35) & 0xFFFFFFFF
@@ -38,12 +38,12 @@ def hashed(name: str, count: int) -> np.ndarray:
 
 
 def places(count: int) -> np.ndarray:
-    """Flat indices of the elements that are kept of a large array, one at random in each of SAMPLES equal parts."""
+    """Returns the flat indices that are kept of a large array: a hashed one in each of SAMPLES equal parts."""
     return ((np.arange(SAMPLES) + hashed("samples", SAMPLES)) * count / SAMPLES).astype(np.int64)
 
 
 def reduce(array: np.ndarray, kept: str, index: np.ndarray | None) -> np.ndarray:
-    """A whole array as the kit keeps it."""
+    """Reduces a whole array to the form in which the kit keeps it."""
     if kept == "whole":
         return array
     flat = array.ravel()
@@ -55,7 +55,7 @@ def reduce(array: np.ndarray, kept: str, index: np.ndarray | None) -> np.ndarray
 
 
 def compare_array(row: dict, expected: np.ndarray, given: np.ndarray, index: np.ndarray | None) -> tuple[float, str]:
-    """How far an array is from the kit's, as a share of what is allowed, and in words."""
+    """Measures how far an array is from the kit's, as a share of the allowed difference, and says it in words."""
     if list(given.shape) != row["shape"]:
         scalar = " (a scalar)" if not row["shape"] else ""
         return np.inf, f"has the shape {list(given.shape)} in place of {row['shape']}{scalar}"
@@ -88,7 +88,7 @@ def compare_array(row: dict, expected: np.ndarray, given: np.ndarray, index: np.
 
 
 def compare(case: dict, expected: Arrays, given: Arrays) -> tuple[list[str], float]:
-    """Lines on what departs in a case, and the largest share of what is allowed among what agrees."""
+    """Describes the departures of a case; returns also the largest share of the allowed difference among the rest."""
     wrong: list[tuple[str, str]] = []
     compared, nearest = 0, 0.0
     for row in case["arrays"]:
@@ -120,7 +120,7 @@ def compare(case: dict, expected: Arrays, given: Arrays) -> tuple[list[str], flo
 
 
 def read_arrays(path: Path) -> Arrays:
-    """The arrays of a case's file.
+    """Reads the arrays of a case's file.
 
     Raises:
         KitError: a damaged file.
@@ -133,10 +133,10 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def read_manifest(kit: Path) -> dict:
-    """A kit's manifest.
+    """Reads a kit's manifest.
 
     Raises:
-        KitError: there is none, or one of another format.
+        KitError: no manifest, or one of another format.
     """
     try:
         manifest = json.loads((kit / "manifest.json").read_text())
@@ -149,12 +149,12 @@ def read_manifest(kit: Path) -> dict:
 
 
 def verify(kit: Path, given: Callable[[dict], Arrays | None], only: str = "*") -> int:
-    """Compares, prints, and returns the exit code: 1 where something departs.
+    """Compares the cases of a kit and prints departures; returns the exit code, 1 where there are any.
 
     Args:
         kit: its folder.
-        given: the arrays for a case of the manifest; None: it was left out.
-        only: a pattern of names of cases.
+        given: returns the arrays for a case of the manifest; None: it is left out.
+        only: pattern of case names.
 
     Raises:
         KitError: no kit, or a damaged one.
@@ -176,12 +176,12 @@ def verify(kit: Path, given: Callable[[dict], Arrays | None], only: str = "*") -
     left = len(cases) - failed - agreed
     print(f"{agreed} of {len(cases)} cases agree, {failed} depart, {left} were left out")
     if nearest[0]:
-        print(f"nearest to departing among what agrees: {nearest[1]}, by {nearest[0]:.2g} of what is allowed")
+        print(f"largest difference among the others: {nearest[1]}, {nearest[0]:.2g} of the allowed one")
     return int(failed > 0)
 
 
 def verify_outputs(kit: Path, outputs: Path, only: str = "*") -> int:
-    """`verify` of the files that a port has written.
+    """Compares the files of a port with a kit.
 
     Raises:
         KitError: no kit, a damaged one, or no file of `outputs` is a case of it.

@@ -1,9 +1,10 @@
-"""Pinned golden values: our own numbers, kept to notice change.
+"""Pins golden values: numbers of this code, kept to notice change.
 
-python tools/golden.py            compares every case with tests/golden/*.json; exit code 1 on a difference
+python tools/golden.py            compares every case with tests/golden/*.json; exit code 1 where one differs
 python tools/golden.py --write    replaces them and prints the largest change of each
 
-Inputs and weights come from an integer hash (hash_recipe.py).
+Inputs and weights come from an integer hash (hash_recipe.py). The kit of conformance.py holds float32 cases with
+tolerances for other machines; these numbers are float64, and gradients and steps of the optimizer are among them.
 """
 
 import argparse
@@ -37,15 +38,12 @@ from adref.layers.selective_kernel import SelectiveKernelFusion
 from adref.layers.swin import MLP, PatchExpanding, PatchMerging, SwinBlock, WindowAttention
 from adref.layers.unet import Autoencoder, PlainUNet, UNet
 from adref.layers.vit import Attention, Block, PatchEmbedding, VisionTransformer
-from adref.methods.draem import options as draem_method
 from adref.methods.draem.method import DRAEM, Batch
 from adref.methods.noise_to_norm import method as noise_method
-from adref.methods.noise_to_norm import options as noise_method_options
 from adref.methods.noise_to_norm.loss import ms_ssim, ms_ssim_l1
 from adref.methods.noise_to_norm.method import NoiseToNorm
 from adref.methods.noise_to_norm.network import MNet, ResidualAttention, SelectiveDense
 from adref.methods.realnet import method as realnet_method
-from adref.methods.realnet import options as realnet_method_options
 from adref.methods.realnet.cut_paste import CutPasteNumbers, cut_paste
 from adref.methods.realnet.foreground import RULES, foreground, triangle
 from adref.methods.realnet.method import RealNet
@@ -53,21 +51,17 @@ from adref.methods.realnet.networks import Discriminator, FeatureResidual, Featu
 from adref.methods.realnet.nsa import NSAPatch, nsa
 from adref.methods.realnet.selection import ResidualSelection, afs_losses
 from adref.methods.sdas import method as sdas_method
-from adref.methods.sdas import options as sdas_method_options
 from adref.methods.sdas.method import SDAS
 from adref.methods.sernet import method as sernet_method
-from adref.methods.sernet import options as sernet_method_options
 from adref.methods.sernet.anomalies import SourceNumbers, blend_source, recombine, shift_colour, transform
 from adref.methods.sernet.map import cielab, msgms
 from adref.methods.sernet.method import SeRNet
 from adref.methods.sernet.similar import perceptual_hash
-from adref.methods.srdad import options as srdad_method
 from adref.methods.srdad.anomalies import Alteration, alter, object_mask
 from adref.methods.srdad.discriminator import ResSE, ResSEUNet
 from adref.methods.srdad.method import SRDAD
 from adref.methods.srdad.reconstructor import GatedSkip, Stage, SwinUNet
 from adref.methods.vit_autoencoder import method as vit_method
-from adref.methods.vit_autoencoder import options as vit_method_options
 from adref.methods.vit_autoencoder.decoder import Decoder
 from adref.methods.vit_autoencoder.method import ViTAutoencoder
 from adref.ops.filters import gaussian_smooth, mean_filter
@@ -85,24 +79,24 @@ SINGLE = {"sdas": 2e-4}  # cases that compute in float32, whatever they are give
 
 
 def hashed(name: str, *shape: int) -> torch.Tensor:
-    """Hashed numbers in the type that is the default."""
+    """Computes hashed numbers in the default type."""
     return hash_recipe.hashed(name, *shape).to(torch.get_default_dtype())
 
 
 def fill(module: torch.nn.Module) -> torch.nn.Module:
-    """Hashed weights, alike."""
+    """Fills a module with hashed weights in the default type."""
     return hash_recipe.fill(module, torch.get_default_dtype())
 
 
 def numbers_of(name: str) -> list[float]:
-    """The numbers of a case, computed in float64.
+    """Computes the numbers of a case in float64.
 
-    Gradients through batch norm in float32 differ by several per cent between two kinds of processor.
+    In float32, gradients through batch norm differ by several per cent between two kinds of processor.
     """
     single = torch.Tensor.float
     if name not in SINGLE:
         torch.set_default_dtype(torch.float64)
-        torch.Tensor.float = torch.Tensor.double  # where losses leave half precision
+        torch.Tensor.float = torch.Tensor.double  # losses convert half precision with it
     try:
         return CASES[name]()
     finally:
@@ -111,7 +105,7 @@ def numbers_of(name: str) -> list[float]:
 
 
 def digest(*tensors: torch.Tensor) -> list[float]:
-    """Mean, standard deviation and nine elements spread over each tensor: enough to notice any change."""
+    """Returns mean, standard deviation and nine elements of each tensor: enough to notice any change."""
     numbers = []
     for tensor in tensors:
         flat = torch.as_tensor(tensor).detach().double().flatten()
@@ -160,7 +154,7 @@ def synthesis() -> list[float]:
 
 
 def swin() -> list[float]:
-    """Each piece of `layers/swin.py`, on rectangles and with shifted windows."""
+    """Runs each piece of layers/swin.py, on rectangles and with shifted windows."""
     maps, windows = hashed("map", 2, 8, 16, 12), hashed("windows", 2, 3, 16, 12)
     layers = (PatchMerging(12), PatchExpanding(12, 2, 6), MLP(12, 20),
               *(SwinBlock(12, 3, (8, 16), 4, shifted) for shifted in (False, True)))  # fmt: skip
@@ -168,7 +162,7 @@ def swin() -> list[float]:
 
 
 def swin_unet() -> list[float]:
-    """SRDAD's form, Swin-Unet's, and the pieces of both."""
+    """Runs SRDAD's form, Swin-Unet's, and the pieces of both."""
     images, maps = hashed("images", 1, 3, 64, 128), hashed("map", 2, 8, 8, 12)
     own = {"size": (64, 128), "width": 12, "window": 4}
     plain = {"bottleneck_depth": 2, "aspp_width": None, "residual": "none", "skips": "concat", "skip_tap": "pre"}
@@ -198,7 +192,7 @@ def res_se_unet() -> list[float]:
 
 
 def poisson() -> list[float]:
-    """Both kinds of boundary, both kinds of gradient, on a rectangle and on another region."""
+    """Blends with both kinds of boundary and of gradient, in a rectangle and in another region."""
     source, target = (hashed(name, 3, 20, 24).double().numpy() for name in ("source", "target"))
     y, x = np.mgrid[:20, :24]
     regions = ((y > 2) & (y < 17) & (x > 3), (abs(y - 9) + abs(x - 12) < 9) | (x < 6))
@@ -219,7 +213,7 @@ def image() -> list[float]:
 
 
 def vit() -> list[float]:
-    """Each piece of `layers/vit.py`, and encoders on a rectangle."""
+    """Runs each piece of layers/vit.py, and encoders on a rectangle."""
     tokens, images = hashed("tokens", 2, 7, 12), hashed("images", 2, 3, 32, 48)
     encoders = [VisionTransformer((32, 48), 8, 12, 2, 3, token) for token in ("drop", "add", "none")]
     pieces = (fill(Attention(12, 3))(tokens), fill(Block(12, 3))(tokens), fill(PatchEmbedding(8, 12))(images))
@@ -227,7 +221,7 @@ def vit() -> list[float]:
 
 
 def memory() -> list[float]:
-    """Both ways to address, both rules for queries that nothing answers."""
+    """Reads a memory by both ways to address, and by both rules for queries without any item."""
     maps = hashed("map", 2, 12, 3, 5) - 0.5
     settings = ((), ("dot", 1.0, 0.0025), ("cosine", 0.1), ("cosine", 1.0, 0.9), ("cosine", 1.0, 0.9, "soft"))
     recalls = [fill(Memory(12, 30, *s))(maps) for s in settings]
@@ -251,7 +245,7 @@ def residual_attention() -> list[float]:
 
 
 def multi_scale() -> list[float]:
-    """MS-SSIM in both forms, its L1 part, and the Gaussian filter of maps."""
+    """Computes MS-SSIM in both forms, its L1 part, and the Gaussian filter of maps."""
     a, b = hashed("a", 2, 3, 40, 48), hashed("b", 2, 3, 40, 48)
     pairs = [ms_ssim_l1(a, 0.7 * a + 0.3 * b, padding=padding, channels=channels)
              for padding in ("reflect", "zero") for channels in ("mean", "product", "port_groups")]  # fmt: skip
@@ -261,16 +255,16 @@ def multi_scale() -> list[float]:
 
 
 def draem() -> list[float]:
-    """DRAEM at a small size; see `one_step`."""
-    options = draem_method.Options(
+    """Runs DRAEM at a small size; see `one_step`."""
+    options = DRAEM.Options(
         size=(64, 64), reconstruction_width=4, discriminator_width=4, learning_rate=1e-3, score_window=5
     )
     return one_step(fill(DRAEM(options)), ("0.weight",), ("reconstructor.out", "discriminator.out"))
 
 
 def srdad() -> list[float]:
-    """SRDAD at a small size, its altered patch and its mask of the object; see `one_step`."""
-    options = srdad_method.Options(
+    """Runs SRDAD at a small size, its altered patch and its mask of the object; see `one_step`."""
+    options = SRDAD.Options(
         size=(64, 64), width=12, window=4, aspp_width=24, discriminator_width=4, learning_rate=1e-3, score_window=5,
         attention_dropout=0.0,
     )  # fmt: skip
@@ -284,11 +278,9 @@ def srdad() -> list[float]:
 
 
 def vit_autoencoder() -> list[float]:
-    """The ViT autoencoder at a small size, both decoders; see `one_step`."""
+    """Runs the ViT autoencoder at a small size, both decoders; see `train_step`."""
     own = {"size": (32, 64), "width": 24, "depth": 1, "heads": 2, "memory_items": 20, "decoder_width": 32}
-    method = fill(
-        ViTAutoencoder(vit_method_options.Options(**own, patch=8, learning_rate=1e-3, score="l2+ssim+entropy"))
-    )
+    method = fill(ViTAutoencoder(ViTAutoencoder.Options(**own, patch=8, learning_rate=1e-3, score="l2+ssim+entropy")))
     images = hashed("images", 2, 3, 32, 64)
     rebuilt, recall = method(images)
     numbers = [*digest(rebuilt, recall.output, recall.weights, *method.score(images), method.anomaly_map(images)),
@@ -297,8 +289,8 @@ def vit_autoencoder() -> list[float]:
 
 
 def noise_to_norm() -> list[float]:
-    """Noise-to-norm at a small size, M-nets with every block; see `one_step`."""
-    options = noise_method_options.Options(size=(32, 64), width=8, sigmas=(0.5, 1.0, 2.0), learning_rate=1e-3)
+    """Runs noise-to-norm at a small size, M-nets with every block; see `train_step`."""
+    options = NoiseToNorm.Options(size=(32, 64), width=8, sigmas=(0.5, 1.0, 2.0), learning_rate=1e-3)
     method, images = fill(NoiseToNorm(options)), hashed("images", 2, 3, 32, 64)
     noisy = noise_method.blend(images, hashed("noise", 2, 3, 32, 64), options)
     networks = [fill(MNet(8, 3, kind))(images) for kind in ("full", "min", "conv1x1", "skrdb")]
@@ -308,14 +300,14 @@ def noise_to_norm() -> list[float]:
 
 
 def plain_unet() -> list[float]:
-    """SeRNet's U-Net with every kind of skip."""
+    """Runs SeRNet's U-Net with every kind of skip."""
     images = hashed("images", 2, 3, 32, 48)
     networks = [PlainUNet(2, (4, 6, 8), skip, n, skip == "add") for skip, n in (("concat", 2), ("add", 1), ("none", 1))]
     return digest(*(fill(network)(images) for network in networks))
 
 
 def similarity() -> list[float]:
-    """Perceptual hash, CIELAB, MSGMS and the mean filter."""
+    """Computes perceptual hash, CIELAB, MSGMS and the mean filter."""
     x, y = hashed("x", 2, 3, 32, 48), hashed("y", 2, 3, 32, 48)
     own = [torch.from_numpy(perceptual_hash((255 * p.permute(1, 2, 0)).byte().numpy())) for p in (*x, *y)]
     maps = [msgms(x, y, 3, padding=padding) for padding in ("zero", "replicate", "none")] + [msgms(x, y, 2, grey=True)]
@@ -323,7 +315,7 @@ def similarity() -> list[float]:
 
 
 def pseudo_anomaly() -> list[float]:
-    """What the draws of PPA and DPA are applied by."""
+    """Applies given draws of PPA and DPA."""
     numbers = SourceNumbers((2, 0, 3, 1), (1.2, 0.8, 1.1), 30.0, 0.9, (0.05, -0.08))
     source = transform(recombine([(255 * hashed(f"{i}", 3, 32, 48)).byte() for i in range(4)], numbers.order), numbers)
     image, mask = hashed("image", 3, 32, 48), (hashed("mask", 1, 32, 48) > 0.5).float()
@@ -332,9 +324,9 @@ def pseudo_anomaly() -> list[float]:
 
 
 def sernet() -> list[float]:
-    """SeRNet at a small size, the bank found and pasted, a step of each stage; see `one_step`."""
+    """Runs SeRNet at a small size, a search in the bank, the repair, and a step of each stage; see `train_step`."""
     own = {"size": (32, 64), "width": 4, "msgms_scales": 3, "smooth_side": 5, "learning_rate": 1e-3, "threshold": 0.505}
-    method, images = fill(SeRNet(sernet_method_options.Options(**own))), hashed("images", 2, 3, 32, 64)
+    method, images = fill(SeRNet(SeRNet.Options(**own))), hashed("images", 2, 3, 32, 64)
     method.bank.fill([(255 * picture).byte() for picture in hashed("bank", 3, 3, 32, 64)])
     similar, _ = method.find_similar(images)
     numbers = digest(similar, *method(images, similar), *method.score(images), reconstructions(method, images))
@@ -346,7 +338,7 @@ def sernet() -> list[float]:
 
 
 def diffusion_unet() -> list[float]:
-    """Each piece of `layers/diffusion_unet.py`, with and without labels."""
+    """Runs each piece of layers/diffusion_unet.py, with and without labels."""
     x, steps, labels = hashed("x", 2, 3, 16, 24), torch.tensor([950, 3]), torch.tensor([0, 2])
     maps, embedding = hashed("maps", 2, 32, 8, 12), hashed("embedding", 2, 128)
     blocks = [ResidualBlock(32, 32 * (1 + i), 128, kind) for i, kind in enumerate(("none", "down", "up"))]
@@ -364,7 +356,7 @@ def diffusion_unet() -> list[float]:
 
 
 def feature_unet() -> list[float]:
-    """Both of RealNet's networks that rebuild features, and their pieces."""
+    """Runs both of RealNet's networks that rebuild features, and their pieces."""
     maps = hashed("maps", 2, 16, 8, 12)
     blocks = [
         FeatureResidual(16, width, kind, 4) for width, kind in ((16, "none"), (24, "none"), (16, "up"), (16, "down"))
@@ -374,7 +366,7 @@ def feature_unet() -> list[float]:
 
 
 def backbones() -> list[float]:
-    """Every frozen extractor; batch norms have statistics, too."""
+    """Runs every frozen extractor; batch norms have hashed statistics."""
     outputs = []
     for network in (ResNet("resnet18"), ResNet("resnet50"), EfficientNetB4(), MobileNetV2()):
         for name, buffer in fill(network).named_buffers():
@@ -388,13 +380,13 @@ def backbones() -> list[float]:
 
 
 def feature_selection() -> list[float]:
-    """AFS: both ranges, both alignments."""
+    """Computes AFS losses by both ranges and both alignments."""
     difference, mask = hashed("difference", 2, 5, 8, 12), (hashed("mask", 2, 1, 32, 48) > 0.7).float()
     return digest(*(afs_losses(difference, mask, o, a) for o in ("batch", "image") for a in ("mask", "feature")))
 
 
 def residual_selection() -> list[float]:
-    """RRS in training and evaluation, and the discriminator."""
+    """Runs RRS in training and evaluation, and the discriminator."""
     maps, outputs = hashed("maps", 2, 12, 8, 12), []
     for form in ({}, {"normalised": True, "ranked": False}):
         rrs = ResidualSelection(12, 3, 4, **form)
@@ -405,9 +397,9 @@ def residual_selection() -> list[float]:
 
 
 def sdas() -> list[float]:
-    """SDAS at a small size: tables, a step of training, the average, pictures of both samplers."""
+    """Runs SDAS at a small size: tables, a training step, the averaged weights, pictures of both samplers."""
     own = {"size": (16, 24), "width": 32, "multipliers": (1, 2), "blocks": 1, "attention_factors": (2,)}
-    options = sdas_method_options.Options(**own, head_width=32, categories=("a", "b"), batch_size=2, accumulation=1)
+    options = SDAS.Options(**own, head_width=32, categories=("a", "b"), batch_size=2, accumulation=1)
     method = fill(SDAS(options))
     batch = sdas_method.Batch(2 * hashed("image", 2, 3, 16, 24) - 1, 2 * hashed("noise", 2, 3, 16, 24) - 1,
                               torch.tensor([0, 700]), torch.tensor([0, 1]))  # fmt: skip
@@ -415,7 +407,7 @@ def sdas() -> list[float]:
     numbers += train_step(method, batch, ("out.2.weight",), ("network.out.2",))
 
     class Hashed:
-        """In place of a generator: the same numbers in any language."""
+        """Stands for a generator: the same numbers in any language."""
 
         def __init__(self, name: str):
             self.name, self.calls = name, 0
@@ -431,7 +423,7 @@ def sdas() -> list[float]:
 
 
 def cut_and_paste() -> list[float]:
-    """CutPaste, NSA and the foreground: what their draws are applied by."""
+    """Applies given draws of CutPaste and NSA, and finds the foreground."""
     image, other = hashed("image", 3, 64, 48), hashed("other", 3, 64, 48)
     numbers = CutPasteNumbers((5, 7), (20, 12), 30.0, (30, 20), (1.1, 0.9, 1.05), 0.08)
     patches = [NSAPatch((3, 4), (12, 16), (15, 20), (10, 12)), NSAPatch((30, 20), (10, 9), (8, 7), (40, 30))]
@@ -442,11 +434,11 @@ def cut_and_paste() -> list[float]:
 
 
 def realnet() -> list[float]:
-    """RealNet at its smallest size, both networks; see `one_step`."""
+    """Runs RealNet at its smallest size, both networks; see `train_step`."""
     own = {"size": (128, 128), "backbone": "mobilenet_v2", "widths": (16, 16, 32, 16), "groups": 4, "head_width": 8}
     numbers = []
     for network in ("simple", "unet"):
-        options = realnet_method_options.Options(**own, network=network, depth=1, learning_rate=1e-3, score_window=8)
+        options = RealNet.Options(**own, network=network, depth=1, learning_rate=1e-3, score_window=8)
         method = fill(RealNet(options)).eval()
         method.selected_0.copy_(torch.arange(4, 20))
         images, corrupted = (hashed(name, 2, 3, 128, 128) for name in ("images", "corrupted"))
@@ -461,7 +453,7 @@ def realnet() -> list[float]:
 
 
 def one_step(method, gradients_of: tuple[str, ...], layers: tuple[str, ...]) -> list[float]:
-    """Forward, every loss term, map, score, gradient norms, and the weights after one step of the optimiser."""
+    """Digests outputs, map, score and reconstruction, then `train_step`."""
     images = hashed("images", 2, 3, 64, 64)
     maps = method.anomaly_map(images)
     numbers = digest(*method(images), maps, *method.image_scores(maps).values(), reconstructions(method, images))
@@ -472,7 +464,7 @@ def one_step(method, gradients_of: tuple[str, ...], layers: tuple[str, ...]) -> 
 def train_step(
     method, batch, gradients_of: tuple[str, ...], layers: tuple[str, ...], stage: str | None = None
 ) -> list[float]:
-    """Every loss term, gradient norms, and the weights after one step of the optimiser."""
+    """Returns every loss term, gradient norms, and digests of weights after one step of the optimizer."""
     stage = stage or method.stages[0].name
     terms = method.train().loss(batch, stage)
     optimizer, _ = method.optimizer(stage)
@@ -495,7 +487,7 @@ CASES = {
 
 
 def largest_change(before: list[float], after: list[float]) -> float:
-    """The largest relative difference; infinite where the lengths differ."""
+    """Returns the largest relative difference; infinite for lists of different lengths."""
     if len(before) != len(after):
         return float("inf")
     return max(abs(a - b) / max(abs(a), abs(b), 1e-3) for a, b in zip(before, after))
