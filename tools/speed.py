@@ -1,16 +1,15 @@
-"""Times building blocks beside their peers, and whole methods beside the plain path and the machine's limits.
+"""Times training steps, inference, corruption of examples and parts of an evaluation, method by method.
 
-    python tools/speed.py [NAME ...] [--rounds 15] [--device cuda] [--threads 1] [--preset tiny] [--compile] [--json F]
+python tools/speed.py [METHOD ...] [--preset tiny] [--device cuda] [--compile] [--threads 1] [--rounds 15] [--json FILE]
 
-All in one run, the rows of a group in turns. Each row: median milliseconds, 5th and 95th percentile, ratio to the first
-row of its group (below 1: faster); where operations are counted, GFLOP/s and the share of what the machine reached
-beside it, in the same precision, in a matrix product or a convolution (rows "limit"); the largest difference to the
-result of adref, as a share of the largest value. Brackets mark what is no equal of adref. Peers that are not installed
-are left out (extra `peers`; timm, torchvision, kornia, piq, torchmetrics and torcheval where they can be imported).
-The table ends with adref beside the fastest equal peer of each group.
+Each row: median milliseconds, 5th and 95th percentile, ratio to the first row of its group. The rows of a group take
+turns, so that a slow moment of the machine meets all of them. Steps and inference run in float32 with contiguous and
+with channels-last memory (as the commands do), under bf16 autocast, and through torch.compile where asked for. Images
+are generated and 256 x 256; weights are random.
 """
 
 import argparse
+import json
 import os
 import sys
 
@@ -21,181 +20,235 @@ if __name__ == "__main__":  # numpy and torch read these when they are imported
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
 
 import platform
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from speed_blocks import BLOCKS, DRAWN, Row, Rows, limits, peer
-from speed_methods import method_groups
+from torch import Tensor
+from torch.utils.data import default_collate
 
-from adref.options import UserError
-from adref.run.cli import guarded
-from adref.run.directory import find_device, write_json
+from adref.data.examples import random_stream, resize, to_tensor
+from adref.data.layouts import Category, find_category
+from adref.data.reader import read_image, read_mask
+from adref.data.sample import generated_textures, write_sample_data
+from adref.method import Context, Method, Sources, Stage, Trainable
+from adref.methods import METHODS
+from adref.ops.metrics import pixel_metrics
+from adref.options import Notice, build, names
+from adref.run.scoring import to_size
 
-ENOUGH = 10_000.0  # milliseconds that a row takes in all, after which it is called no more
+FORMS = {  # label -> precision, memory format, whether compiled
+    "fp32, contiguous": ("fp32", torch.contiguous_format, False),
+    "fp32, channels_last": ("fp32", torch.channels_last, False),
+    "bf16, channels_last": ("bf16", torch.channels_last, False),
+    "compiled, fp32, channels_last": ("fp32", torch.channels_last, True),
+}
+LIMIT = 10.0  # seconds after which a row is not repeated
+Rows = dict[str, Callable[[int], object]]  # label -> what is timed, called with the number of the round
 
 
-class Timing(NamedTuple):
-    """What was found of a row."""
+class Bench(NamedTuple):
+    """A method with its images, shared by all of its rows."""
 
-    milliseconds: list[float]  # of each round
-    difference: float | None  # of its result to that of adref, as a share of the largest value; None: not comparable
-    failure: str = ""  # why there is nothing
+    kind: type[Trainable]
+    options: object
+    sources: Sources
+    category: Category
+    device: torch.device
+    compiled: bool
+
+    def forms(self) -> dict[str, tuple]:
+        """Returns the forms to time."""
+        return {label: form for label, form in FORMS.items() if self.compiled or not form[2]}
+
+    def method(self, form: torch.memory_format = torch.channels_last, compiled: bool = False) -> Trainable:
+        """Builds the method with random weights, its buffers filled from the images."""
+        torch.manual_seed(0)
+        method = self.kind(self.options)
+        for stage in method.stages:
+            method.prepare(self.sources._replace(stage=stage.name), stage.name, partial(random_stream, 0))
+        for network in method.children() if compiled else ():
+            network.compile()
+        return method.to(self.device, memory_format=form)
 
 
-def measure(rows: Rows, rounds: int, wait: Callable[[], object] = lambda: None) -> dict[str, Timing]:
-    """Times rows in turns, so that a slow moment of the machine meets all; the first call of each warms up.
+def open_bench(name: str, preset: str, category: Category, device: torch.device, compiled: bool) -> Bench:
+    """Reads the images of a category as a method needs them."""
+    kind = METHODS[name]
+    several = "categories" in names(kind.Options, all_fields=True)
+    options = build(kind.Options, kind.presets, {}, preset, None, {"categories": (category.name,)} if several else {})
+    pictures = [read_image(record.path) for record in category.train]
+    images = [resize(to_tensor(picture), options.size, options.resize) for picture in pictures]
+    hashes = [kind.image_hash(picture, options) for picture in pictures]
+    textures = torch.from_numpy(generated_textures(10, max(options.size), seed=0))
+    statistics = kind.statistics(images, category.name, options)
+    sources = Sources(
+        images=images, hashes=None if hashes[0] is None else hashes, categories=[category.name] * len(images),
+        textures=textures[:, :, : options.size[0], : options.size[1]],
+        statistics={category.name: statistics} if several else statistics,
+    )  # fmt: skip
+    return Bench(kind, options, sources, category, device, compiled)
+
+
+def step_rows(bench: Bench, stage: Stage) -> Rows:
+    """Lists a training step in every form, and the corruption of its batch in one process."""
+    size, images = bench.options.batch_size, bench.sources.images
+
+    def example(number: int) -> NamedTuple:
+        index = number % len(images)
+        sources = bench.sources._replace(stage=stage.name, index=index)
+        return bench.kind.corrupt(
+            images[index].float() / 255, random_stream(0, "speed", number), bench.options, sources
+        )
+
+    batch = default_collate([example(number) for number in range(size)])
+
+    def step(precision: str, form: torch.memory_format, compiled: bool) -> Callable[[int], None]:
+        method = bench.method(form, compiled).train()
+        optimizer, _ = method.optimizer(stage.name)
+        moved = (t.to(bench.device) for t in batch)
+        own = type(batch)(*(t.contiguous(memory_format=form) if t.ndim == 4 else t for t in moved))
+
+        def run(_: int) -> None:
+            optimizer.zero_grad()
+            with torch.autocast(bench.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                total = method.loss(own, stage.name)["total"]
+            total.backward()
+            method.after_backward(stage.name, True)
+            optimizer.step()
+
+        return run
+
+    rows = {label: step(*form) for label, form in bench.forms().items()}
+    return {**rows, f"corrupt {size} images": lambda i: [example(i * size + k) for k in range(size)]}
+
+
+def inference_rows(bench: Bench) -> Rows:
+    """Lists score and map of one image in every form."""
+    image = torch.rand(1, 3, *bench.options.size, generator=torch.Generator().manual_seed(0)).to(bench.device)
+
+    def inference(precision: str, form: torch.memory_format, compiled: bool) -> Callable[[int], Tensor]:
+        method, own = bench.method(form, compiled).eval(), image.contiguous(memory_format=form)
+
+        @torch.inference_mode()
+        def run(_: int) -> Tensor:
+            with torch.autocast(bench.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                return method.score(own, Context([random_stream(0, "test", 0)]))[1].float()
+
+        return run
+
+    return {label: inference(*form) for label, form in bench.forms().items()}
+
+
+def evaluation_rows(bench: Bench) -> Rows:
+    """Lists the parts of an evaluation, all test images each; files and report are not written."""
+    method, o, records = bench.method().eval(), bench.options, bench.category.test
+    pictures = [read_image(record.path) for record in records]
+    shapes = [picture.shape[:2] for picture in pictures]
+    images = [resize(to_tensor(picture), o.size, o.resize)[None].to(bench.device) for picture in pictures]
+
+    @torch.inference_mode()
+    def score(index: int) -> Tensor:
+        return method.score(images[index].float() / 255, Context([random_stream(0, "test", index)]))[1].float().cpu()
+
+    def masks(_: int) -> list[np.ndarray]:
+        return [read_mask(r.mask) if r.mask else np.zeros(shape, bool) for r, shape in zip(records, shapes)]
+
+    small = [score(index) for index in range(len(images))]
+    maps, truth = [to_size(part, shape) for part, shape in zip(small, shapes)], masks(0)
+    return {
+        "scores and maps": lambda _: [score(index) for index in range(len(images))],
+        "reading images": lambda _: [read_image(record.path) for record in records],
+        "resizing images": lambda _: [resize(to_tensor(picture), o.size, o.resize) for picture in pictures],
+        "reading masks": masks,
+        "maps to the images' sizes": lambda _: [to_size(part, shape) for part, shape in zip(small, shapes)],
+        "pixel metrics": lambda _: pixel_metrics(maps, truth),
+    }
+
+
+def measure(rows: Rows, rounds: int, wait: Callable[[], object] = lambda: None) -> dict[str, dict]:
+    """Times rows in turns; the first call of each warms up, and one that raises has its "failure" instead of numbers.
 
     Args:
         rows: the group.
         rounds: timed calls of each, fewer of slow ones.
-        wait: returns when the device has done what it was told.
+        wait: returns when the device has finished.
     """
-    calls = {label: row.run if isinstance(row, Row) else row for label, row in rows.items()}
-    results, failures, times = {}, {}, {}
-    for label, call in calls.items():
+    times, found = {}, {}
+    for label, call in rows.items():
         try:
-            results[label], times[label] = call(0), []
-        except Exception as error:  # of a peer, or of a compiler: the other rows go on
-            failures[label] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:90]}"
-    for i in range(1, rounds + 1):
+            call(0)
+            times[label] = []
+        except Exception as error:  # e.g. of a compiler: the other rows go on
+            found[label] = {"failure": f"{type(error).__name__}: {error}".splitlines()[0][:90]}
+    for number in range(1, rounds + 1):
         for label, taken in times.items():
-            if sum(taken) > ENOUGH:
-                continue
-            wait()
-            began = time.perf_counter()
-            calls[label](i)
-            wait()
-            taken.append(1000 * (time.perf_counter() - began))
-    own = next((results[label] for label in times if label.startswith("adref")), None)
-    found = {label: Timing(taken, difference(results[label], own)) for label, taken in times.items()}
-    return found | {label: Timing([], None, reason) for label, reason in failures.items()}
+            if sum(taken) < LIMIT:
+                wait()
+                began = time.perf_counter()
+                rows[label](number)
+                wait()
+                taken.append(time.perf_counter() - began)
+    for label, taken in times.items():
+        low, median, high = 1000 * np.percentile(taken, (5, 50, 95))
+        found[label] = {"median_ms": median, "p5_ms": low, "p95_ms": high, "rounds": len(taken)}
+        found[label]["ratio"] = median / found[next(iter(times))]["median_ms"]
+    return {label: found[label] for label in rows}
 
 
-def difference(result: object, own: object) -> float | None:
-    """The largest difference of two results as a share of the largest value; None where they are no like numbers."""
-    numbers = (torch.Tensor, np.ndarray, np.generic, int, float)
-    if not isinstance(result, numbers) or not isinstance(own, numbers):
-        return None
-    a, b = (np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x) for x in (result, own))
-    if a.shape != b.shape:
-        return None
-    return float(np.abs(a.astype(np.float64) - b).max() / max(float(np.abs(b).max()), 1e-300))
-
-
-def summarise(rows: Rows, timings: dict[str, Timing]) -> dict[str, dict]:
-    """What the JSON holds of a group: a dictionary a row."""
-    medians = {label: float(np.median(timing.milliseconds)) for label, timing in timings.items() if not timing.failure}
-    rates = {label: rows[label].flop / medians[label] / 1e6 for label in medians if getattr(rows[label], "flop", 0)}
-    best: dict[str, float] = {}  # GFLOP/s by precision
-    for label, rate in rates.items():
-        if label.startswith("limit"):
-            best[rows[label].precision] = max(rate, best.get(rows[label].precision, 0.0))
-    result = {}
-    for label in rows:
-        if reason := timings[label].failure:
-            result[label] = {"failure": reason}
-            continue
-        low, high = np.percentile(timings[label].milliseconds, (5, 95))
-        entry = {"median_ms": medians[label], "p5_ms": float(low), "p95_ms": float(high)}
-        entry["rounds"] = len(timings[label].milliseconds)
-        entry["ratio"] = medians[label] / next(iter(medians.values()))
-        if label in rates:
-            entry["gflops"] = rates[label]
-            if limit := best.get(rows[label].precision):
-                entry["share_of_limit"] = rates[label] / limit
-        if timings[label].difference is not None and not label.startswith("adref"):
-            entry["difference"] = timings[label].difference
-        if isinstance(rows[label], Row) and (note := rows[label].note(medians)):
-            entry["note"] = note
-        result[label] = entry
-    return result
-
-
-def describe(label: str, entry: dict) -> str:
-    """A line of the table."""
-    if "failure" in entry:
-        return f"  {label:40s} failed: {entry['failure']}"
-    text = f"  {label:40s} {entry['median_ms']:10.3f} ms  [{entry['p5_ms']:.3f}, {entry['p95_ms']:.3f}]"
-    text += f"  x {entry['ratio']:.2f}"
-    if "gflops" in entry:
-        text += f"  {entry['gflops']:.1f} GFLOP/s"
-        text += f", {entry['share_of_limit']:.0%} of the limit" if "share_of_limit" in entry else ""
-    text += f"  differs by {entry['difference']:.0e}" if "difference" in entry else ""
-    return text + (f"  {entry['note']}" if "note" in entry else "")
-
-
-def beside_peers(result: dict[str, dict]) -> dict[str, tuple[float, str]]:
-    """The time of adref as a share of that of the fastest equal peer, and which that is, by group; the worst first."""
-    found = {}
-    for name, group in result.items():
-        own = next((e["median_ms"] for label, e in group.items() if label.startswith("adref") and "ratio" in e), None)
-        equal = {label: e["median_ms"] for label, e in group.items()
-                 if "ratio" in e and "(" not in label and not label.startswith(("adref", "limit"))}  # fmt: skip
-        if own and equal and name in BLOCKS:
-            best = min(equal, key=equal.get)
-            found[name] = own / equal[best], best
-    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
+def groups_of(bench: Bench) -> dict[str, Callable[[], Rows]]:
+    """Names the groups of a method."""
+    with torch.device("meta"):
+        stages = bench.kind(bench.options).stages
+    found = {f"training step, {stage.name}": partial(step_rows, bench, stage) for stage in stages}
+    if issubclass(bench.kind, Method):
+        found |= {"inference": partial(inference_rows, bench), "evaluation": partial(evaluation_rows, bench)}
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the table, and writes the JSON; returns the exit code, 1 where a row of adref failed."""
+    """Prints the table and writes the JSON; returns the exit code, 1 where a row failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="parts of the names of the groups to run [all]")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(METHODS)}; all by default")
+    parser.add_argument("--preset", default="tiny", help="methods without it are left out [tiny]")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N [cpu]")
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each row [15]")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N, for all that is no numpy [cpu]")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, numpy and scipy [1]")
-    parser.add_argument("--preset", default="tiny", help="of the methods; those without it are left out [tiny]")
-    parser.add_argument("--compile", action="store_true", help="methods through torch.compile too: minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where the same goes as JSON")
-    arguments = parser.parse_args(argv)
-    return guarded(lambda: run(arguments))
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """What `main` does when nothing goes wrong.
-
-    Raises:
-        UserError: no such device, group or folder, or numbers out of range.
-    """
-    if arguments.rounds < 1 or arguments.threads < 1:
-        raise UserError("--rounds and --threads take 1 or more")
-    if arguments.json and not arguments.json.absolute().parent.is_dir():
-        raise UserError(f"--json {arguments.json}: its folder is not there")
-    device = find_device(arguments.device)
-    torch.set_num_threads(arguments.threads)
-    if cv2 := peer("cv2"):
-        cv2.setNumThreads(arguments.threads)
-    torch.manual_seed(0)
-    groups = {"machine": lambda: limits(device), **BLOCKS, **method_groups(arguments.preset, device, arguments.compile)}
-    chosen = {
-        name: group for name, group in groups.items()
-        if not arguments.names or any(word in name for word in arguments.names)
-    }  # fmt: skip
-    if not chosen:
-        raise UserError(f"no group has a name with {' or '.join(arguments.names)}; there are: {'; '.join(groups)}")
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    facts = {"device": machine or platform.machine(), "torch": torch.__version__, "numpy": np.__version__,
-             "threads": arguments.threads, "preset": arguments.preset, "rounds": arguments.rounds}  # fmt: skip
+    parser.add_argument("--threads", type=int, default=1, help="of torch and numpy [1]")
+    parser.add_argument("--compile", action="store_true", help="through torch.compile too: minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the same as JSON")
+    given = parser.parse_args(argv)
+    if unknown := set(given.methods) - set(METHODS):
+        parser.error(f"unknown method {', '.join(sorted(unknown))}; known: {', '.join(METHODS)}")
+    device = torch.device(given.device)
+    torch.set_num_threads(given.threads)
+    is_cuda = device.type == "cuda"
+    warnings.simplefilter("ignore", Notice)
+    facts = {"device": torch.cuda.get_device_name(device) if is_cuda else platform.processor() or platform.machine(),
+             "torch": torch.__version__, "threads": given.threads, "preset": given.preset}  # fmt: skip
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     result = {}
-    for name, group in chosen.items():
-        with torch.device(device):
-            rows = group()
-        rounds = arguments.rounds * (10 if name == DRAWN else 1)
-        timings = measure(rows, rounds, torch.cuda.synchronize if device.type == "cuda" else lambda: None)
-        result[name] = summarise(rows, timings)
-        print(name, *(describe(label, entry) for label, entry in result[name].items()), sep="\n", flush=True)
-    if compared := beside_peers(result):
-        print("adref beside the fastest equal peer: below 1 it is faster")
-        print(*(f"  {name:40s} x {ratio:.2f}  {best}" for name, (ratio, best) in compared.items()), sep="\n")
-    if arguments.json:
-        write_json(arguments.json, {**facts, "groups": result})
-    failed = [label for group in result.values() for label, entry in group.items() if "failure" in entry]
-    return int(any(label.startswith("adref") for label in failed))
+    with tempfile.TemporaryDirectory() as folder:
+        write_sample_data(Path(folder) / "data", size=256, train=8, test=4, per_defect=2, categories=("fabric",))
+        category = find_category(Path(folder) / "data", "fabric")
+        for name in given.methods or METHODS:
+            if given.preset not in METHODS[name].presets:
+                continue
+            for group, rows in groups_of(open_bench(name, given.preset, category, device, given.compile)).items():
+                timed = measure(rows(), given.rounds, torch.cuda.synchronize if is_cuda else lambda: None)
+                print(f"{name}, {group}")
+                for label, row in timed.items():
+                    numbers = row.get("failure") or "{median_ms:10.3f} ms  [{p5_ms:.3f}, {p95_ms:.3f}]  x {ratio:.2f}"
+                    print(f"  {label:32s} {numbers.format(**row)}", flush=True)
+                result[f"{name}, {group}"] = timed
+    if given.json:
+        given.json.write_text(json.dumps({**facts, "groups": result}, indent=1) + "\n")
+    return int(any("failure" in row for timed in result.values() for row in timed.values()))
 
 
 if __name__ == "__main__":
