@@ -3,8 +3,8 @@
 __version__ = "0.1.0"
 
 
-def load(run, device: str = "cpu"):
-    """A trained method from its run directory; see `adref.run.load`. (torch is imported when it is called.)"""
-    from adref.run.directory import load as load_run
+def load(folder, device: str = "cpu"):
+    """Opens a trained run: `run.method.score(images)`, `run.threshold`; see `adref.run.directory.load`."""
+    from adref.run.directory import load as load_run  # torch is imported when it is needed
 
-    return load_run(run, device)
+    return load_run(folder, device)

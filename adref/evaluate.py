@@ -8,13 +8,14 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from adref.data.layouts import find_category, require_sound
-from adref.ops import metrics as metric
+from adref.data.layouts import check_images, find_category, raise_if_any
+from adref.method import Method
+from adref.ops import metrics
 from adref.options import UserError
 from adref.run import distributed, tiles
-from adref.run.cli import guarded
-from adref.run.directory import find_device, in_use, read_config
-from adref.run.scoring import evaluate, summary
+from adref.run.cli import run_cli
+from adref.run.directory import find_device, lock, open_run
+from adref.run.evaluation import evaluate, summary
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,39 +26,35 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument(
         "--resolution", choices=("native", "method"), default="native",
-        help="pixels that the pixel metrics count: the files' own, or the method's size [native]",
+        help="pixels that pixel metrics count: those of each image (maps resized) or of the network's input [native]",
     )  # fmt: skip
-    parser.add_argument(
-        "--gt-mode", choices=("nearest", "draem"), default="nearest",
-        help="masks at --resolution method: nearest neighbour, or bilinear and only pixels of value 1, as DRAEM's code "
-        "has it [nearest]",
-    )  # fmt: skip
-    parser.add_argument(
-        "--convention", choices=sorted(metric.CONVENTIONS),
-        help="another reading of AUPRO at the limit 0.3, reported beside the exact one [that of the method's paper]",
-    )  # fmt: skip
+    text = "with --resolution method: how masks are resized, draem drops all their boundary pixels [nearest]"
+    parser.add_argument("--gt-mode", choices=("nearest", "draem"), default="nearest", help=text)
+    text = "AUPRO in another paper's reading, reported beside the exact one [that of the method]"
+    parser.add_argument("--convention", choices=sorted(metrics.CONVENTIONS), help=text)
     tiles.add_flags(parser)
     arguments = parser.parse_args(argv)
-    return guarded(distributed.processes()(lambda: run_command(arguments)), shared=True)
+    return run_cli(lambda: run_command(arguments), processes=True)
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    """What `main` does when nothing goes wrong."""
+    """Evaluates in one process or in those of torchrun."""
     if arguments.gt_mode == "draem" and arguments.resolution != "method":
         raise UserError("--gt-mode draem needs --resolution method: it is a rule for resized masks")
-    device, config = distributed.own_device(find_device(arguments.device)), read_config(arguments.run)
-    root = arguments.data or Path(config["flags"]["data"])
-    if not root.exists():
-        raise UserError(f"the data set {root} is not there; --data takes where it is now")
-    category = find_category(root, config["category"])
-    distributed.first(lambda: require_sound(category))
-    with ExitStack() as locks:
-        distributed.first(lambda: locks.enter_context(in_use(arguments.run)))
+    with distributed.process_group(), ExitStack() as locks:
+        run = open_run(arguments.run, distributed.local_device(find_device(arguments.device)), Method)
+        distributed.on_rank_zero(lambda: locks.enter_context(lock(run.folder)) and None)
+        root = arguments.data or Path(run.config["flags"]["data"])
+        if not root.exists():
+            raise UserError(f"the data set {root} is not there; --data takes where it is now")
+        category = find_category(root, run.config["category"])
+        problems, digests = distributed.on_rank_zero(lambda: check_images(category.test))
+        raise_if_any([*category.problems, *problems], category.name)
+        tiling = tiles.tiling_of(arguments, run.method)
         more = arguments.resolution, arguments.gt_mode, arguments.convention
-        metrics = evaluate(arguments.run, category, device, *more, cut=tiles.cut_of(arguments))
-    print(summary(metrics))
-    if category.test:
-        print(f"Report: {(arguments.run / 'report.html').resolve()}")
+        print(summary(evaluate(run, category, digests, *more, tiling=tiling)))
+        if category.test:
+            print(f"Report: {(run.folder / 'report.html').resolve()}")
     return 0
 
 

@@ -193,6 +193,27 @@ def add_flags(
         group.add_argument(flag(field.name), dest=f"{kind} {field.name}", metavar="VALUE", help=text, **many)
 
 
+def add_variants(parser: argparse.ArgumentParser, presets: dict, ablations: dict) -> None:
+    """Adds --preset and --ablation."""
+    parser.add_argument("--preset", help=f"one of: {', '.join(presets)} [paper; tiny for the sample data]")
+    parser.add_argument("--ablation", help=f"one of: {', '.join(ablations) or 'none'}")
+
+
+def parse_known(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Parses a command line.
+
+    Raises:
+        UserError: an unknown argument; the near ones are listed.
+    """
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        if not unknown[0].startswith("-"):
+            raise UserError(f"unknown argument {unknown[0]!r}; after the method's name only --options follow")
+        known = [action.option_strings[0][2:].replace("-", "_") for action in parser._actions if action.option_strings]
+        refuse_unknown(unknown[0].split("=")[0], known)
+    return arguments
+
+
 def flags_given(arguments: argparse.Namespace, kind: str) -> dict:
     """The values, still text, that stood on the command line."""
     pairs = ((k.partition(" "), v) for k, v in vars(arguments).items() if v is not None)

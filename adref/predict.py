@@ -1,8 +1,8 @@
 """python -m adref.predict RUN IMAGE_OR_FOLDER... --out DIR
 
-Scores pictures with a trained run: DIR/scores.csv (path, score, decision), DIR/maps/NAME.npy (float32, at the picture's
-own size) and DIR/overlays/NAME.png. `--out -` writes the CSV to stdout and no files. All preprocessing comes from the
-run. A picture that cannot be read is named and skipped; the others are done, and the exit code is 2.
+Scores images with a trained run: DIR/scores.csv (path, score, decision), DIR/maps/NAME.npy (float32, at the image's
+full resolution) and DIR/overlays/NAME.png. `--out -` writes the CSV to stdout and no files. All preprocessing comes
+from the run. An image that cannot be read is named and skipped; the others are scored, and the exit code is 2.
 """
 
 import argparse
@@ -12,85 +12,79 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from adref.data.layouts import list_images
+from adref.data.reader import read_image
 from adref.options import UserError
 from adref.run import tiles
-from adref.run.cli import Progress, guarded
-from adref.run.directory import find_device, load, read_config
-from adref.run.files import read_json, write_atomically
-from adref.run.overlap import read_ahead, write_behind
+from adref.run.cli import Progress, run_cli
+from adref.run.directory import find_device, load
+from adref.run.files import write_atomically
 from adref.run.report import overlay
-from adref.run.scoring import decision, map_scale, scale_of, score_image, to_size
-from adref.run.tiles import Cut
+from adref.run.scoring import at_size, decision, map_scale, score_image, stored_map_scale
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m adref.predict", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory of python -m adref.train")
-    parser.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results; - for CSV on stdout only")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     tiles.add_flags(parser)
     arguments = parser.parse_args(argv)
-    cut = tiles.cut_of(arguments)
-    return guarded(lambda: predict(arguments.run, arguments.pictures, arguments.out, arguments.device, cut))
+    return run_cli(lambda: run_command(arguments))
 
 
-def predict(run: Path, pictures: list[Path], out: str, device: str = "auto", cut: Cut = Cut()) -> int:
-    """Scores every picture; 0 when all were read, 2 when some were not.
+def run_command(arguments: argparse.Namespace) -> int:
+    """Scores every image; returns 0 when all were read, 2 when some were not.
 
     Raises:
-        UserError: no trained run, no picture at all, or an output folder that cannot be written.
+        UserError: no trained run, or an output folder that cannot be written.
     """
-    seed, method = read_config(run)["flags"]["seed"], load(run, str(find_device(device)))
-    tiles.apply(cut, method)
-    names, missing = name_pictures(pictures, None if out == "-" else Path(out))
-    if method.threshold is None:
-        print(f"{run} stores no threshold (training not finished, or no image held out): no decisions", file=sys.stderr)
-    scale, progress, rows, problems = stored_scale(run), Progress(), [], missing
-    if scale is None and out != "-":
-        print(f"{run} was not evaluated: each overlay has its own colour scale", file=sys.stderr)
-    with write_behind() as later:
-        for index, ((name, path), image) in enumerate(zip(names.items(), read_ahead(names.values()))):
-            try:
-                image = image.result()
-                score, scored = score_image(method, image, seed, index)
-            except UserError as error:
-                problems.append(str(error))
-                continue
-            rows.append((str(path), repr(score), decision(score, method.threshold)))
-            if out != "-":
-                later(write_result, out, name, image, scored, scale)
-            progress(f"{index + 1}/{len(names)} {name}", final=index + 1 == len(names))
+    run = load(arguments.run, find_device(arguments.device))
+    tiling, out = tiles.tiling_of(arguments, run.method), None if arguments.out == "-" else Path(arguments.out)
+    names, problems = name_images(arguments.images, out)
+    if run.threshold is None:
+        print(f"{run.folder} stores no threshold (training not finished, or no image held out): no decisions",
+              file=sys.stderr)  # fmt: skip
+    scale, progress, rows = stored_map_scale(run.folder), Progress(), []
+    if scale is None and out:
+        print(f"{run.folder} was not evaluated: each overlay has a colour scale of its own", file=sys.stderr)
+    for index, (name, path) in enumerate(names.items()):
+        try:
+            image = read_image(path)
+            score, scored = score_image(run.method, image, run.config["flags"]["seed"], index, tiling)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        rows.append((str(path), repr(score), decision(score, run.threshold)))
+        if out:
+            write_result(out, name, image, at_size(scored, image.shape[:2]), scale)
+        progress(f"{index + 1}/{len(names)} {name}", final=index + 1 == len(names))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("path", "score", "decision"), *rows])
-    if out == "-":
+    if out is None:
         sys.stdout.write(table.getvalue())
     elif rows:
-        write(Path(out) / "scores.csv", lambda file: file.write(table.getvalue().encode(errors="surrogateescape")))
-        decided = (
-            f"{sum(r[2] == 'anomalous' for r in rows)} anomalous" if method.threshold is not None else "not decided"
-        )
-        print(f"{len(rows)} pictures scored, {decided}: {out}/scores.csv")
+        write(out, "scores.csv", lambda file: file.write(table.getvalue().encode(errors="surrogateescape")))
+        count = sum(row[2] == "anomalous" for row in rows)
+        decided = "not decided" if run.threshold is None else f"{count} anomalous"
+        print(f"{len(rows)} images scored, {decided}: {out}/scores.csv")
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 2 if problems else 0
 
 
-def name_pictures(pictures: list[Path], out: Path | None = None) -> tuple[dict[str, Path], list[str]]:
-    """Result name -> file, and what is wrong with the arguments; folders are searched, and their structure is kept.
+def name_images(images: list[Path], out: Path | None = None) -> tuple[dict[str, Path], list[str]]:
+    """Returns result name -> file, and the problems of the arguments; folders are searched and keep their structure.
 
-    Files below `out` are results of an earlier call and left out.
-
-    Two files that would share a name (a/1.png and b/1.png given apart, or 1.png beside 1.jpg) get their suffix and then
-    a number, so that no result overwrites another.
+    Files below `out` are results of an earlier call and left out. Of two files that would share a name (a/1.png and
+    b/1.png given apart, or 1.png beside 1.jpg) the second gets its suffix and then a number.
     """
     names, problems = {}, []
-    for given in pictures:
+    for given in images:
         if not given.exists():
             problems.append(f"{given}: no such file or folder")
             continue
@@ -112,30 +106,21 @@ def name_pictures(pictures: list[Path], out: Path | None = None) -> tuple[dict[s
     return names, problems
 
 
-def stored_scale(run: Path) -> tuple[float, float] | None:
-    """The scale of the run's report, so that overlays compare with it; None before an evaluation."""
-    try:
-        return scale_of(read_json(run / "evaluation" / "metrics.json"))
-    except (OSError, UserError):
-        return None
+def write_result(out: Path, name: str, image: np.ndarray, anomaly_map: np.ndarray, scale: tuple | None) -> None:
+    """Writes the map (H, W) and the overlay of an image."""
+    low, high = scale or map_scale([anomaly_map])
+    picture = Image.fromarray(overlay(image, anomaly_map, low, high))
+    write(out, f"maps/{name}.npy", lambda file: np.save(file, anomaly_map))
+    write(out, f"overlays/{name}.png", lambda file: picture.save(file, format="PNG"))
 
 
-def write_result(out: str, name: str, image: np.ndarray, scored: torch.Tensor, scale: tuple | None) -> None:
-    """A picture's map and overlay; UserError where they cannot be written."""
-    whole = to_size(scored, image.shape[:2])
-    low, high = scale or map_scale([whole])
-    picture = Image.fromarray(overlay(image, whole, low, high))
+def write(out: Path, name: str, action) -> None:
+    """Writes a result atomically, making its folder; UserError where that fails."""
     try:
-        write(Path(out) / "maps" / f"{name}.npy", lambda file: np.save(file, whole))
-        write(Path(out) / "overlays" / f"{name}.png", lambda file: picture.save(file, format="PNG"))
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / name, action)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
-
-
-def write(path: Path, action) -> None:
-    """Writes a result atomically, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, action)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
 """python -m adref.synthesize METHOD [--data ROOT --category NAME] --out DIR [--n 16] [options of the method]
 python -m adref.synthesize RUN --out DIR [--n 16] [--strength 0.1 0.2] [options of the sampler]
+python -m adref.synthesize --sizes-from MASKS --out FILE.csv
 
-Shows what a method trains on: the first corrupted examples that `python -m adref.train` would see with the same flags,
-as DIR/sheet.png, one picture a step in DIR/examples, DIR/statistics.json, and .csv with a row an example. With
---sizes-from MASKS --out FILE.csv it writes the sizes of the defects in a folder of masks instead, for
-`--patch-size histogram`.
-
-RUN is a trained diffusion model of pictures (sdas): it draws N for each category, DIR/CATEGORY/000000.png and so on.
-The same command goes on where an earlier one stopped, and no picture is ever written twice.
+The first form shows the synthetic anomalies that a method trains on: the first corrupted examples that `python -m
+adref.train` draws with the same flags, as DIR/sheet.png, one picture a step in DIR/examples, DIR/statistics.json, and
+statistics.csv with a row an example. The second draws N images for each category from a trained diffusion model
+(sdas): DIR/CATEGORY/000000.png and so on; the same command goes on where an earlier one stopped. The third measures the
+defects in a folder of masks, for `--patch-size histogram`.
 """
 
 import csv
-import json
+import itertools
 import os
 import shutil
 import sys
@@ -24,32 +23,30 @@ import numpy as np
 import scipy
 import torch
 from PIL import Image, ImageDraw
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from adref import options as option_tools
-from adref.data.examples import random_stream
+from adref.data.examples import Schedule, TrainingSet
 from adref.data.layouts import find_category, list_images, require_sound
 from adref.data.reader import read_mask
-from adref.method import Sources, Trainable
+from adref.method import Sources, Stage, Trainable
 from adref.methods import METHODS, find_method
-from adref.methods.sdas.method import to_bytes
 from adref.options import UserError
-from adref.run.cli import Progress, guarded
-from adref.run.config import Flags, choose_categories
-from adref.run.directory import find_device, load, read_config, refuse_existing
-from adref.run.files import sha256, write_atomically, write_json
-from adref.run.loop import training_set
-from adref.run.sources import open_sources, split
+from adref.run.cli import run_cli
+from adref.run.config import RunSettings, choose_categories
+from adref.run.directory import refuse_existing
+from adref.run.files import write_atomically, write_json
+from adref.run.sampling import draw_images
+from adref.run.sources import open_sources, read_images, split
 
-FLAGS = ("data", "category", "textures", "defect_sizes", "anomaly_images", "seed", "holdout", "memory_limit")
-VISIBLE = 1 / 255  # mean over the channels; a change of less is none
+SETTINGS = ("data", "category", "textures", "defect_sizes", "anomaly_images", "seed", "holdout", "memory_limit")
+VISIBLE = 1 / 255  # mean over the channels; a smaller change is none
 SHEET_ROWS = 32
 TRIES = 100  # draws for each example that is asked for
 
 
 class Example(NamedTuple):
-    """One corrupted example and how it came about."""
+    """One corrupted example, and how it was drawn."""
 
     pictures: dict[str, np.ndarray]  # name -> uint8 (H, W, 3)
     numbers: dict[str, float]
@@ -58,13 +55,13 @@ class Example(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    return guarded(lambda: run_command(argv))
+    return run_cli(lambda: run_command(argv))
 
 
 def run_command(argv: list[str]) -> int:
-    """What `main` does when nothing goes wrong."""
+    """Finds out which form of the command is meant, and runs it."""
     if argv and argv[0] not in METHODS and Path(argv[0]).is_dir():
-        return generate(Path(argv[0]), argv[1:])
+        return draw_images(Path(argv[0]), argv[1:])
     if argv and os.sep in argv[0]:
         raise UserError(f"{argv[0]} is no run directory, and no method")
     name = argv[0] if argv and not argv[0].startswith("-") else None
@@ -75,43 +72,48 @@ def run_command(argv: list[str]) -> int:
     parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)}; must stand first")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to make (a file, for sizes)")
     parser.add_argument("--n", metavar="N", default="16", help="corrupted examples to show [16]")
-    parser.add_argument("--preset", help="as for python -m adref.train [paper; tiny for the sample data]")
-    parser.add_argument("--ablation", help="as for python -m adref.train")
     parser.add_argument("--stage", metavar="NAME", help="stage of training, for methods with several [the first]")
     parser.add_argument("--sizes-from", metavar="MASKS", type=Path, help="folder of masks to measure")
-    option_tools.add_flags(parser, Flags, "run", "flags, as for python -m adref.train", FLAGS)
+    option_tools.add_variants(parser, method.presets if method else {}, method.ablations if method else {})
+    option_tools.add_flags(parser, RunSettings, "run", "settings, as for python -m adref.train", SETTINGS)
     if method:
         option_tools.add_flags(parser, method.Options, "option", f"options of {name} (meaning, default, source)")
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        known = ["out", "n", "preset", "ablation", "stage", "sizes_from", *FLAGS]
-        option_tools.refuse_unknown(
-            unknown[0].split("=")[0], known + (option_tools.names(method.Options) if method else [])
-        )
+    arguments = option_tools.parse_known(parser, argv)
     if arguments.sizes_from:
         return write_sizes(arguments.sizes_from, arguments.out)
     if method is None:
         raise UserError(f"a method must stand first, one of: {', '.join(METHODS)}")
+    return preview(name, method, arguments)
+
+
+def preview(name: str, method: type[Trainable], arguments) -> int:
+    """Writes the first corrupted examples of a training.
+
+    Raises:
+        UserError: no example is corrupted, or options that do not fit.
+    """
     count = option_tools.parse("n", int, arguments.n)
     if count < 1:
         raise UserError(f"--n takes 1 or more; got {count}")
     refuse_existing(arguments.out, "give another name")
-    flags = option_tools.replace(Flags(), option_tools.flags_given(arguments, "run"))
-    preset = arguments.preset or ("paper" if flags.data else "tiny")
+    settings = option_tools.replace(RunSettings(), option_tools.flags_given(arguments, "run"))
+    preset = arguments.preset or ("paper" if settings.data else "tiny")
     changes = option_tools.flags_given(arguments, "option")
     options = option_tools.build(method.Options, method.presets, method.ablations, preset, arguments.ablation, changes)
-    root, category, options = choose_categories(method, options, flags)
+    root, category, options = choose_categories(method, options, settings)
     category = find_category(root, category)
     require_sound(category)
     with torch.device("meta"):  # no weight is needed
         built = method(options)
+    stages = {stage.name: stage for stage in built.stages}
     stage = arguments.stage or built.stages[0].name
-    names = [one.name for one in built.stages]
-    if stage not in names:
-        raise UserError(f"--stage takes one of {', '.join(names)}; got {stage!r}")
-    sources, _ = open_sources(built, split(category, flags)[0], flags)
+    if stage not in stages:
+        raise UserError(f"--stage takes one of {', '.join(stages)}; got {stage!r}")
+    training = split(category, settings)[0]
+    images = read_images(built, training, settings)
+    sources, _ = open_sources(built, images, [record.category for record in training], settings)
     examples, failed, total = [], [], 0
-    for example, notes in draw_examples(built, sources._replace(stage=stage, notes=[]), flags.seed):
+    for example, notes in draw_examples(built, stages[stage], sources._replace(stage=stage, notes=[]), settings.seed):
         total += 1
         examples += [example] if example else []
         failed += [notes] if notes and not example else []
@@ -123,12 +125,12 @@ def run_command(argv: list[str]) -> int:
         why = (
             f"{len(failed)} came out empty: {reasons}"
             if failed
-            else "see the options that mix anomalies and clean examples"
+            else "see the options that mix anomalies and clean ones"
         )
         raise UserError(f"{name} corrupted none of {total} examples; {why}")
     statistics = {
         "method": name, "category": category.name, "preset": preset, "ablation": arguments.ablation, "changed": changes,
-        "seed": flags.seed, "survey": sources.statistics, "examples": total, "corrupted": len(examples),
+        "seed": settings.seed, "statistics": sources.statistics, "examples": total, "corrupted": len(examples),
         "came_out_empty": len(failed), "empty_because": reasons, **summarise(examples),
     }  # fmt: skip
     write(arguments.out, examples, {**statistics, "options": option_tools.to_json(built.options)})
@@ -138,29 +140,32 @@ def run_command(argv: list[str]) -> int:
     return 0
 
 
-def draw_examples(method: Trainable, sources: Sources, seed: int) -> Iterator[tuple[Example | None, dict]]:
-    """The examples of training in its order, None for a clean one; and what `corrupt` told in `sources.notes`.
+def draw_examples(
+    method: Trainable, stage: Stage, sources: Sources, seed: int
+) -> Iterator[tuple[Example | None, dict]]:
+    """Yields the examples of a stage in its order, None for a clean one, with the notes of `corrupt`.
 
-    A clean example with notes was meant to be an anomaly, of which nothing came.
+    A clean example with notes was meant to have an anomaly, of which nothing remained.
     """
-    data, epoch = training_set(method, sources, seed), 0
-    while True:
-        order = method.order(len(data), random_stream(seed, f"order {sources.stage}", epoch))
-        for position, index in enumerate(order):
+    purpose = "corrupt" if stage == method.stages[0] else f"corrupt {stage.name}"
+    data = TrainingSet(sources.images, method.corrupt, method.options, sources, seed, purpose)
+    order = Schedule(stage, len(data), method.options.batch_size, seed)
+    for step in itertools.count(1):
+        for key in itertools.chain(*order.parts(step)):
             sources.notes.clear()
             began = time.perf_counter()
-            batch = data[epoch, position, int(index)]
+            batch = data[key]._asdict()
             seconds = time.perf_counter() - began
-            if not hasattr(batch, "corrupted"):
-                raise UserError(f"{type(method).__name__} trains on clean pictures alone: there is nothing to draw")
-            mask = getattr(batch, "mask", torch.ones_like(batch.clean[:1]))  # noise, for one, is everywhere
+            if "corrupted" not in batch:
+                raise UserError(f"{type(method).__name__} trains on clean images alone: there is nothing to draw")
+            mask = batch.get("mask", torch.ones_like(batch["clean"][:1]))  # noise is everywhere
             notes = {key: value for entry in sources.notes for key, value in entry.items()}
-            yield describe(batch.clean, batch.corrupted, mask, seconds, notes) if mask.any() else None, notes
-        epoch += 1
+            drawn = describe(batch["clean"], batch["corrupted"], mask, seconds, notes) if mask.any() else None
+            yield drawn, notes
 
 
 def describe(clean: Tensor, corrupted: Tensor, mask: Tensor, seconds: float, notes: dict) -> Example:
-    """Pictures and numbers of one corrupted example: clean and corrupted (3, H, W), mask (1, H, W)."""
+    """Makes pictures and numbers of one corrupted example: clean and corrupted (3, H, W), mask (1, H, W)."""
     change = (corrupted - clean).abs()
     shown = {"clean": clean, **{k: torch.from_numpy(v)[None] for k, v in notes.items() if np.ndim(v)},
              "corrupted": corrupted.clamp(0, 1), "mask": mask, "change x 4": (4 * change).clamp(0, 1)}  # fmt: skip
@@ -173,18 +178,14 @@ def describe(clean: Tensor, corrupted: Tensor, mask: Tensor, seconds: float, not
 
 
 def summarise(examples: list[Example]) -> dict[str, dict[str, float]]:
-    """Mean, smallest, median and largest of every number."""
+    """Computes mean, smallest, median and largest of every number."""
     columns = {key: np.array([example.numbers[key] for example in examples]) for key in examples[0].numbers}
     functions = (("mean", np.mean), ("least", np.min), ("median", np.median), ("most", np.max))
     return {key: {word: round(float(f(column)), 5) for word, f in functions} for key, column in columns.items()}
 
 
 def write(out: Path, examples: list[Example], statistics: dict) -> None:
-    """The folder, whole or not at all.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Writes the folder whole or not at all; UserError if it cannot be written."""
     partial = out.with_name(f".{out.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -204,7 +205,7 @@ def write(out: Path, examples: list[Example], statistics: dict) -> None:
 
 
 def sheet(examples: list[Example]) -> Image.Image:
-    """A row an example, a column a picture, names above."""
+    """Draws a contact sheet: a row an example, a column a picture, names above."""
     names = list(examples[0].pictures)
     height, width = examples[0].pictures[names[0]].shape[:2]
     gap, head = 4, 16
@@ -216,122 +217,11 @@ def sheet(examples: list[Example]) -> Image.Image:
     return page
 
 
-# -- pictures from a trained model ------------------------------------------------------------------------------------
-
-
-def generate(run: Path, argv: list[str]) -> int:
-    """Draws pictures from a run of sdas into a folder a category; goes on with a folder that it began.
-
-    Raises:
-        UserError: another kind of run, options that do not fit, or a folder that was begun otherwise.
-    """
-    model = load(run, kind=Trainable)
-    if not hasattr(model, "sample"):
-        raise UserError(f"{run} holds {read_config(run)['method']}, which draws no pictures; expected a run of sdas")
-    parser = option_tools.Parser(prog="python -m adref.synthesize RUN", allow_abbrev=False)
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to make, or to go on with")
-    parser.add_argument("--n", metavar="N", default="16", help="pictures of each category [16]")
-    parser.add_argument("--category", metavar="NAME", nargs="+", help="some of the categories [all]")
-    parser.add_argument("--seed", default="0", help="seed of all randomness [0]")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    title = "options of the sampler (as the run has them, unless given; defaults of the method in brackets)"
-    option_tools.add_flags(parser, model.Options, "option", title, model.sampling)
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        option_tools.refuse_unknown(
-            unknown[0].split("=")[0], ["out", "n", "category", "seed", "device", *model.sampling]
-        )
-    count, seed = (option_tools.parse(name, int, getattr(arguments, name)) for name in ("n", "seed"))
-    if count < 1 or not 0 <= seed < 2**63:
-        raise UserError(f"--n takes 1 or more, --seed 0 to 2^63 - 1; got {count}, {seed}")
-    options = option_tools.replace(model.options, option_tools.flags_given(arguments, "option"))
-    with torch.device("meta"):
-        type(model)(options)  # refuses what does not fit
-    if options.guidance_scale and model.classifier is None:
-        raise UserError(f"--guidance-scale: {run} was trained without it and has no classifier")
-    model.options = options
-    model.to(find_device(arguments.device))
-    # A single category, or a model that tells none apart, has label 0.
-    known = list(options.categories) if model.classes or len(options.categories) == 1 else ["all"]
-    chosen = known if arguments.category is None else sorted(set(",".join(arguments.category).split(",")))
-    if unknown := sorted(set(chosen) - set(known)):
-        raise UserError(f"--category: {run} draws {', '.join(known)}; got {unknown[0]}")
-    settings = {
-        "run": str(run.resolve()), "checkpoint_sha256": sha256(run / "checkpoint.pt"), "seed": seed,
-        **{name: option_tools.to_json(options)[name] for name in model.sampling},
-    }  # fmt: skip
-    begin(arguments.out, settings)
-    suffix, progress, began, drawn = {"png": ".png", "jpeg75": ".jpg"}[options.file_format], Progress(), time.time(), 0
-    files = {(name, i): arguments.out / name / f"{i:06d}{suffix}" for name in chosen for i in range(count)}
-    missing = [key for key, path in files.items() if not path.exists()]
-    for start in range(0, len(missing), options.draw_batch):
-        batch = missing[start : start + options.draw_batch]
-        strengths = [draw_strength(options, seed, *key) for key in batch]
-        streams = [random_stream(seed, f"sample {name}", i) for name, i in batch]
-        pictures = to_bytes(model.sample([known.index(name) for name, _ in batch], streams, strengths))
-        for key, s, picture in zip(batch, strengths, pictures.permute(0, 2, 3, 1).cpu().numpy()):
-            save(files[key], picture, s)
-        drawn += len(batch)
-        left = int((time.time() - began) / drawn * (len(missing) - drawn))
-        progress(f"{drawn}/{len(missing)} pictures, {left // 60}:{left % 60:02d} left", final=drawn == len(missing))
-    there = len(files) - len(missing)
-    print(f"{drawn} pictures drawn, {there} were there already: {arguments.out.resolve()}")
-    return 0
-
-
-def draw_strength(options, seed: int, category: str, index: int) -> float:
-    """s of a picture: uniform in its range, for each picture or each batch by itself."""
-    low, high = options.strength[0], options.strength[-1]
-    key = index if options.strength_per == "image" else index // options.draw_batch
-    return float(random_stream(seed, f"strength {category}", key).uniform(low, high)) if high > low else low
-
-
-def begin(out: Path, settings: dict) -> None:
-    """A folder for these settings, new or begun with them.
-
-    Raises:
-        UserError: it was begun with others, or is something else.
-    """
-    path = out / "settings.json"
-    if not path.exists():
-        refuse_existing(out, "give another name")
-        partial = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed here
-        partial.mkdir(parents=True)
-        write_json(partial / "settings.json", settings)
-        os.replace(partial, out)
-        return
-    try:
-        before = json.loads(path.read_text())
-        if not isinstance(before, dict) or set(before) != set(settings):
-            raise ValueError
-    except ValueError:
-        raise UserError(f"{path} is damaged; give another --out") from None
-    now = json.loads(json.dumps(settings))
-    if wrong := next((key for key in now if key != "run" and before[key] != now[key]), None):
-        what = f"{option_tools.flag(wrong)} {before[wrong]}, now {now[wrong]}"
-        what = "another checkpoint" if wrong == "checkpoint_sha256" else what
-        raise UserError(f"--out {out} was begun with {what}; give another name")
-
-
-def save(path: Path, picture: np.ndarray, strength: float) -> None:
-    """A picture (H, W, 3) uint8, its strength in the file."""
-    path.parent.mkdir(exist_ok=True)
-    text = f"strength {strength:.6g}"
-    if path.suffix == ".jpg":
-        kind = {"format": "JPEG", "quality": 75, "comment": text}
-    else:
-        chunk = PngInfo()
-        chunk.add_text("Comment", text)
-        kind = {"format": "PNG", "pnginfo": chunk}
-    write_atomically(path, lambda file: Image.fromarray(picture).save(file, **kind))
-
-
 def write_sizes(masks: Path, out: Path) -> int:
-    """FILE.csv with height,width,weight of each 8-connected region of the masks, as if pictures had 256 x 256 pixels.
+    """Writes height,width,weight of each 8-connected component of the masks, scaled to images of 256 x 256 pixels.
 
     Raises:
-        UserError: no masks, no region in them, or a file that is there already.
+        UserError: no masks, no anomalous pixel in them, or a file that exists already.
     """
     if out.exists() or not out.parent.is_dir():
         raise UserError(f"--out {out} " + ("exists already; give another name" if out.exists() else "is in no folder"))
@@ -348,7 +238,7 @@ def write_sizes(masks: Path, out: Path) -> int:
     if len(rows) == 1:
         raise UserError(f"{masks}: no pixel of {len(paths)} masks is above 0")
     write_atomically(out, lambda file: file.write(("\n".join(rows) + "\n").encode()))
-    print(f"{len(rows) - 1} regions of {len(paths)} masks: {out}")
+    print(f"{len(rows) - 1} components of {len(paths)} masks: {out}")
     return 0
 
 

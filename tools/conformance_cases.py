@@ -415,7 +415,7 @@ def of_losses() -> Iterator[Case]:
     for border in ("zero", "reflect"):
         yield piece(border, method_module.mean_filter, maps, side=7, border=border)
     yield piece("", method_module.filtered_maximum, maps, side=5)
-    yield piece("", run.to_size, {"map": h("maps", 1, 1, 24, 20)}, size=(35, 50))
+    yield piece("", run.at_size, {"map": h("maps", 1, 1, 24, 20)}, size=(35, 50))
 
 
 def of_metrics() -> Iterator[Case]:
@@ -607,8 +607,9 @@ def of_layers() -> Iterator[Case]:
         yield piece(token, vit.VisionTransformer, images, **own)
     readings = {"cosine": {}, "dot": {"addressing": "dot", "threshold": 0.0025}, "sharp": {"temperature": 0.1},
                 "shrunk": {"threshold": 0.055}, "soft": {"threshold": 0.055, "on_empty": "soft"}}  # fmt: skip
+    form = {"width": 12, "items": 30, "addressing": "cosine", "temperature": 1.0, "threshold": None, "on_empty": "zero"}
     for label, changes in readings.items():
-        yield piece(label, memory.Memory, {"maps": h("map", 2, 12, 3, 5, shift=-0.5)}, width=12, items=30, **changes)
+        yield piece(label, memory.Memory, {"maps": h("map", 2, 12, 3, 5, shift=-0.5)}, **form | changes)
     yield piece("", memory.entropy, {"weights": h("weights", 2, 12, 3, 5)})
     for activation in ("h_swish", "relu"):
         gated = {"maps": h("map", 2, 40, 6, 10, shift=-0.5)}
@@ -619,7 +620,7 @@ def of_layers() -> Iterator[Case]:
         yield piece(kind, vit_autoencoder.Decoder, {"maps": h("map", 2, 24, 2, 4, shift=-0.5)}, **own)
 
     fused = {"maps": [h(f"map {i}", 2, 24, 6, 10, shift=-0.5) for i in range(4)]}
-    yield piece("", selective_kernel.SelectiveKernelFusion, fused, width=24)
+    yield piece("", selective_kernel.SelectiveKernelFusion, fused, width=24, count=4)
     for activation in ("relu", "leaky_relu", "prelu", "gelu"):
         own = {"width_in": 12, "width_out": 16, "activation": activation}
         yield piece(activation, residual_attention.ResidualAttention, maps, **own)
@@ -636,11 +637,11 @@ def of_layers() -> Iterator[Case]:
     yield piece("", diffusion_unet.step_embedding, {"steps": steps}, width=32)
     inner = {"maps": h("maps", 2, 32, 8, 12, shift=-0.5)}
     for resample in ("none", "down", "up"):
-        own = {"channels": 32, "width": 64, "embedding": 128, "resample": resample}
+        own = {"channels": 32, "width": 64, "embedding": 128, "resample": resample, "dropout": 0.0, "groups": 32}
         yield piece(resample, diffusion_unet.ResidualBlock, {**inner, "embedding": embedding}, **own)
-    yield piece("", diffusion_unet.SelfAttention, inner, channels=32, head_width=16)
+    yield piece("", diffusion_unet.SelfAttention, inner, channels=32, head_width=16, groups=32)
     yield piece("", diffusion_unet.AttentionPool, inner, channels=32, pixels=96, classes=5, head_width=16)
-    form = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "head_width": 32}
+    form = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "head_width": 32, "groups": 32}
     yield piece("", diffusion_unet.DiffusionUNet, {"x": x, "steps": steps}, "deep", **form)
     yield piece(
         "labels", diffusion_unet.DiffusionUNet, {"x": x, "steps": steps, "labels": labels}, "deep", classes=3, **form

@@ -123,7 +123,7 @@ def autoencoder() -> list[float]:
 
 
 def unet() -> list[float]:
-    return digest(fill(UNet(6, 2, 4))(hashed("pairs", 2, 6, 64, 32)))
+    return digest(fill(UNet(4))(hashed("pairs", 2, 6, 64, 32)))
 
 
 def losses() -> list[float]:
@@ -157,7 +157,7 @@ def swin() -> list[float]:
     """Runs each piece of layers/swin.py, on rectangles and with shifted windows."""
     maps, windows = hashed("map", 2, 8, 16, 12), hashed("windows", 2, 3, 16, 12)
     layers = (PatchMerging(12), PatchExpanding(12, 2, 6), MLP(12, 20),
-              *(SwinBlock(12, 3, (8, 16), 4, shifted) for shifted in (False, True)))  # fmt: skip
+              *(SwinBlock(12, 3, (8, 16), 4, shifted=shifted) for shifted in (False, True)))  # fmt: skip
     return digest(fill(WindowAttention(12, 3, (4, 4)))(windows), *(fill(layer)(maps) for layer in layers))
 
 
@@ -172,16 +172,17 @@ def swin_unet() -> list[float]:
 
 
 def aspp() -> list[float]:
-    return digest(*(fill(ASPP(16, width, (1, 2, 6)))(hashed("map", 2, 16, 8, 6)) for width in (4, 5)))
+    return digest(*(fill(ASPP(16, width, rates=(1, 2, 6)))(hashed("map", 2, 16, 8, 6)) for width in (4, 5)))
 
 
 def channel_cross_attention() -> list[float]:
     widths = (2, 4, 6)
     tokens = [hashed(f"tokens {c}", 2, 12, c) for c in widths]
     maps = [hashed(f"map {c}", 2, c, 32 // 2**i, 64 // 2**i) for i, c in enumerate(widths)]
-    layers = (CrossAttentionLayer(widths), CrossAttentionLayer(widths, 2, "token", "own", False, "eq14"))
+    form = {"attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14"}
+    layers = (CrossAttentionLayer(widths), CrossAttentionLayer(widths, heads=2, **form))
     outputs = [output for layer in layers for output in fill(layer)(tokens)]
-    return digest(*outputs, *fill(CrossFusion((32, 64), widths, (16, 8, 4), layers=2))(maps))
+    return digest(*outputs, *fill(CrossFusion((32, 64), widths, patches=(16, 8, 4), layers=2))(maps))
 
 
 def res_se_unet() -> list[float]:
@@ -215,7 +216,8 @@ def image() -> list[float]:
 def vit() -> list[float]:
     """Runs each piece of layers/vit.py, and encoders on a rectangle."""
     tokens, images = hashed("tokens", 2, 7, 12), hashed("images", 2, 3, 32, 48)
-    encoders = [VisionTransformer((32, 48), 8, 12, 2, 3, token) for token in ("drop", "add", "none")]
+    form = {"size": (32, 48), "patch": 8, "width": 12, "depth": 2, "heads": 3}
+    encoders = [VisionTransformer(**form, class_token=token) for token in ("drop", "add", "none")]
     pieces = (fill(Attention(12, 3))(tokens), fill(Block(12, 3))(tokens), fill(PatchEmbedding(8, 12))(images))
     return digest(*pieces, *(fill(encoder)(images) for encoder in encoders))
 
@@ -223,19 +225,21 @@ def vit() -> list[float]:
 def memory() -> list[float]:
     """Reads a memory by both ways to address, and by both rules for queries without any item."""
     maps = hashed("map", 2, 12, 3, 5) - 0.5
-    settings = ((), ("dot", 1.0, 0.0025), ("cosine", 0.1), ("cosine", 1.0, 0.9), ("cosine", 1.0, 0.9, "soft"))
-    recalls = [fill(Memory(12, 30, *s))(maps) for s in settings]
+    form = {"addressing": "cosine", "temperature": 1.0, "threshold": None, "on_empty": "zero"}
+    changes = ({}, {"addressing": "dot", "threshold": 0.0025}, {"temperature": 0.1}, {"threshold": 0.9},
+               {"threshold": 0.9, "on_empty": "soft"})  # fmt: skip
+    recalls = [fill(Memory(12, 30, **form | c))(maps) for c in changes]
     return digest(*(t for r in recalls for t in (r.output, r.weights, entropy(r.weights), r.empty.float())))
 
 
 def coordinate_attention() -> list[float]:
     maps = hashed("map", 2, 40, 6, 10) - 0.5
-    return digest(*(fill(CoordinateAttention(40, 4, act))(maps) for act in ("h_swish", "relu")))
+    return digest(*(fill(CoordinateAttention(40, reduction=4, activation=act))(maps) for act in ("h_swish", "relu")))
 
 
 def selective_kernel() -> list[float]:
     maps = [hashed(f"map {i}", 2, 24, 6, 10) - 0.5 for i in range(4)]
-    return digest(fill(SelectiveKernelFusion(24))(maps))
+    return digest(fill(SelectiveKernelFusion(24, 4))(maps))
 
 
 def residual_attention() -> list[float]:
@@ -302,7 +306,8 @@ def noise_to_norm() -> list[float]:
 def plain_unet() -> list[float]:
     """Runs SeRNet's U-Net with every kind of skip."""
     images = hashed("images", 2, 3, 32, 48)
-    networks = [PlainUNet(2, (4, 6, 8), skip, n, skip == "add") for skip, n in (("concat", 2), ("add", 1), ("none", 1))]
+    networks = [PlainUNet(2, (4, 6, 8), skip=skip, convolutions=n, align_corners=skip == "add")
+                for skip, n in (("concat", 2), ("add", 1), ("none", 1))]  # fmt: skip
     return digest(*(fill(network)(images) for network in networks))
 
 
@@ -341,14 +346,15 @@ def diffusion_unet() -> list[float]:
     """Runs each piece of layers/diffusion_unet.py, with and without labels."""
     x, steps, labels = hashed("x", 2, 3, 16, 24), torch.tensor([950, 3]), torch.tensor([0, 2])
     maps, embedding = hashed("maps", 2, 32, 8, 12), hashed("embedding", 2, 128)
-    blocks = [ResidualBlock(32, 32 * (1 + i), 128, kind) for i, kind in enumerate(("none", "down", "up"))]
-    form = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "head_width": 32}
+    blocks = [ResidualBlock(32, 32 * (1 + i), 128, resample=kind, dropout=0.0, groups=32)
+              for i, kind in enumerate(("none", "down", "up"))]  # fmt: skip
+    form = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "head_width": 32, "groups": 32}
     return digest(
         step_embedding(steps, 32),
         *(fill(block)(maps, embedding) for block in blocks),
-        fill(SelfAttention(32, 16))(maps),
+        fill(SelfAttention(32, head_width=16, groups=32))(maps),
         fill(Step(blocks[0]))(maps, embedding),
-        fill(AttentionPool(32, 96, 5, 16))(maps),
+        fill(AttentionPool(32, 96, 5, head_width=16))(maps),
         fill(DiffusionUNet(**form))(x, steps),
         fill(DiffusionUNet(**form, classes=3))(x, steps, labels),
         fill(NoisyClassifier(3, (16, 24), **form))(x, steps),

@@ -41,7 +41,7 @@ from adref.method import Context, Method, Sources, Stage, Trainable
 from adref.methods import METHODS
 from adref.ops.metrics import pixel_metrics
 from adref.options import Notice, build, names
-from adref.run.scoring import to_size
+from adref.run.scoring import at_size
 
 FORMS = {  # label -> precision, memory format, whether compiled
     "fp32, contiguous": ("fp32", torch.contiguous_format, False),
@@ -161,13 +161,13 @@ def evaluation_rows(bench: Bench) -> Rows:
         return [read_mask(r.mask) if r.mask else np.zeros(shape, bool) for r, shape in zip(records, shapes)]
 
     small = [score(index) for index in range(len(images))]
-    maps, truth = [to_size(part, shape) for part, shape in zip(small, shapes)], masks(0)
+    maps, truth = [at_size(part, shape) for part, shape in zip(small, shapes)], masks(0)
     return {
         "scores and maps": lambda _: [score(index) for index in range(len(images))],
         "reading images": lambda _: [read_image(record.path) for record in records],
         "resizing images": lambda _: [resize(to_tensor(picture), o.size, o.resize) for picture in pictures],
         "reading masks": masks,
-        "maps to the images' sizes": lambda _: [to_size(part, shape) for part, shape in zip(small, shapes)],
+        "maps to the images' sizes": lambda _: [at_size(part, shape) for part, shape in zip(small, shapes)],
         "pixel metrics": lambda _: pixel_metrics(maps, truth),
     }
 

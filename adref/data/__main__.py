@@ -1,4 +1,4 @@
-"""python -m adref.data ROOT: prints what a data set holds and every problem, with its file and reason."""
+"""Checks a data set before training: `python -m adref.data ROOT`."""
 
 import argparse
 import json
@@ -10,13 +10,13 @@ from adref.options import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints categories, counts, sizes, notes and every problem of a data set; exit code 2 on a problem."""
+    """Prints categories, counts, sizes, notes and problems of a data set; the exit code is 2 if there are problems."""
     parser = argparse.ArgumentParser(prog="python -m adref.data", description=main.__doc__)
     parser.add_argument("root", metavar="ROOT", help=f"folder of a data set: {LAYOUTS}")
-    parser.add_argument("--category", metavar="NAME", help="look at this category only")
-    parser.add_argument("--json", action="store_true", help="print the same as JSON")
+    parser.add_argument("--category", metavar="NAME", help="check this category only")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
     flags = parser.parse_args(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
+    sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack characters of a file name
     try:
         chosen = [find_category(flags.root, flags.category)] if flags.category else find_categories(flags.root).values()
     except UserError as error:

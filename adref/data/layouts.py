@@ -1,8 +1,7 @@
-"""Data sets: folder layouts, the one image reader, checks.
+"""Finds the images, labels and masks of a data set in one of four folder layouts, and checks them before training.
 
-`python -m adref.data ROOT` prints what was found and every problem with its file and reason, before training. Masks
-are paired with images by stem (or by the data set's own table), never by position in a list; a pixel is anomalous
-where the mask is `> 0` at native size: VisA's masks hold class ids 1, 2, ... and look black.
+Masks are paired with images by file name without suffix (VisA: by its table), never by position in a list. A pixel is
+anomalous where the mask is `> 0` at native size: VisA's masks hold class ids 1, 2, ... and look black.
 """
 
 import csv
@@ -13,23 +12,17 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from adref.data.reader import THREADS, _bytes, _decoded, _rgb, read_mask
+from adref.data.reader import THREADS, decode_image, decode_mask, read_bytes
 from adref.options import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-
-
-HIDDEN = ("thumbs.db", "desktop.ini", "__macosx")  # with dot files: left there by systems, not by people
-
-
+HIDDEN = ("thumbs.db", "desktop.ini", "__macosx")  # ignored, as dot files are: operating systems leave them there
 COLUMNS = ("object", "split", "label", "image", "mask")  # of VisA's split_csv
-
-
 LAYOUTS = (
     "MVTec AD (CATEGORY/train/good, test/good, test/DEFECT, ground_truth/DEFECT/STEM_mask.png), "
     "BTAD (CATEGORY/train/ok, test/ok, test/ko, ground_truth/ko/STEM.png), VisA (split_csv/1cls.csv), "
@@ -38,7 +31,7 @@ LAYOUTS = (
 
 
 class Record(NamedTuple):
-    """One image: label 1 = anomalous; `defect` is "good" for a good one, else the data set's word."""
+    """An image of a data set: label 1 = anomalous; `defect` is "good" or the data set's name of the defect."""
 
     path: Path
     label: int
@@ -48,7 +41,7 @@ class Record(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What makes a data set unsound: the file or folder, and why."""
+    """A reason not to use a data set as it is, with the file or folder at fault."""
 
     path: Path
     reason: str
@@ -56,7 +49,7 @@ class Problem(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Category:
-    """One kind of object; `train` holds good images only, `problems` what names alone show (see `check`)."""
+    """One kind of object; `train` holds good images only, `problems` those visible from names (see `check_images`)."""
 
     name: str
     layout: str
@@ -68,9 +61,9 @@ class Category:
 
 
 def find_categories(root: str | Path) -> dict[str, Category]:
-    """The categories of a data set by name; ROOT may itself be one. Reads names and tables, opens no image.
+    """Finds the categories of a data set, by name; `root` may also be the folder of one category. Opens no image.
 
-    A ROOT that is missing, unreadable or empty, or fits no layout, raises UserError with the known layouts.
+    A `root` that is missing, unreadable or empty, or fits no layout, raises UserError, which lists the layouts.
     """
     root, refused = Path(root), []
     entries = _entries(root, refused)
@@ -84,21 +77,15 @@ def find_categories(root: str | Path) -> dict[str, Category]:
     if split or plain:
         return {category.name: category for category in map(_folder_category, split or [root])}
     nested = [e.name for e in entries if any(i.name in ("good", "split_csv") or _is_split(i) for i in _entries(e, []))]
-    hint = f"but it holds some, give one of them: {', '.join(nested)}" if nested else f"known layouts: {LAYOUTS}"
+    hint = f"its folders hold data sets: {', '.join(nested)}" if nested else f"known layouts: {LAYOUTS}"
     raise UserError(f"{root}: no data set recognised; {hint}")
 
 
 def find_category(root: str | Path, name: str | None) -> Category:
-    """One category, or several (their names joined by commas) as one, in the order of the alphabet.
+    """Finds one category, or merges several (names joined by commas) into one in alphabetical order.
 
-    Of several, the defects are called CATEGORY/DEFECT, and good images CATEGORY/good.
-
-    Args:
-        root: as of `find_categories`.
-        name: may be None where there is exactly one.
-
-    Raises:
-        UserError: an unknown name; the known ones are listed, nearest first.
+    `name` may be None if there is exactly one category. In a merged one, `defect` is CATEGORY/DEFECT or CATEGORY/good.
+    An unknown name raises UserError, which lists the known names, most similar first.
     """
     categories = find_categories(root)
     if name in categories or (name is None and len(categories) == 1):
@@ -119,7 +106,7 @@ def find_category(root: str | Path, name: str | None) -> Category:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The image files of a folder and its sub-folders (links to folders are not followed), sorted; none: UserError."""
+    """Lists the images of a folder and its sub-folders, sorted, without following links to folders; none: UserError."""
     found, folders, problems = [], [Path(folder)], []
     while folders:
         entries = _entries(folders.pop(), problems)
@@ -136,7 +123,7 @@ def _is_split(folder: Path) -> bool:
 
 
 def _entries(folder: Path, problems: list[Problem]) -> list[Path]:
-    """The visible entries of a folder, sorted by code points: the same order on every system."""
+    """Lists the visible entries of a folder by code points: the same order on every system."""
     try:
         names = sorted(name for name in os.listdir(folder) if name[0] != "." and name.lower() not in HIDDEN)
     except OSError as error:
@@ -148,7 +135,7 @@ def _entries(folder: Path, problems: list[Problem]) -> list[Path]:
 
 
 def _images(folder: Path, problems: list[Problem]) -> list[Path]:
-    """The image files of one folder; whatever else lies there is a problem."""
+    """Lists the image files of one folder; every other entry is a problem."""
     images: dict[str, Path] = {}
     for path in _entries(folder, problems):
         if os.path.isdir(path):
@@ -156,7 +143,7 @@ def _images(folder: Path, problems: list[Problem]) -> list[Path]:
         elif path.suffix.lower() not in SUFFIXES:
             problems.append(Problem(path, f"not an image file; expected {' '.join(SUFFIXES)}"))
         elif not os.path.isfile(path):
-            problems.append(Problem(path, "neither file nor folder (a link to nothing, or to itself)"))
+            problems.append(Problem(path, "neither a file nor a folder (a broken link?)"))
         elif path.stem in images:
             problems.append(Problem(path, f"has the same stem as {images[path.stem].name}"))
         else:
@@ -165,12 +152,12 @@ def _images(folder: Path, problems: list[Problem]) -> list[Path]:
 
 
 def _pair(images: list[Path], folder: Path, problems: list[Problem]) -> list[Path | None]:
-    """The mask of each image: STEM_mask or STEM, compared whole, so that image 1 never takes 10_mask."""
+    """Finds the mask of each image, STEM_mask or STEM; whole names must match: 10_mask is not the mask of 1."""
     stems, paired = {image.stem: image for image in images}, {}
     for mask in _images(folder, problems) if os.path.isdir(folder) else ():
         owners = [s for s in dict.fromkeys((mask.stem.removesuffix("_mask"), mask.stem)) if s in stems]
         if len(owners) != 1:
-            problems.append(Problem(mask, "fits two images" if owners else "a mask without image"))
+            problems.append(Problem(mask, "a mask of two images" if owners else "a mask without image"))
         for stem in owners:
             if stem in paired:
                 problems.append(Problem(stems[stem], f"has two masks: {paired[stem].name} and {mask.name}"))
@@ -179,7 +166,7 @@ def _pair(images: list[Path], folder: Path, problems: list[Problem]) -> list[Pat
 
 
 def _folder_category(root: Path) -> Category:
-    """Folders tell the labels; in a plain folder with defects every fifth good image by name is for testing only."""
+    """Reads labels from folder names; a plain folder with defects keeps every fifth good image by name for testing."""
     problems, notes, test, masked = [], [], [], False
     split = _is_split(root)
     plain = not split and os.path.isdir(root / "good")
@@ -192,7 +179,7 @@ def _folder_category(root: Path) -> Category:
     if split:
         folders = _entries(root / "test", problems) if os.path.isdir(root / "test") else []
         unread = [entry for entry in _entries(root / "train", []) if entry.name != good]
-        problems += [Problem(entry, f"not read, training images lie in train/{good}") for entry in unread]
+        problems += [Problem(entry, f"not read: training images lie in train/{good}") for entry in unread]
         notes += [f"the folder {entry.name} is not read" for entry in others if os.path.isdir(entry)]
     source = root / "train" / good if split else root / "good" if plain else root
     train = [Record(path, 0, "good", None) for path in _images(source, problems)]
@@ -200,7 +187,7 @@ def _folder_category(root: Path) -> Category:
         label, images = int(folder.name != good), _images(folder, problems)
         masked |= bool(label) and os.path.isdir(masks / folder.name)
         if label and folder.name.lower() in ("good", "ok", "normal"):
-            problems.append(Problem(folder, f"named like good images, but those belong in {good}"))
+            problems.append(Problem(folder, f"named like good images, but their folder is {good}"))
         for image, mask in zip(images, _pair(images, masks / folder.name, problems), strict=True):
             test.append(Record(image, label, folder.name if label else "good", mask))
     if plain and folders:
@@ -208,13 +195,13 @@ def _folder_category(root: Path) -> Category:
         notes.append("plain folder: every fifth good image by name is for testing, not for training")
     known = [good, *(folder.name for folder in folders)]
     unknown = [e for e in (_entries(masks, problems) if os.path.isdir(masks) else ()) if e.name not in known]
-    problems += [Problem(entry, "masks of no known folder of images") for entry in unknown]
+    problems += [Problem(entry, "masks without a folder of images") for entry in unknown]
     layout = "BTAD" if btad else "MVTec AD" if split else "plain folder"
     return _category(os.path.basename(os.path.abspath(root)), layout, root, train, test, masked, problems, notes)
 
 
 def _visa(root: Path, tables: list[Path]) -> dict[str, Category]:
-    """VisA as published (Zou et al., ECCV 2022): split_csv/*.csv lists images, labels, split and masks."""
+    """Reads a table of VisA (Zou et al., ECCV 2022), split_csv/*.csv: images, labels, split and masks."""
     table, groups = tables[0], {}  # 1cls.csv, the protocol that trains on good images only, sorts first
     try:
         rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8-sig"))))
@@ -244,14 +231,14 @@ def _visa(root: Path, tables: list[Path]) -> dict[str, Category]:
     categories = {}
     for name, (train, test, problems, left_out) in sorted(groups.items()):
         notes = [f"split: {table.name}" + "".join(f", {other.name} is not read" for other in tables[1:])]
-        if left_out:  # the 2-class protocols train on defects too; no method here may see one
-            notes.append(f"{len(left_out)} anomalous training images are left out: training takes good ones")
+        if left_out:  # the 2-class protocols train on defects too, which no method here may see
+            notes.append(f"{len(left_out)} anomalous training images are left out: only good ones train")
         categories[name] = _category(name, "VisA", root, train, test, any(r.mask for r in test), problems, notes)
     return categories
 
 
 def _category(name, layout, root, train, test, masked, problems, notes) -> Category:
-    """What all layouts have in common; `masked`: some defect has a folder (VisA: an entry) of masks."""
+    """Makes a category of sorted records; adds the checks of all layouts. `masked`: some defect has masks."""
     defects = [record for record in test if record.label]
     if not train:
         problems.append(Problem(root, f"category {name} has no good training images"))
@@ -262,66 +249,81 @@ def _category(name, layout, root, train, test, masked, problems, notes) -> Categ
     if len(defects) in (0, len(test)):
         notes.append(f"AUROC is undefined: {len(test)} test images, {len(defects)} of them anomalous")
     lossy = [r.mask for r in test if r.mask and r.mask.suffix.lower() in (".jpg", ".jpeg")]
-    problems += [Problem(mask, "a JPEG mask: its compression noise would be anomalous") for mask in lossy]
+    problems += [Problem(mask, "a JPEG mask: its compression noise would count as anomalous") for mask in lossy]
     ordered = (sorted(some, key=lambda record: record.path.as_posix()) for some in (train, test))
     train, test = (tuple(record._replace(category=name) for record in some) for some in ordered)
     return Category(name, layout, root, train, test, tuple(problems), tuple(notes))
 
 
-def check(category: Category) -> list[Problem]:
-    """Every problem of a category: those that names show, and those that opening each file shows."""
-    return inspect(category)[0]
+def check_images(records: Sequence[Record]) -> tuple[list[Problem], dict[Path, str]]:
+    """Reads each image and mask once, in threads; returns their problems and the SHA-256 of each readable file."""
+    return _examine(records)[:2]
 
 
 def require_sound(category: Category) -> None:
-    """Raises UserError with the first ten problems that `check` finds, before any work on unsound data."""
-    told = [f"{path}: {reason}" for path, reason in check(category)]
-    if told:
-        more = [f"and {len(told) - 10} more"] if len(told) > 10 else []
-        raise UserError("\n  ".join([f"category {category.name} has problems:", *told[:10], *more]))
+    """Opens all files of a category; raises UserError if it has problems."""
+    raise_if_any(inspect(category)[0], category.name)
+
+
+def raise_if_any(problems: Sequence[Problem], name: str) -> None:
+    """Raises UserError with the first ten of the problems of category `name`; returns if there are none."""
+    if problems:
+        told = [f"{path}: {reason}" for path, reason in problems[:10]]
+        more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
+        raise UserError("\n  ".join([f"category {name} has problems:", *told, *more]))
 
 
 def inspect(category: Category) -> tuple[list[Problem], list[str], list[tuple[int, int]]]:
-    """Opens every file of a category: all problems, all notes, and (height, width) of each readable image."""
-    problems, notes, records = list(category.problems), list(category.notes), category.train + category.test
+    """Opens all files of a category; returns all problems, all notes, (height, width) of each readable image."""
+    problems, digests, sizes = _examine(category.train + category.test)
+    train = {digests[record.path]: record.path for record in category.train if record.path in digests}
+    same = [f"{r.path} and {train[digests[r.path]]}" for r in category.test if digests.get(r.path) in train]
+    shared = [f"{len(same)} test images have the bytes of a training image, the first: {same[0]}"] if same else []
+    return [*category.problems, *problems], [*category.notes, *shared], sizes
+
+
+def _examine(records: Sequence[Record]) -> tuple[list[Problem], dict[Path, str], list[tuple[int, int]]]:
+    """Returns problems, SHA-256 of each readable file by path, (height, width) of each readable image."""
+    problems, digests, sizes = [], {}, []
     with ThreadPoolExecutor(THREADS) as pool:
-        found, sizes, contents = zip(*pool.map(_examine, records)) if records else ((), (), ())
-    problems += [problem for some in found for problem in some]
-    train = dict(zip(contents, category.train))
-    tested = zip(category.test, contents[len(category.train) :])
-    same = [f"{record.path} and {train[content].path}" for record, content in tested if content in train]
-    if same:
-        notes.append(f"{len(same)} test images have the bytes of a training image, the first: {same[0]}")
-    return problems, notes, [size for size in sizes if size]
+        for found, contents, size in pool.map(_examine_record, records):
+            problems += found
+            digests |= contents
+            sizes += [size] if size else []
+    return problems, digests, sizes
 
 
-def _examine(record: Record) -> tuple[list[Problem], tuple[int, int] | None, str | Path]:
-    """Problems, (height, width) and SHA-256 of the file (its path if unreadable) of one record."""
-    problems, size, content = [], None, record.path
-    try:
-        data = _bytes(record.path)
-        content = hashlib.sha256(data).hexdigest()
-        with _decoded(record.path, data) as picture:
-            size = _rgb(picture, record.path).shape[:2]
-    except UserError as error:
-        problems.append(Problem(record.path, str(error).removeprefix(f"{record.path}: ")))
-    try:
-        mask = read_mask(record.mask) if record.mask else None
-        if mask is not None and size and mask.shape != size:
-            raise UserError("mask is {}x{}, its image {}x{} (height x width)".format(*mask.shape, *size))
-        if mask is not None and mask.any() != bool(record.label):
-            raise UserError("an empty mask for a defect" if record.label else "a mask of defects for a good image")
-    except UserError as error:
-        problems.append(Problem(record.mask, str(error).removeprefix(f"{record.mask}: ")))
-    return problems, size, content
+def _examine_record(record: Record) -> tuple[list[Problem], dict[Path, str], tuple[int, int] | None]:
+    problems, digests = [], {}
+
+    def attempt(path, decode):
+        try:
+            data = read_bytes(path)
+            digests[path] = hashlib.sha256(data).hexdigest()
+            return decode(data, path)
+        except UserError as error:
+            problems.append(Problem(path, str(error).removeprefix(f"{path}: ")))
+
+    image, mask = attempt(record.path, decode_image), record.mask and attempt(record.mask, decode_mask)
+    size, reason = None if image is None else image.shape[:2], None
+    if mask is not None and size and mask.shape != size:
+        reason = "mask is {}x{}, its image {}x{} (height x width)".format(*mask.shape, *size)
+    elif mask is not None and mask.any() != bool(record.label):
+        reason = "an empty mask for a defect" if record.label else "a mask of defects for a good image"
+    return problems + [Problem(record.mask, reason)] * bool(reason), digests, size
 
 
-def digest(records: Sequence[Record]) -> str:
-    """SHA-256 (hex) over labels, paths from the deepest common folder, and contents of images and masks."""
+def digest(records: Sequence[Record], digests: Mapping[Path, str] | None = None) -> str:
+    """Hashes records, in order: labels, defects, paths from their deepest common folder, bytes of images and masks.
+
+    `digests` holds the SHA-256 of these files by path (see `check_images`); if None, the files are read. Returns
+    SHA-256 in hexadecimal.
+    """
     base = os.path.commonpath([record.path.parent for record in records]) if records else ""
 
     def entry(path: Path) -> tuple[str, str]:
-        return Path(os.path.relpath(path, base)).as_posix(), hashlib.sha256(_bytes(path)).hexdigest()
+        content = hashlib.sha256(read_bytes(path)).hexdigest() if digests is None else digests[path]
+        return Path(os.path.relpath(path, base)).as_posix(), content
 
     listing = [(r.label, r.defect, *map(entry, filter(None, (r.path, r.mask)))) for r in records]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Atrous spatial pyramid pooling, in the form that SRDAD describes: no 1x1 branch, no projection where none is needed.
+"""Atrous spatial pyramid pooling.
 
-L.-C. Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017 (DeepLabv3), which has a 1x1
-branch besides and projects the concatenation; SRDAD (Scientific Reports 2025), Eq 7.
+L.-C. Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017 (DeepLabv3); without its 1x1
+branch, as SRDAD (Scientific Reports 2025, Eq 7) describes it.
 """
 
 import torch
@@ -9,26 +9,21 @@ from torch import Tensor, nn
 
 
 class ASPP(nn.Module):
-    """Parallel 3x3 convolutions with growing gaps, and the mean of the map, side by side (SRDAD, Eq 7).
+    """Concatenates 3x3 convolutions of several dilations and the mean of the map.
 
     A rate beyond the map's side reaches nothing but zeros with its outer taps: on 8 x 8, at rates 3, 6 and 12, 56 %,
     25 % and 11 % of what the taps read is data. The last is the centre tap alone: that branch is a 1x1 convolution.
 
     Args:
         width: channels C of input and output.
-        branch_width: channels b of each branch; where (rates + 1) b is not C, a 1x1 convolution brings it there.
+        branch_width: channels b of each branch; a 1x1 convolution maps (rates + 1) b to C where they differ.
         rates: dilation of each convolution, in pixels.
         batch_norm: after each dilated convolution; the pooled branch has none, as one value a channel is left there.
         project: the 1x1 convolution even where the widths fit, as DeepLab has it.
     """
 
     def __init__(
-        self,
-        width: int,
-        branch_width: int,
-        rates: tuple[int, ...] = (3, 6, 12),
-        batch_norm: bool = True,
-        project: bool = False,
+        self, width: int, branch_width: int, *, rates: tuple[int, ...], batch_norm: bool = True, project: bool = False
     ):
         super().__init__()
         b = branch_width
@@ -45,7 +40,7 @@ class ASPP(nn.Module):
         self.project = nn.Conv2d(total, width, 1) if project or total != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Equation 7: (B, C, H, W) -> (B, C, H, W)."""
+        """Maps (B, C, H, W) to (B, C, H, W)."""
         maps = [branch(x) for branch in self.branches]
         maps.append(self.pooled(x).expand(-1, -1, *x.shape[2:]))
         return self.project(torch.cat(maps, dim=1))

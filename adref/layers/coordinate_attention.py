@@ -1,7 +1,7 @@
 """Coordinate attention: gates for the rows and for the columns of a map.
 
 Q. Hou, D. Zhou, J. Feng, "Coordinate Attention for Efficient Mobile Network Design", CVPR 2021, Eqs 4 to 9. Parameter
-names are those of the authors' code.
+names and defaults are those of the authors' code.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class CoordinateAttention(nn.Module):
-    """out[c, i, j] = x[c, i, j] g_h[c, i] g_w[c, j], both gates in (0, 1) and made of the means of rows and columns.
+    """Gates a map: out[c, i, j] = x[c, i, j] g_h[c, i] g_w[c, j], gates in (0, 1) from the means of rows and columns.
 
     With all weights zero the output is x / 4: nothing is added to the product. The batch norm keeps statistics, so
     evaluation mode must be on at test time.
@@ -20,10 +20,10 @@ class CoordinateAttention(nn.Module):
     Args:
         width: channels C.
         reduction: the inner layer has max(8, C // reduction) channels.
-        activation: "h_swish": v relu6(v + 3) / 6, as the authors' code; "relu".
+        activation: "h_swish": v relu6(v + 3) / 6; "relu".
     """
 
-    def __init__(self, width: int, reduction: int = 32, activation: Literal["h_swish", "relu"] = "h_swish"):
+    def __init__(self, width: int, *, reduction: int = 32, activation: Literal["h_swish", "relu"] = "h_swish"):
         super().__init__()
         inner = max(8, width // reduction)
         self.conv1 = nn.Conv2d(width, inner, 1)
@@ -33,7 +33,7 @@ class CoordinateAttention(nn.Module):
         self.conv_w = nn.Conv2d(inner, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W). Equations b and c of the ViT autoencoder."""
+        """Maps (B, C, H, W) to (B, C, H, W)."""
         height, width = x.shape[2:]
         rows, columns = x.mean(dim=3, keepdim=True), x.mean(dim=2, keepdim=True)  # (B, C, H, 1), (B, C, 1, W)
         y = torch.cat((rows, columns.transpose(2, 3)), dim=2)  # (B, C, H + W, 1)

@@ -1,8 +1,8 @@
-"""The U-Net of class-conditional diffusion models with learned variance, and the classifier that can guide them.
+"""U-Net of class-conditional diffusion models with learned variance, and the classifier that can guide them.
 
 P. Dhariwal, A. Nichol, "Diffusion Models Beat GANs on Image Synthesis", NeurIPS 2021. Module names and the layout of
 every tensor are those of its public checkpoints (github.com/openai/guided-diffusion: 256x256_diffusion.pt and
-256x256_classifier.pt), so that these load as they are.
+256x256_classifier.pt), which load as they are.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def step_embedding(steps: Tensor, width: int) -> Tensor:
-    """Sinusoids of diffusion steps: (B,) -> (B, w) float32, [cos(t f_j), sin(t f_j)] with f_j = 10000^(-2 j / w)."""
+    """Embeds diffusion steps: (B,) -> (B, w) float32, [cos(t f_j), sin(t f_j)] with f_j = 10000^(-2 j / w)."""
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=steps.device, dtype=torch.float32) / half)
     angles = steps[:, None].float() * frequencies
@@ -23,37 +23,30 @@ def step_embedding(steps: Tensor, width: int) -> Tensor:
 
 
 def zeroed(module: nn.Module) -> nn.Module:
-    """The module with all its parameters set to 0."""
+    """Sets all parameters of a module to 0 and returns it."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions, the second one behind a group norm that the step modulates (FiLM), and a shortcut.
+    """Adds two 3 x 3 convolutions; the embedding of the step modulates the group norm between them (FiLM).
 
         h = conv(SiLU(GN(x)));  h = GN(h) (1 + scale) + shift;  x' + conv_0(dropout(SiLU(h)))
 
     with (scale, shift) = Linear(SiLU(embedding)), conv_0 starting at 0, x' = x or its 1 x 1 convolution.
 
     Args:
-        channels: of the input.
-        width: of the output.
-        embedding: width of the embedding.
+        channels, width, embedding: of the input, the output and the embedding.
         resample: "down" averages 2 x 2 pixels, "up" doubles them, before the first convolution and in the shortcut.
         dropout: share of the values that training drops.
-        groups: of the group norms.
+        groups: number of groups of the group norms.
     """
 
     def __init__(
-        self,
-        channels: int,
-        width: int,
-        embedding: int,
-        resample: Literal["none", "down", "up"] = "none",
-        dropout: float = 0.0,
-        groups: int = 32,
-    ):
+        self, channels: int, width: int, embedding: int, *,
+        resample: Literal["none", "down", "up"] = "none", dropout: float, groups: int,
+    ):  # fmt: skip
         super().__init__()
         self.resample = resample
         self.in_layers = nn.Sequential(
@@ -65,7 +58,7 @@ class ResidualBlock(nn.Module):
         self.skip_connection = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(B, channels, H, W), (B, embedding) -> (B, width, H', W'), sides halved or doubled where it resamples."""
+        """Maps (B, channels, H, W) and (B, embedding) to (B, width, H', W'), sides halved or doubled by `resample`."""
         h = self.in_layers[1](self.in_layers[0](x))
         if self.resample == "down":
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
@@ -80,17 +73,16 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention among all pixels behind a group norm, added to its input; its last layer starts at 0.
+    """Adds attention among all pixels, after a group norm; its last layer starts at 0.
 
     The channels of `qkv` are in the order [head][q, k, v][channel of the head], that of the public weights.
 
     Args:
-        channels: C, a multiple of `head_width`.
-        head_width: channels of each head.
-        groups: of the group norm.
+        channels: C, a multiple of `head_width`, the channels of each head.
+        groups: number of groups of the group norm.
     """
 
-    def __init__(self, channels: int, head_width: int = 64, groups: int = 32):
+    def __init__(self, channels: int, *, head_width: int, groups: int):
         super().__init__()
         self.heads = channels // head_width
         self.norm = nn.GroupNorm(groups, channels)
@@ -98,7 +90,7 @@ class SelfAttention(nn.Module):
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
+        """Maps (B, C, H, W) to the same shape."""
         tokens = x.flatten(2)  # (B, C, N)
         parts = self.qkv(self.norm(tokens)).unflatten(1, (self.heads, -1)).transpose(2, 3)  # (B, heads, N, 3 d)
         h = F.scaled_dot_product_attention(*parts.chunk(3, dim=3))  # (B, heads, N, d)
@@ -106,10 +98,10 @@ class SelfAttention(nn.Module):
 
 
 class Step(nn.Sequential):
-    """Layers of which the residual blocks see the embedding, too."""
+    """Applies layers in sequence; residual blocks also get the embedding."""
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(B, C, H, W), (B, embedding) -> (B, C', H', W')."""
+        """Maps (B, C, H, W) and (B, embedding) to (B, C', H', W')."""
         for layer in self:
             x = layer(x, embedding) if isinstance(layer, ResidualBlock) else layer(x)
         return x
@@ -118,64 +110,60 @@ class Step(nn.Sequential):
 class DiffusionUNet(nn.Module):
     """Predicts noise and variance of a noisy image: (B, 3, H, W) -> (B, 6, H, W), all 0 before training.
 
-    Each level has `blocks` residual blocks on the way down and one more on the way up; between levels a residual block
+    Each level has `blocks` residual blocks in the encoder and one more in the decoder; between levels a residual block
     resamples. Attention follows the blocks at the factors of `attention`.
 
     Args:
         width: w, channels at full resolution, a multiple of `groups`; the embedding has 4 w.
         multipliers: channels of each level, as multiples of w; level i runs at 1 / 2^i of the sides.
         blocks: residual blocks of a level.
-        attention: the factors by which the sides are divided where there is attention. (In the reference code a
-            configuration lists resolutions, which are converted with the image's size: 32, 16, 8 of 256 are 8, 16, 32.)
-        head_width: channels of each head, of which the widths with attention are multiples.
+        attention: factors by which the sides are divided where there is attention. (A configuration of the reference
+            code lists resolutions, which are converted with the image's size: 32, 16, 8 of 256 are 8, 16, 32.)
+        head_width: channels of each head; widths with attention are multiples of it.
         classes: rows of the table of labels; 0: no labels.
         dropout: in residual blocks.
-        groups: of every group norm. Where `width` is no larger, each channel is a group of its own at full resolution:
-            its mean over the picture is lost, and with it the mean of the noise.
+        groups: number of groups of every group norm. If `width` is no larger, each channel is one group at full
+            resolution: its mean over the image is lost, and with it the mean of the noise.
     """
 
     def __init__(
-        self,
-        width: int = 256,
-        multipliers: Sequence[int] = (1, 1, 2, 2, 4, 4),
-        blocks: int = 2,
-        attention: Sequence[int] = (8, 16, 32),
-        head_width: int = 64,
-        classes: int = 0,
-        dropout: float = 0.0,
-        groups: int = 32,
-    ):
+        self, *, width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_width: int,
+        groups: int, classes: int = 0, dropout: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
         self.width = width
-        e = 4 * width
+        e, form = 4 * width, {"dropout": dropout, "groups": groups}
         self.time_embed = nn.Sequential(nn.Linear(width, e), nn.SiLU(), nn.Linear(e, e))
         self.label_emb = nn.Embedding(classes, e) if classes else None
-        self.input_blocks, skips = encoder(width, multipliers, blocks, attention, head_width, dropout, groups)
+        self.input_blocks, skips = encoder(width, multipliers, blocks, attention, head_width, **form)
         channels = skips[-1]
-        self.middle_block = middle(channels, e, head_width, dropout, groups)
+        self.middle_block = middle(channels, e, head_width, **form)
         self.output_blocks = nn.ModuleList()
         for level in reversed(range(len(multipliers))):
-            own, factor = width * multipliers[level], 2**level
+            out = width * multipliers[level]
             for i in range(blocks + 1):
-                layers = [ResidualBlock(channels + skips.pop(), own, e, "none", dropout, groups)]
-                layers += [SelfAttention(own, head_width, groups)] if factor in attention else []
-                layers += [ResidualBlock(own, own, e, "up", dropout, groups)] if level and i == blocks else []
+                layers = [ResidualBlock(channels + skips.pop(), out, e, **form)]
+                layers += [SelfAttention(out, head_width=head_width, groups=groups)] if 2**level in attention else []
+                layers += [ResidualBlock(out, out, e, resample="up", **form)] if level and i == blocks else []
                 self.output_blocks.append(Step(*layers))
-                channels = own
+                channels = out
         self.out = nn.Sequential(
             nn.GroupNorm(groups, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, 6, 3, padding=1))
         )
 
     def forward(self, x: Tensor, steps: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Noise and raw variance.
+        """Predicts noise and raw variance.
 
         Args:
             x: (B, 3, H, W) in about [-1, 1], sides multiples of `stride`.
             steps: (B,), the original steps of the diffusion, 0 to T - 1.
-            labels: (B,) integers below `classes`; None where there are no labels.
+            labels: (B,) integers below `classes`; None if `classes` is 0.
 
         Returns:
             (B, 6, H, W): three channels of noise, three of v.
+
+        Raises:
+            ValueError: labels without classes, or the reverse.
         """
         if (labels is None) != (self.label_emb is None):
             raise ValueError(f"expected {'no labels' if self.label_emb is None else 'labels'}, got {labels}")
@@ -193,48 +181,43 @@ class DiffusionUNet(nn.Module):
 
 
 def encoder(
-    width: int,
-    multipliers: Sequence[int],
-    blocks: int,
-    attention: Sequence[int],
-    head_width: int,
-    dropout: float,
-    groups: int,
-) -> tuple[nn.ModuleList, list[int]]:
-    """The way down, from three channels, and the channels of each of its steps; arguments as of `DiffusionUNet`."""
+    width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_width: int, *,
+    dropout: float, groups: int,
+) -> tuple[nn.ModuleList, list[int]]:  # fmt: skip
+    """Builds the encoder, from three channels; returns its steps and the channels after each of them."""
+    form = {"dropout": dropout, "groups": groups}
     steps, widths = nn.ModuleList([Step(nn.Conv2d(3, width, 3, padding=1))]), [width]
     for level, multiplier in enumerate(multipliers):
-        own = width * multiplier
+        out = width * multiplier
         for _ in range(blocks):
-            layers = [ResidualBlock(widths[-1], own, 4 * width, "none", dropout, groups)]
-            layers += [SelfAttention(own, head_width, groups)] if 2**level in attention else []
+            layers = [ResidualBlock(widths[-1], out, 4 * width, **form)]
+            layers += [SelfAttention(out, head_width=head_width, groups=groups)] if 2**level in attention else []
             steps.append(Step(*layers))
-            widths.append(own)
+            widths.append(out)
         if level < len(multipliers) - 1:
-            steps.append(Step(ResidualBlock(own, own, 4 * width, "down", dropout, groups)))
-            widths.append(own)
+            steps.append(Step(ResidualBlock(out, out, 4 * width, resample="down", **form)))
+            widths.append(out)
     return steps, widths
 
 
-def middle(channels: int, embedding: int, head_width: int, dropout: float, groups: int) -> Step:
-    """Residual block, attention, residual block at the coarsest level."""
-    first, last = (ResidualBlock(channels, channels, embedding, "none", dropout, groups) for _ in range(2))
-    return Step(first, SelfAttention(channels, head_width, groups), last)
+def middle(channels: int, embedding: int, head_width: int, *, dropout: float, groups: int) -> Step:
+    """Builds residual block, attention, residual block for the coarsest level."""
+    first, last = (ResidualBlock(channels, channels, embedding, dropout=dropout, groups=groups) for _ in range(2))
+    return Step(first, SelfAttention(channels, head_width=head_width, groups=groups), last)
 
 
 class AttentionPool(nn.Module):
-    """One vector of a map: the mean of its pixels attends to them all (after CLIP's pooling; Radford et al., 2021).
+    """Pools a map: the mean of its pixels attends to them all (as CLIP's pooling; Radford et al., 2021).
 
     Here the channels of `qkv_proj` are in the order [q, k, v][head][channel of the head].
 
     Args:
-        channels: C of the map, a multiple of `head_width`.
-        pixels: N of the map, exactly.
+        channels: C, a multiple of `head_width`, the channels of each head.
+        pixels: H W of the map, exactly.
         classes: width of the output.
-        head_width: channels of each head.
     """
 
-    def __init__(self, channels: int, pixels: int, classes: int, head_width: int = 64):
+    def __init__(self, channels: int, pixels: int, classes: int, *, head_width: int):
         super().__init__()
         self.heads = channels // head_width
         self.positional_embedding = nn.Parameter(torch.randn(channels, pixels + 1) / channels**0.5)
@@ -242,7 +225,7 @@ class AttentionPool(nn.Module):
         self.c_proj = nn.Conv1d(channels, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, classes)."""
+        """Maps (B, C, H, W) to (B, classes)."""
         x = x.flatten(2)
         x = torch.cat((x.mean(dim=2, keepdim=True), x), dim=2) + self.positional_embedding  # (B, C, N + 1)
         q, k, v = (part.unflatten(1, (self.heads, -1)).transpose(2, 3) for part in self.qkv_proj(x).chunk(3, dim=1))
@@ -251,36 +234,29 @@ class AttentionPool(nn.Module):
 
 
 class NoisyClassifier(nn.Module):
-    """Tells the class of a noisy image: the way down of `DiffusionUNet`, then attention pooling.
+    """Classifies a noisy image: the encoder of `DiffusionUNet`, then attention pooling.
 
     Args:
-        classes: how many.
+        classes: number of classes.
         size: (H, W) of the images.
-        width: channels at full resolution.
-        multipliers: like the others, of `DiffusionUNet`.
+        width, multipliers, blocks, attention, head_width, groups: as of `DiffusionUNet`.
     """
 
     def __init__(
-        self,
-        classes: int,
-        size: tuple[int, int],
-        width: int = 128,
-        multipliers: Sequence[int] = (1, 1, 2, 2, 4, 4),
-        blocks: int = 2,
-        attention: Sequence[int] = (8, 16, 32),
-        head_width: int = 64,
-        groups: int = 32,
-    ):
+        self, classes: int, size: tuple[int, int], *, width: int, multipliers: Sequence[int], blocks: int,
+        attention: Sequence[int], head_width: int, groups: int,
+    ):  # fmt: skip
         super().__init__()
         self.width, stride = width, 2 ** (len(multipliers) - 1)
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
-        self.input_blocks, widths = encoder(width, multipliers, blocks, attention, head_width, 0.0, groups)
-        self.middle_block = middle(widths[-1], 4 * width, head_width, 0.0, groups)
-        pool = AttentionPool(widths[-1], size[0] // stride * (size[1] // stride), classes, head_width)
+        form = {"dropout": 0.0, "groups": groups}
+        self.input_blocks, widths = encoder(width, multipliers, blocks, attention, head_width, **form)
+        self.middle_block = middle(widths[-1], 4 * width, head_width, **form)
+        pool = AttentionPool(widths[-1], size[0] // stride * (size[1] // stride), classes, head_width=head_width)
         self.out = nn.Sequential(nn.GroupNorm(groups, widths[-1]), nn.SiLU(), pool)
 
     def forward(self, x: Tensor, steps: Tensor) -> Tensor:
-        """(B, 3, H, W) in about [-1, 1], (B,) original steps -> logits (B, classes)."""
+        """Maps (B, 3, H, W) in about [-1, 1] and (B,) original steps to logits (B, classes)."""
         embedding = self.time_embed(step_embedding(steps, self.width))
         for block in self.input_blocks:
             x = block(x, embedding)

@@ -19,11 +19,10 @@ STAGES = (  # expansion, side of the depthwise convolution, stride, channels, bl
 
 
 class SqueezeExcite(nn.Module):
-    """Each channel times sigmoid(conv(SiLU(conv(mean of the map)))): (B, C, H, W) -> the same shape.
+    """Multiplies each channel by sigmoid(conv(SiLU(conv(mean of the map)))): (B, C, H, W) -> the same shape.
 
     Args:
-        channels: C.
-        squeezed: channels between the two 1 x 1 convolutions.
+        channels, squeezed: C, and the channels between the two 1 x 1 convolutions.
     """
 
     def __init__(self, channels: int, squeezed: int):
@@ -36,16 +35,14 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """MBConv: 1 x 1 expansion (none where it is 1), depthwise convolution, squeeze and excite, 1 x 1 projection.
+    """Expands by 1 x 1 (not at factor 1), convolves each channel, squeezes and excites, projects by 1 x 1 (MBConv).
 
-    Batch norm behind each convolution, SiLU behind the first two; a shortcut where stride is 1 and widths agree.
+    Batch norm after each convolution, SiLU after the first two; a shortcut where the stride is 1 and the widths agree.
 
     Args:
-        channels: of the input; a quarter of them lie within squeeze and excite.
-        out: of the output.
-        expansion: of the width between them.
-        side: of the depthwise convolution.
-        stride: of it.
+        channels, out: of input and output; squeeze and excite narrows to a quarter of the input's.
+        expansion: factor of the inner width.
+        side, stride: of the depthwise convolution.
     """
 
     def __init__(self, channels: int, out: int, expansion: int, side: int, stride: int):
@@ -63,7 +60,7 @@ class InvertedResidual(nn.Module):
         self.shortcut = stride == 1 and channels == out
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> (B, out, H / stride, W / stride)."""
+        """Maps (B, channels, H, W) to (B, out, H / stride, W / stride)."""
         y = x
         for i, name in enumerate(self.convolutions, start=1):
             y = getattr(self, f"bn{i}")(getattr(self, name)(y))
@@ -75,17 +72,17 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetB4(nn.Module):
-    """Features at the ends of stages 1, 2, 3 and 5, behind their last batch norm; no classifier.
+    """Returns the features after stages 1, 2, 3 and 5, after their last batch norm; no classifier.
 
-    All seven stages are there, so that published files load; those behind the last tap do not run. Random weights make
-    up for SiLU, which divides the variance by 2 to 2.8, and a fresh squeeze and excite (4), and halve blocks with a
+    All seven stages are there, so that published files load; those after the last tap do not run. Random weights
+    compensate SiLU, which divides the variance by 2 to 2.8, and a fresh squeeze and excite (4), and halve blocks with a
     shortcut: features stay finite and of some size, without statistics to normalise them.
     """
 
     channels, strides = (24, 32, 56, 160), (2, 4, 8, 16)
     taps = (0, 1, 2, 4)
     published = (
-        "efficientnet_b4_ra2_320-7eb33cd5.pth of timm 0.5.4, or torchvision's efficientnet_b4_rwightman-23ab8bcd.pth"
+        "timm 0.5.4's efficientnet_b4_ra2_320-7eb33cd5.pth, or torchvision's efficientnet_b4_rwightman-23ab8bcd.pth"
     )
 
     def __init__(self):
@@ -110,7 +107,7 @@ class EfficientNetB4(nn.Module):
                 getattr(block, f"bn{i}").weight.data.fill_(gain**0.5 * (0.5 if block.shortcut and i == last else 1))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """RGB (B, 3, H, W) in [0, 1] -> four maps (B, channels[i], H / strides[i], W / strides[i])."""
+        """Maps RGB (B, 3, H, W) in [0, 1] to four maps (B, channels[i], H / strides[i], W / strides[i])."""
         x = F.silu(self.bn1(self.conv_stem(normalise(images))))
         layers = []
         for i, stage in enumerate(self.blocks[: self.taps[-1] + 1]):
@@ -119,12 +116,12 @@ class EfficientNetB4(nn.Module):
         return layers
 
     def load_published(self, state: Mapping) -> list[str]:
-        """Weights with timm's or torchvision's names, without head and classifier; see `backbone.load_published`."""
+        """Loads timm's or torchvision's weights, without head and classifier; see `published.load_published`."""
         return load_published(self, state, "efficientnet_b4", ("conv_head.", "bn2.", "classifier."), timm_name)
 
 
 def timm_name(name: str) -> str:
-    """torchvision's name of a tensor of EfficientNet as timm has it; other names stay.
+    """Translates torchvision's name of a tensor of EfficientNet into timm's; other names stay.
 
     features.0.{0,1}                 conv_stem, bn1
     features.(S + 1).I.block.J.{0,1} blocks.S.I.{convolution J, bn}, J = expansion, depthwise, (SE), projection

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Recall(NamedTuple):
-    """What a memory returned."""
+    """The result of addressing a memory."""
 
     output: Tensor  # like the queries
     weights: Tensor  # (..., K) of each query over the items, after shrinkage and renormalisation
@@ -20,19 +20,13 @@ class Recall(NamedTuple):
 
 
 def address(
-    queries: Tensor,
-    items: Tensor,
-    addressing: Literal["cosine", "dot"] = "cosine",
-    temperature: float = 1.0,
-    threshold: float | None = None,
-    on_empty: Literal["zero", "soft"] = "zero",
-) -> Recall:
-    """Soft addressing, hard shrinkage, renormalisation, recall.
+    queries: Tensor, items: Tensor, *, addressing: Literal["cosine", "dot"], temperature: float,
+    threshold: float | None, on_empty: Literal["zero", "soft"],
+) -> Recall:  # fmt: skip
+    """Recalls a mixture of items for each query: soft addressing, hard shrinkage, renormalisation.
 
         w = softmax(d(z, m_i) / tau),  s_i = max(w_i - lambda, 0) w_i / (|w_i - lambda| + eps),  w_hat = s / sum s,
-        z_hat = sum_i w_hat_i m_i
-
-    with eps = 1e-12; equations 7 to 10 of the ViT autoencoder.
+        z_hat = sum_i w_hat_i m_i,     eps = 1e-12
 
     With the cosine and tau = 1 no weight is more than e^2 = 7.4 times another: at lambda = 1 / K, the mean, about half
     of the items survive, and the result is the softmax over the survivors. An item that survives for no query gets next
@@ -42,13 +36,16 @@ def address(
         queries: (..., C).
         items: (K, C); the result combines them as they are, not normalised.
         addressing: d, the cosine of the angle, or the inner product.
-        temperature: tau.
+        temperature: tau; 1 in MemAE.
         threshold: lambda; None: 1 / K. 0 leaves the weights as they are.
-        on_empty: what a query gets for which nothing survives (all weights equal 1 / K, for example, or differ from it
-            by rounding alone): the zero vector and zero weights, or the unshrunk weights and what they recall.
+        on_empty: a query for which nothing survives (all weights equal 1 / K, for example, or differ from it by
+            rounding alone) gets the zero vector and zero weights, or the unshrunk weights and their combination.
 
     Returns:
         output (..., C), weights (..., K), empty (...); at least float32.
+
+    Raises:
+        ValueError: shapes that do not fit, or an unknown reading.
     """
     if items.ndim != 2 or queries.shape[-1] != items.shape[-1]:
         raise ValueError(
@@ -61,10 +58,9 @@ def address(
     with torch.autocast(queries.device.type, enabled=False):
         kind = torch.promote_types(queries.dtype, torch.float32)
         z, m = queries.to(kind), items.to(kind)
+        a, b = z, m
         if addressing == "cosine":
             a, b = F.normalize(z, dim=-1, eps=1e-12), F.normalize(m, dim=-1, eps=1e-12)
-        else:
-            a, b = z, m
         soft = (a @ b.T / temperature).softmax(dim=-1)
         excess = soft - threshold
         kept = excess.clamp_min(0) * soft / (excess.abs() + 1e-12)
@@ -83,33 +79,28 @@ def address(
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """-sum_i w_i ln(w_i + 1e-12) over the items: (..., K) -> (...), in nats."""
+    """Computes -sum_i w_i ln(w_i + 1e-12) over the items, in nats: (..., K) -> (...)."""
     return -(weights * (weights + 1e-12).log()).sum(dim=-1)
 
 
 class Memory(nn.Module):
-    """`address` for every position of a map.
+    """Addresses a memory at every position of a map.
 
     Args:
         width: channels C.
-        items: K.
-        addressing, temperature, threshold, on_empty: of `address`.
+        items: number of items K.
+        addressing, temperature, threshold, on_empty: as of `address`.
     """
 
     def __init__(
-        self,
-        width: int,
-        items: int = 2000,
-        addressing: Literal["cosine", "dot"] = "cosine",
-        temperature: float = 1.0,
-        threshold: float | None = None,
-        on_empty: Literal["zero", "soft"] = "zero",
-    ):
+        self, width: int, items: int, *, addressing: Literal["cosine", "dot"], temperature: float,
+        threshold: float | None, on_empty: Literal["zero", "soft"],
+    ):  # fmt: skip
         super().__init__()
-        self.settings = (addressing, temperature, threshold, on_empty)
+        self.form = {"addressing": addressing, "temperature": temperature, "threshold": threshold, "on_empty": on_empty}
         self.weight = nn.Parameter(torch.empty(items, width).uniform_(-(width**-0.5), width**-0.5))
 
     def forward(self, maps: Tensor) -> Recall:
-        """(B, C, H, W) -> output (B, C, H, W), weights (B, H, W, K), empty (B, H, W)."""
-        recall = address(maps.permute(0, 2, 3, 1), self.weight, *self.settings)
+        """Maps (B, C, H, W) to output (B, C, H, W), weights (B, H, W, K), empty (B, H, W)."""
+        recall = address(maps.permute(0, 2, 3, 1), self.weight, **self.form)
         return recall._replace(output=recall.output.permute(0, 3, 1, 2))

@@ -1,8 +1,7 @@
 """MobileNetV2 as a feature extractor, with batch norm folded into the convolutions.
 
 M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018, in TensorFlow's convention:
-values in [-1, 1], padding "SAME". Names of tensors are torchvision's. No paper of this package uses it: it is small
-enough for real ImageNet features on a CPU.
+values in [-1, 1], padding "SAME". Names of tensors are torchvision's. Small enough for ImageNet features on a CPU.
 """
 
 from collections.abc import Mapping
@@ -17,17 +16,15 @@ HALVED = (2, 4, 7, 14)  # blocks of stride 2
 
 
 class SameConvolution(nn.Module):
-    """A convolution whose output has ceil(side / stride) pixels, then ReLU6: TensorFlow's padding "SAME".
+    """Convolves with TensorFlow's padding "SAME", for an output of ceil(side / stride) pixels, then applies ReLU6.
 
-    Of p zeros that a side needs, floor(p / 2) stand before it: none where the stride is 2 and the side even.
+    An axis that needs p zeros has floor(p / 2) of them in front: none where the stride is 2 and the side even.
 
     Args:
-        channels: of the input.
-        width: of the output.
-        side: of the filter.
-        stride: of the filter.
+        channels, width: of input and output.
+        side, stride: of the filter.
         groups: of the channels.
-        activate: ReLU6 follows.
+        activate: whether ReLU6 follows.
     """
 
     def __init__(self, channels: int, width: int, side: int, stride: int = 1, groups: int = 1, activate: bool = True):
@@ -40,27 +37,21 @@ class SameConvolution(nn.Module):
         nn.init.zeros_(filters.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> (B, width, ceil(H / stride), ceil(W / stride))."""
-        return same_convolution(x, self.get_submodule("0"), self.activate)
-
-
-def same_convolution(x: Tensor, filters: nn.Conv2d, activate: bool = True) -> Tensor:
-    """See `SameConvolution`: (B, C, H, W) -> (B, C', ceil(H / stride), ceil(W / stride))."""
-    pads = []
-    for length in (x.shape[3], x.shape[2]):  # F.pad begins with the last axis
-        side, stride = filters.kernel_size[0], filters.stride[0]
-        need = max((-(-length // stride) - 1) * stride + side - length, 0)
-        pads += [need // 2, need - need // 2]
-    x = filters(F.pad(x, pads) if any(pads) else x)
-    return F.relu6(x) if activate else x
+        """Maps (B, channels, H, W) to (B, width, ceil(H / stride), ceil(W / stride))."""
+        filters, pads = self.get_submodule("0"), []
+        for length in (x.shape[3], x.shape[2]):  # F.pad begins with the last axis
+            side, stride = filters.kernel_size[0], filters.stride[0]
+            need = max((-(-length // stride) - 1) * stride + side - length, 0)
+            pads += [need // 2, need - need // 2]
+        x = filters(F.pad(x, pads) if any(pads) else x)
+        return F.relu6(x) if self.activate else x
 
 
 class LinearBottleneck(nn.Module):
-    """1 x 1 expansion by 6 (none in the first block), 3 x 3 depthwise convolution, 1 x 1 projection without activation.
+    """Expands by 6 (1 x 1; not in the first block), convolves each channel (3 x 3), projects (1 x 1, no activation).
 
     Args:
-        channels: of the input.
-        out: of the output; a shortcut where it is `channels` and the stride is 1.
+        channels, out: of input and output; a shortcut where they agree and the stride is 1.
         stride: of the depthwise convolution.
         expand: whether it expands.
     """
@@ -77,13 +68,13 @@ class LinearBottleneck(nn.Module):
         self.shortcut = stride == 1 and channels == out
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> (B, out, ceil(H / stride), ceil(W / stride))."""
+        """Maps (B, channels, H, W) to (B, out, ceil(H / stride), ceil(W / stride))."""
         y = self.conv(x)
         return x + y if self.shortcut else y
 
 
 class MobileNetV2(nn.Module):
-    """Features behind blocks 3, 6, 13 and 17, the last of each size.
+    """Returns the features after blocks 3, 6, 13 and 17, the last of each size.
 
     Random weights are Kaiming's (fan in), without the factor 2 where no activation follows.
     """
@@ -101,7 +92,7 @@ class MobileNetV2(nn.Module):
         self.features = nn.Sequential(*blocks)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """RGB (B, 3, H, W) in [0, 1] -> four maps (B, channels[i], H / strides[i], W / strides[i]), rounded up."""
+        """Maps RGB (B, 3, H, W) in [0, 1] to four maps (B, channels[i], H / strides[i], W / strides[i]), rounded up."""
         x, layers = 2 * images - 1, []
         for number, block in enumerate(self.features):
             x = block(x)
@@ -109,5 +100,5 @@ class MobileNetV2(nn.Module):
         return layers
 
     def load_published(self, state: Mapping) -> list[str]:
-        """Weights with torchvision's names and folded batch norms; see `backbone.load_published`."""
+        """Loads weights with torchvision's names and folded batch norms; see `published.load_published`."""
         return load_published(self, state, "mobilenet_v2", ("features.18.", "classifier."))

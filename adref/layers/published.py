@@ -1,57 +1,53 @@
-"""What all frozen feature extractors share: ImageNet's normalisation, and loading published weights."""
+"""ImageNet's normalisation, and loading of published weights, for frozen feature extractors."""
 
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from adref.options import UserError
-
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's training images, in [0, 1]
 
 
 def normalise(images: Tensor) -> Tensor:
-    """RGB (B, 3, H, W) in [0, 1], less ImageNet's mean, divided by its standard deviation."""
+    """Subtracts ImageNet's mean from RGB (B, 3, H, W) in [0, 1] and divides by its standard deviation."""
     mean, std = (images.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     return (images - mean) / std
 
 
 def published_state(state: Mapping, refusal: str) -> dict[str, Tensor]:
-    """The tensors of a published file by name: from below "state_dict" or "model", without a leading "module.".
+    """Returns the tensors of a published file by name, those below "state_dict" or "model", without "module." in front.
 
     Raises:
-        UserError: there is no dictionary of tensors; `refusal` says so.
+        ValueError: there is no dictionary of tensors; the message is `refusal`.
     """
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     tensors = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     if not tensors:
-        raise UserError(refusal)
+        raise ValueError(refusal)
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
 def load_published(
-    network: nn.Module,
-    state: Mapping,
-    name: str,
-    ignored: tuple[str, ...] = (),
+    network: nn.Module, state: Mapping, name: str, ignored: tuple[str, ...] = (),
     rename: Callable[[str], str] | None = None,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """Copies published weights into a feature extractor, all of them or none.
 
     Args:
         network: the extractor.
         state: see `published_state`; any float type.
-        name: what the extractor is called in messages.
-        ignored: beginnings of names that it has no use for.
-        rename: turns the file's names into the extractor's.
+        name: the extractor's name in messages.
+        ignored: prefixes of names that it does not use.
+        rename: maps the file's names to the extractor's.
 
     Returns:
         a note, if names were ignored.
 
     Raises:
-        UserError: no such dict, names that are missing or unknown, another shape, values that are not finite.
+        ValueError: no dictionary of tensors, names that are missing or unknown, other shapes, values that are not
+            finite.
     """
     state = published_state(state, f"the weights of {name} are no dictionary of tensors")
     state = {rename(key): value for key, value in state.items()} if rename else state
@@ -60,15 +56,15 @@ def load_published(
     given = {k: v for k, v in state.items() if k not in left and not k.endswith("num_batches_tracked")}
     missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
     if missing or unknown:
-        raise UserError(
+        raise ValueError(
             f"the weights do not fit {name}: {len(missing)} names are missing {missing[:3]}, {len(unknown)} are "
             f"unknown {unknown[:3]}"
         )
     for key, value in own.items():
         if given[key].shape != value.shape:
             shapes = f"{tuple(given[key].shape)}, expected {tuple(value.shape)}"
-            raise UserError(f"the weights do not fit {name}: {key} has the shape {shapes}")
+            raise ValueError(f"the weights do not fit {name}: {key} has the shape {shapes}")
         if not torch.isfinite(given[key].float()).all():
-            raise UserError(f"the weights of {name} are not finite: {key}")
+            raise ValueError(f"the weights of {name} are not finite: {key}")
     network.load_state_dict({key: given[key].float() for key in own}, strict=False)
     return [f"{', '.join(left[:3])} ({len(left)} in all) are of no use to the features"] if left else []

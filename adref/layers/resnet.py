@@ -1,8 +1,8 @@
 """ResNet and Wide ResNet as feature extractors.
 
 K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; S. Zagoruyko, N. Komodakis, "Wide Residual
-Networks", BMVC 2016. The stride is in the 3 x 3 convolution of a bottleneck, as in torchvision and timm, whose names of
-tensors these are.
+Networks", BMVC 2016. The stride is in the 3 x 3 convolution of a bottleneck, as in torchvision and timm; tensors have
+the same names as there.
 """
 
 from collections.abc import Mapping
@@ -27,16 +27,14 @@ PUBLISHED = {  # timm 0.5.4's default files, and torchvision's first
 
 
 class ResNetBlock(nn.Module):
-    """The residual block of ResNet: ReLU(x' + f(x)), x' = x or its strided 1 x 1 convolution and batch norm.
+    """Adds a residual: ReLU(x' + f(x)), x' = x or its strided 1 x 1 convolution and batch norm.
 
-    f is two 3 x 3 convolutions, or (bottleneck) 1 x 1, 3 x 3 with the stride, 1 x 1; batch norm behind each.
+    f is two 3 x 3 convolutions, or (bottleneck) 1 x 1, 3 x 3 with the stride, 1 x 1; batch norm after each.
 
     Args:
-        channels: of the input.
-        width: of the inner convolutions.
-        out: of the output.
+        channels, width, out: of the input, the inner convolutions and the output.
         stride: 1 or 2.
-        bottleneck: which of the two.
+        bottleneck: chooses f.
     """
 
     def __init__(self, channels: int, width: int, out: int, stride: int, bottleneck: bool):
@@ -53,7 +51,7 @@ class ResNetBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> (B, out, H / stride, W / stride)."""
+        """Maps (B, channels, H, W) to (B, out, H / stride, W / stride)."""
         y = x
         for i in range(1, self.count + 1):
             y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
@@ -62,13 +60,13 @@ class ResNetBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Features at the ends of the four stages, behind their ReLU; no classifier.
+    """Returns the features after each of the four stages; no classifier.
 
     Random weights are Kaiming's (fan out), with the last batch norm of each block at 1/2: in evaluation mode, where
     fresh statistics normalise nothing, the sum of many blocks would otherwise grow from layer to layer.
 
     Args:
-        name: of a form; its stages have 64, 128, 256, 512 channels, four times as many with bottlenecks.
+        name: a key of FORMS; the stages have 64, 128, 256, 512 channels, four times as many with bottlenecks.
     """
 
     strides = (4, 8, 16, 32)
@@ -96,7 +94,7 @@ class ResNet(nn.Module):
                 nn.init.constant_(getattr(module, f"bn{module.count}").weight, 0.5)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """RGB (B, 3, H, W) in [0, 1] -> four maps (B, channels[i], H / strides[i], W / strides[i])."""
+        """Maps RGB (B, 3, H, W) in [0, 1] to four maps (B, channels[i], H / strides[i], W / strides[i])."""
         x = self.maxpool(self.bn1(self.conv1(normalise(images))).relu())
         layers = []
         for i in range(1, 5):
@@ -105,5 +103,5 @@ class ResNet(nn.Module):
         return layers
 
     def load_published(self, state: Mapping) -> list[str]:
-        """Weights with torchvision's or timm's names; the classifier is ignored. See `backbone.load_published`."""
+        """Loads weights with torchvision's or timm's names, without the classifier; see `published.load_published`."""
         return load_published(self, state, self.name, ("fc.",))

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class SelectiveKernelFusion(nn.Module):
-    """sum_i softmax_i(A_i z) m_i with z = PReLU(A mean(sum_i m_i)); the softmax runs over the maps in each channel.
+    """Sums maps: sum_i softmax_i(A_i z) m_i with z = PReLU(A mean(sum_i m_i)), softmax over the maps in each channel.
 
-    No weight differs from one position to another, though noise-to-norm's text says so.
+    The weights are the same at every position.
 
     Args:
         width: channels C of every map.
@@ -19,18 +19,18 @@ class SelectiveKernelFusion(nn.Module):
         reduction: z has max(C // reduction, 4) channels.
     """
 
-    def __init__(self, width: int, count: int = 4, reduction: int = 8):
+    def __init__(self, width: int, count: int, *, reduction: int = 8):
         super().__init__()
         inner = max(width // reduction, 4)
         self.conv_du = nn.Sequential(nn.Conv2d(width, inner, 1, bias=False), nn.PReLU())
         self.fcs = nn.ModuleList(nn.Conv2d(inner, width, 1, bias=False) for _ in range(count))
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """`count` maps (B, C, H, W) -> (B, C, H, W). Equation 5 of noise-to-norm."""
+        """Fuses `count` maps (B, C, H, W) into (B, C, H, W)."""
         weights = self.weights(maps)
         return sum(m * w for m, w in zip(maps, weights, strict=True))
 
     def weights(self, maps: list[Tensor]) -> Tensor:
-        """(count, B, C, 1, 1); they sum to 1 over the maps."""
+        """Computes the weights (count, B, C, 1, 1); they sum to 1 over the maps."""
         z = self.conv_du(sum(m.mean(dim=(2, 3), keepdim=True) for m in maps))
         return torch.stack([fc(z) for fc in self.fcs]).softmax(dim=0)

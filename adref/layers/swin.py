@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def relative_position_index(window: tuple[int, int]) -> Tensor:
-    """Row of the bias table for each pair of tokens: (N, N) int64, N = h w tokens of a window in row-major order.
+    """Indexes the bias table for each pair of tokens: (N, N) int64, N = h w tokens of a window in row-major order.
 
     index(i, j) = (r_i - r_j + h - 1)(2w - 1) + (c_i - c_j + w - 1), token i at row r_i and column c_i.
     """
@@ -22,10 +22,10 @@ def relative_position_index(window: tuple[int, int]) -> Tensor:
 
 
 def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
-    """What a shifted block adds to its attention scores: 0, or -100 between tokens that are no neighbours.
+    """Makes the mask that a shifted block adds to its scores: 0, or -100 between tokens that are no neighbours.
 
     After the roll by (-shift), a window at the far edge holds parts of opposite sides of the map. Each axis of length
-    L is cut into [0, L - window), [L - window, L - shift), [L - shift, L); tokens of different parts may not attend.
+    L has the parts [0, L - window), [L - window, L - shift), [L - shift, L); only tokens of one part may attend.
 
     Args:
         size: (H, W) of the map in tokens.
@@ -44,27 +44,27 @@ def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int,
 
 
 def split_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """(B, H, W, C) -> (B, windows, N, C), windows and the tokens in them in row-major order."""
+    """Splits (B, H, W, C) into (B, windows, N, C), windows and the tokens in them in row-major order."""
     b, height, width, c = x.shape
     h, w = window
     return x.view(b, height // h, h, width // w, w, c).transpose(2, 3).reshape(b, -1, h * w, c)
 
 
 def join_windows(x: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """The inverse of `split_windows`: (B, windows, N, C) -> (B, H, W, C)."""
+    """Inverts `split_windows`: (B, windows, N, C) -> (B, H, W, C)."""
     (h, w), (height, width) = window, size
     x = x.view(x.shape[0], height // h, width // w, h, w, x.shape[-1])
     return x.transpose(2, 3).reshape(x.shape[0], height, width, -1)
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v, written out; what `scaled_dot_product_attention` computes (Eq 4)."""
+    """Computes softmax(q k^T / sqrt(d) + bias) v (Eq 4), the reference for `scaled_dot_product_attention`."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
     return scores.softmax(dim=-1) @ v
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention in each window by itself, with a learned bias for each relative position (Eq 4).
+    """Attends within each window, with several heads and a learned bias for each relative position (Eq 4).
 
     Args:
         width: channels C.
@@ -84,7 +84,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, windows, N, C) and None or (windows, N, N) from `shift_mask` -> (B, windows, N, C)."""
+        """Maps (B, windows, N, C), with None or (windows, N, N) from `shift_mask`, to (B, windows, N, C)."""
         b, windows, n, c = x.shape
         q, k, v = self.qkv(x).view(b, windows, n, 3, self.heads, c // self.heads).permute(3, 0, 1, 4, 2, 5)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (K, N, N)
@@ -96,7 +96,7 @@ class WindowAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, GELU (erf), linear: (..., C) -> (..., C)."""
+    """Applies linear, GELU (erf), linear: (..., C) -> (..., C)."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -108,7 +108,7 @@ class MLP(nn.Module):
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth (Huang et al., ECCV 2016): in training, zero for a share `rate` of the images, else scaled."""
+    """Drops x for a share `rate` of the images in training, and scales the others (Huang et al., ECCV 2016)."""
     if rate == 0 or not training:
         return x
     kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= rate
@@ -116,7 +116,7 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
 
 
 class SwinBlock(nn.Module):
-    """x + Attention(LN x), then x + MLP(LN x) (Eq 3), in windows that may be shifted.
+    """Computes x + Attention(LN x), then x + MLP(LN x) (Eq 3), in windows that may be shifted.
 
     Args:
         width: channels C.
@@ -125,7 +125,6 @@ class SwinBlock(nn.Module):
             shifts; a longer one must be a multiple of it.
         window: side of a window in tokens.
         shifted: roll by half a window before attending.
-        mlp_ratio: hidden channels of the MLP over C.
         drop_path: rate of stochastic depth.
 
     Raises:
@@ -133,14 +132,7 @@ class SwinBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        size: tuple[int, int],
-        window: int = 8,
-        shifted: bool = False,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
+        self, width: int, heads: int, size: tuple[int, int], window: int, *, shifted: bool, drop_path: float = 0.0
     ):
         super().__init__()
         self.size, self.rate = tuple(size), drop_path
@@ -151,12 +143,12 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = WindowAttention(width, heads, self.window)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, int(mlp_ratio * width))
+        self.mlp = MLP(width, 4 * width)
         mask = shift_mask(self.size, self.window, self.shift) if any(self.shift) else None
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
+        """Maps (B, H, W, C) to (B, H, W, C)."""
         windows = self.norm1(x)
         if any(self.shift):
             windows = windows.roll((-self.shift[0], -self.shift[1]), dims=(1, 2))
@@ -169,7 +161,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halves both sides and doubles the channels: the four pixels of each 2 x 2 square, LN, linear 4C -> 2C."""
+    """Halves both sides and doubles the channels: concatenates each 2 x 2 square, LN, linear 4C -> 2C."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -177,17 +169,17 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H/2, W/2, 2C)."""
+        """Maps (B, H, W, C) to (B, H/2, W/2, 2C)."""
         return self.reduction(self.norm(collect(x)))
 
 
 def collect(x: Tensor) -> Tensor:
-    """(B, H, W, C) -> (B, H/2, W/2, 4C): (row, column) even even, odd even, even odd, odd odd, as the authors do."""
+    """Moves pixels into channels, (row, column) even even, odd even, even odd, odd odd: -> (B, H/2, W/2, 4C)."""
     return torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=-1)
 
 
 class PatchExpanding(nn.Module):
-    """Linear without bias, then each token's channels become `scale` x `scale` pixels, then LN (Swin-Unet).
+    """Enlarges both sides: linear without bias, channels become `scale` x `scale` pixels, LN (Swin-Unet).
 
     Args:
         width: channels C of the input.
@@ -202,19 +194,19 @@ class PatchExpanding(nn.Module):
         self.norm = nn.LayerNorm(width_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, scale H, scale W, width_out)."""
+        """Maps (B, H, W, C) to (B, scale H, scale W, width_out)."""
         return self.norm(spread(self.expand(x), self.scale))
 
 
 def spread(x: Tensor, scale: int) -> Tensor:
-    """(B, H, W, s s C) -> (B, s H, s W, C): channel (p1 s + p2) C + c goes to pixel (s h + p1, s w + p2)."""
+    """Moves channel (p1 s + p2) C + c to pixel (s h + p1, s w + p2): (B, H, W, s s C) -> (B, s H, s W, C)."""
     b, h, w, c = x.shape
     x = x.view(b, h, w, scale, scale, c // scale**2).transpose(2, 3)
     return x.reshape(b, h * scale, w * scale, c // scale**2)
 
 
 def init_linears(module: nn.Module) -> None:
-    """Swin's initialisation: linear weights truncated normal, std 0.02, biases 0; apply with `network.apply`."""
+    """Initialises a linear as Swin does, weights truncated normal, std 0.02, biases 0; for `network.apply`."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,6 +1,5 @@
-"""Convolutional U-Nets (Ronneberger et al., 2015): DRAEM's two networks (Zavrtanik et al., ICCV 2021), and a plain one.
-
-Module names are those of the DRAEM authors' released checkpoints wherever one tensor stands for one tensor.
+"""Convolutional U-Nets (O. Ronneberger et al., MICCAI 2015): the two of DRAEM (V. Zavrtanik et al., ICCV 2021), tensor
+by tensor those of its released checkpoints, and a plain one.
 """
 
 from collections.abc import Sequence
@@ -12,27 +11,23 @@ from torch import Tensor, nn
 
 
 def convolution_block(channels_in: int, channels_out: int, convolutions: int = 2) -> nn.Sequential:
-    """`convolutions` times 3x3 convolution (with bias), batch norm, ReLU: (B, in, H, W) -> (B, out, H, W)."""
+    """Repeats 3x3 convolution (with bias), batch norm, ReLU: (B, in, H, W) -> (B, out, H, W)."""
     layers: list[nn.Module] = []
-    for i in range(convolutions):
-        layers += [
-            nn.Conv2d(channels_in if i == 0 else channels_out, channels_out, 3, padding=1),
-            nn.BatchNorm2d(channels_out),
-            nn.ReLU(inplace=True),
-        ]
+    for channels in (channels_in, *[channels_out] * (convolutions - 1)):
+        layers += [nn.Conv2d(channels, channels_out, 3, padding=1), nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
 def upsampling_block(channels_in: int, channels_out: int) -> nn.Sequential:
-    """Doubles the sides (bilinear, corners aligned), then one convolution, batch norm, ReLU."""
+    """Doubles the sides (bilinear, corners aligned), then applies one convolution, batch norm, ReLU."""
     upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
     return nn.Sequential(upsample, *convolution_block(channels_in, channels_out, convolutions=1))
 
 
 def init_convolutions(module: nn.Module) -> None:
-    """DRAEM's initialisation: convolution weights N(0, 0.02), batch-norm weights N(1, 0.02) and biases 0.
+    """Initialises as DRAEM does: convolution weights N(0, 0.02), batch-norm weights N(1, 0.02) and biases 0.
 
-    Convolution biases keep PyTorch's default. Apply it with `network.apply(init_convolutions)`.
+    Convolution biases keep PyTorch's default. For `network.apply`.
     """
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
@@ -42,12 +37,12 @@ def init_convolutions(module: nn.Module) -> None:
 
 
 class Encoder(nn.Module):
-    """Convolution blocks with 2x2 max-pooling between them.
+    """Applies convolution blocks with 2x2 max-pooling between them.
 
     Args:
-        channels: input channels.
-        widths: output channels of each level; level i runs at 1 / 2^i of the input's sides.
-        convolutions: of each block.
+        channels: of the input.
+        widths: channels of each level; level i runs at 1 / 2^i of the input's sides.
+        convolutions: number in each block.
     """
 
     def __init__(self, channels: int, widths: tuple[int, ...], convolutions: int = 2):
@@ -58,6 +53,7 @@ class Encoder(nn.Module):
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Returns the map after each level, the first one first."""
         levels = []
         for i, block in enumerate(self.blocks):
             x = block(x if i == 0 else self.pool(x))
@@ -66,30 +62,29 @@ class Encoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """DRAEM's reconstructive network: five levels, no skips, no output activation (spec 7.1).
+    """Reconstructs an image (DRAEM's reconstructive network): five levels, no skips, no output activation.
 
     Args:
         width: channels b of the first level; the levels have b, 2b, 4b, 8b, 8b.
-        channels: input and output channels.
     """
 
     stride = 16  # sides must be multiples of it: four poolings
 
-    def __init__(self, width: int = 128, channels: int = 3):
+    def __init__(self, width: int):
         super().__init__()
         b = width
-        self.encoder = Encoder(channels, (b, 2 * b, 4 * b, 8 * b, 8 * b))
+        self.encoder = Encoder(3, (b, 2 * b, 4 * b, 8 * b, 8 * b))
         self.ups = nn.ModuleList(upsampling_block(i, i) for i in (8 * b, 4 * b, 2 * b, b))
         self.blocks = nn.ModuleList(
             # i -> i, then i -> o: the width falls in the second convolution, unlike in the discriminator
             nn.Sequential(*convolution_block(i, i, 1), *convolution_block(i, o, 1))
             for i, o in ((8 * b, 4 * b), (4 * b, 2 * b), (2 * b, b), (b, b))
         )
-        self.out = nn.Conv2d(b, channels, 3, padding=1)
+        self.out = nn.Conv2d(b, 3, 3, padding=1)
         self.apply(init_convolutions)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> the same shape; H and W multiples of 16."""
+        """Maps (B, 3, H, W) to the same shape; H and W multiples of 16."""
         x = self.encoder(x)[-1]  # (B, 8b, H/16, W/16)
         for up, block in zip(self.ups, self.blocks):
             x = block(up(x))
@@ -97,34 +92,30 @@ class Autoencoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """DRAEM's discriminative network: a U-Net with six levels and concatenated skips (spec 7.1).
+    """Segments two stacked images (DRAEM's discriminative network): six levels, concatenated skips.
 
     Args:
-        channels: input channels (6: two pictures side by side in the channel axis).
-        classes: output channels (2 logits: normal, anomalous).
         width: channels c of the first level; the levels have c, 2c, 4c, 8c, 8c, 8c.
+        channels: input channels, two images stacked along the channel axis.
+        classes: output channels, logits of normal and anomalous.
     """
 
     stride = 32
 
-    def __init__(self, channels: int = 6, classes: int = 2, width: int = 64):
+    def __init__(self, width: int, *, channels: int = 6, classes: int = 2):
         super().__init__()
         c = width
         self.encoder = Encoder(channels, (c, 2 * c, 4 * c, 8 * c, 8 * c, 8 * c))
-        steps = (
-            (8 * c, 8 * c, 8 * c),
-            (8 * c, 4 * c, 8 * c),
-            (4 * c, 2 * c, 4 * c),
-            (2 * c, c, 2 * c),
-            (c, c, c),
-        )
+        steps = (  # in, out, skip
+            (8 * c, 8 * c, 8 * c), (8 * c, 4 * c, 8 * c), (4 * c, 2 * c, 4 * c), (2 * c, c, 2 * c), (c, c, c)
+        )  # fmt: skip
         self.ups = nn.ModuleList(upsampling_block(i, o) for i, o, _ in steps)
         self.blocks = nn.ModuleList(convolution_block(o + skip, o) for _, o, skip in steps)
         self.out = nn.Conv2d(c, classes, 3, padding=1)
         self.apply(init_convolutions)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> logits (B, classes, H, W); H and W multiples of 32."""
+        """Maps (B, channels, H, W) to logits (B, classes, H, W); H and W multiples of 32."""
         *skips, x = self.encoder(x)  # x (B, 8c, H/32, W/32)
         for up, block, skip in zip(self.ups, self.blocks, reversed(skips)):
             x = block(torch.cat((up(x), skip), dim=1))
@@ -132,7 +123,7 @@ class UNet(nn.Module):
 
 
 class PlainUNet(nn.Module):
-    """A U-Net of convolutional layers, 2 x 2 max-pooling and bilinear up-sampling, without an activation at its end.
+    """Applies a U-Net of convolutions, 2 x 2 max-pooling and bilinear up-sampling; no activation at the end.
 
         widths (b, 2b, 4b): b@H | 2b@H/2 | 4b@H/4 | up, skip: 6b -> 2b | up, skip: 3b -> b | output 3 x 3
 
@@ -140,20 +131,16 @@ class PlainUNet(nn.Module):
 
     Args:
         channels: of the output.
-        widths: of each level of the encoder; a level of the decoder has those of the encoder's level.
-        skip: "concat" (up-sampled map first), "add" (behind a 1 x 1 convolution where the widths differ) or "none".
-        convolutions: in each layer, with batch norm and ReLU each.
+        widths: channels of each level, of encoder and decoder.
+        skip: "concat" (up-sampled map first), "add" (after a 1 x 1 convolution where the widths differ) or "none".
+        convolutions: number in each level, each with batch norm and ReLU.
         align_corners: of the up-sampling.
     """
 
     def __init__(
-        self,
-        channels: int,
-        widths: Sequence[int],
-        skip: Literal["concat", "add", "none"] = "concat",
-        convolutions: int = 2,
-        align_corners: bool = False,
-    ):
+        self, channels: int, widths: Sequence[int], *, skip: Literal["concat", "add", "none"] = "concat",
+        convolutions: int = 2, align_corners: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.skip, self.align_corners = skip, align_corners
         self.stride = 2 ** (len(widths) - 1)  # sides must be multiples of it
@@ -172,7 +159,7 @@ class PlainUNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, channels, H, W); ValueError where the poolings do not divide the sides."""
+        """Maps (B, 3, H, W) to (B, channels, H, W); ValueError where the poolings do not divide the sides."""
         if x.shape[2] % self.stride or x.shape[3] % self.stride:
             raise ValueError(f"expected sides that are multiples of {self.stride}, got {tuple(x.shape[2:])}")
         *skips, x = self.encoder(x)

@@ -1,4 +1,4 @@
-"""Vision Transformer: patches become tokens, all tokens attend to all, pre-norm blocks.
+"""Vision Transformer: patches become tokens, all tokens attend to all in pre-norm blocks.
 
 A. Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale", ICLR 2021 (Eqs 1 to
 4). Parameter names are timm's, so that its checkpoints load.
@@ -15,7 +15,7 @@ from adref.layers.swin import MLP, init_linears
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (B, N, D): softmax(q k^T / sqrt(D / K)) v in each of K heads, then a linear."""
+    """Attends over (B, N, D): softmax(q k^T / sqrt(D / K)) v in each of K heads, then a linear."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -31,23 +31,23 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """z' = z + MSA(LN z), then z' + MLP(LN z') (Eqs 2, 3): (B, N, D) -> (B, N, D)."""
+    """Computes z' = z + MSA(LN z), then z' + MLP(LN z') (Eqs 2, 3)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0):
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = MLP(width, int(mlp_ratio * width))
+        self.mlp = MLP(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D). Equation a of the ViT autoencoder."""
+        """Maps (B, N, D) to (B, N, D)."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
 class PatchEmbedding(nn.Module):
-    """Each patch of p x p pixels through one linear: (B, 3, H, W) -> (B, N, D), patches in row-major order (Eq 1)."""
+    """Maps each patch of p x p pixels by a linear: (B, 3, H, W) -> (B, N, D), patches in row-major order (Eq 1)."""
 
     def __init__(self, patch: int, width: int):
         super().__init__()
@@ -58,7 +58,7 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Encoder whose patch tokens come out as a map.
+    """Encodes images; the patch tokens come out as a map.
 
     Args:
         size: (H, W) of the images, multiples of `patch`.
@@ -68,17 +68,15 @@ class VisionTransformer(nn.Module):
         heads: K, dividing D.
         class_token: "drop": a learned token attends with the others and is left out of the map; "add": it is added to
             every position of the map; "none": there is none.
+
+    Raises:
+        ValueError: sides or heads that do not divide.
     """
 
     def __init__(
-        self,
-        size: tuple[int, int] = (384, 384),
-        patch: int = 16,
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 8,
-        class_token: Literal["drop", "add", "none"] = "drop",
-    ):
+        self, *, size: tuple[int, int], patch: int, width: int, depth: int, heads: int,
+        class_token: Literal["drop", "add", "none"],
+    ):  # fmt: skip
         super().__init__()
         if any(side % patch for side in size) or width % heads:
             raise ValueError(f"expected sides in multiples of {patch} and {heads} dividing {width}, got {size}")
@@ -98,7 +96,7 @@ class VisionTransformer(nn.Module):
         self.apply(init_linears)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D, H/p, W/p); cell (r, c) is patch r W/p + c. Equation 4 of vit_autoencoder first."""
+        """Maps (B, 3, H, W) to (B, D, H/p, W/p); cell (r, c) is patch r W/p + c."""
         x = self.patch_embed(images)
         if self.class_token != "none":
             x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
@@ -108,16 +106,16 @@ class VisionTransformer(nn.Module):
         return self.to_map(self.norm(x))
 
     def to_map(self, tokens: Tensor) -> Tensor:
-        """(B, N, D), the class token first where there is one -> (B, D, H/p, W/p)."""
+        """Reshapes tokens (B, N, D), the class token first if there is one, to (B, D, H/p, W/p)."""
         if self.class_token != "none":
             first, tokens = tokens[:, :1], tokens[:, 1:]
             tokens = tokens + first if self.class_token == "add" else tokens
         return tokens.transpose(1, 2).unflatten(2, self.grid)
 
     def load_timm(self, state: dict[str, Tensor]) -> None:
-        """Loads a checkpoint with timm's names; its classifier is left out.
+        """Loads a checkpoint with timm's names, without its classifier.
 
-        A table of positions for another (square) grid is brought to this one by bicubic interpolation, as is usual.
+        A table of positions for another (square) grid is interpolated bicubically.
 
         Raises:
             ValueError: keys or shapes that do not fit.

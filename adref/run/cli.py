@@ -1,49 +1,62 @@
-"""Commands: errors that end as one sentence with an exit code, and the progress line."""
+"""Commands: expected errors end as one sentence and an exit code; the progress line."""
 
 import shlex
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from adref.options import Notice, UserError
 from adref.run import distributed
-from adref.run.directory import TrainingError
+
+OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory")  # words of the CPU's, fork's, CUDA's errors
 
 
-def guarded(command, shared: bool = False) -> int:
-    """Runs a command and turns what stops it into one sentence and an exit code.
+class TrainingError(RuntimeError):
+    """Work that cannot go on for another reason than a user's mistake: one sentence, exit code 1."""
 
-    2 for a mistake at the keyboard or a file that cannot be read or written, 1 for work that cannot go on, as without
-    memory, 130 for Ctrl-C (while training, `train.Interrupt` is there first and saves). `shared`: the processes that
-    torchrun starts may share its work.
+
+def run_cli(command: Callable[[], int], processes: bool = False) -> int:
+    """Runs a command, prints expected errors as one line, and returns the exit code.
+
+    2 for a user's mistake or a file that cannot be read or written, 1 for work that cannot go on (no memory, a loss
+    that is not finite), 130 for Ctrl-C.
+
+    Args:
+        command: returns an exit code.
+        processes: whether torchrun may start it in several processes.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold characters that the terminal cannot show
     try:
         with warnings.catch_warnings():
-            shown = warnings.showwarning
+            show = warnings.showwarning
             warnings.showwarning = lambda text, kind, *rest: (
-                print(f"note: {text}", file=sys.stderr) if issubclass(kind, Notice) else shown(text, kind, *rest)
+                print(f"note: {text}", file=sys.stderr) if issubclass(kind, Notice) else show(text, kind, *rest)
             )
-            if distributed.launch() and not shared:
+            if not processes and distributed.launch():
                 raise UserError("torchrun starts adref.train and adref.evaluate; this command runs in one process")
             return command()
     except UserError as error:
         text = str(error)
-        if "Original Traceback" in text:  # from a data worker it comes inside that worker's traceback, as its last line
+        if "Original Traceback" in text:  # from a data worker it comes as the last line of the worker's traceback
             text = text.strip().splitlines()[-1].removeprefix("adref.options.UserError: ")
         print(f"error: {text}", file=sys.stderr)
         return 2
+    except TrainingError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, TrainingError) and not is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        print(f"stopped: {error if isinstance(error, TrainingError) else 'memory does not suffice'}", file=sys.stderr)
+        print("stopped: memory does not suffice", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -51,20 +64,21 @@ def guarded(command, shared: bool = False) -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, the CPU's allocator or CUDA's has no memory left."""
-    words = ("allocate memory", "not enough memory", "out of memory")  # and fork's "Cannot allocate memory"
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+    """Tells whether Python, the CPU's allocator or CUDA's has no memory left."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return any(word in str(error) for word in OUT_OF_MEMORY)
 
 
 @contextmanager
-def explained(run: Path, options: dict) -> Iterator[None]:
-    """Memory that does not suffice, or trouble with data workers, becomes a TrainingError that says what to try."""
+def explain_failures(folder: Path, options: dict) -> Iterator[None]:
+    """Turns a lack of memory or a failure of data workers into a TrainingError that says what to try."""
     try:
         yield
+    except TrainingError:
+        raise
     except (MemoryError, RuntimeError, OSError) as error:
-        kept = f"; {run} keeps its last checkpoint" if (run / "checkpoint.pt").exists() else ""
-        if isinstance(error, TrainingError):
-            raise
+        kept = f"; {folder} keeps its last checkpoint" if (folder / "checkpoint.pt").exists() else ""
         if is_out_of_memory(error):
             size, count = ",".join(map(str, options["size"])), options["batch_size"]
             smaller = f"--batch-size {count // 2}" if count > 1 else "a smaller --size"
@@ -78,18 +92,17 @@ def explained(run: Path, options: dict) -> Iterator[None]:
             "Too many open files": "too many files are open (ulimit -n)",
             "DataLoader worker (pid": f"a data worker died, as it does when memory runs out ({text})",
         }
-        for words, reason in reasons.items():
-            if words in text:
-                again = f"python -m adref.train --resume --out {shlex.quote(str(run))} --workers 0"
-                raise TrainingError(f"{reason}{kept}. Go on with: {again}") from None
+        if reason := next((reason for words, reason in reasons.items() if words in text), None):
+            again = f"python -m adref.train --resume --out {shlex.quote(str(folder))} --workers 0"
+            raise TrainingError(f"{reason}{kept}. Go on with: {again}") from None
         raise
 
 
 class Progress:
-    """One line on stderr that is rewritten at most five times a second; silent when stderr is no terminal."""
+    """Rewrites one line on stderr at most five times a second; silent when stderr is no terminal."""
 
     def __init__(self):
-        self.shown, self.last = sys.stderr.isatty(), 0.0
+        self.shown, self.last = sys.stderr.isatty() and distributed.rank() == 0, 0.0
 
     def __call__(self, text: str, final: bool = False) -> None:
         if self.shown and (final or time.monotonic() - self.last > 0.2):

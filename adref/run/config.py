@@ -1,4 +1,4 @@
-"""What a run is told: the flags of every method; its configuration, from a command line or from the run itself."""
+"""Settings of a run: from a command line for a new run, from config.json and a command line for a resumed one."""
 
 import argparse
 import dataclasses
@@ -19,30 +19,19 @@ from adref.run.directory import read_config, refuse_existing
 
 SAMPLE_DATA = Path("runs/sample-data")
 
-DEVIATIONS = (
-    Deviation("Flags.holdout", "substitution", "all normal images train", "a tenth of them sets the threshold",
-              "a decision threshold must come from neither training nor test images; --holdout 0 is the papers' way"),
-    Deviation("Flags.textures", "substitution", "DTD, a data set of photographs",
-              "generated textures where no folder is named",
-              "nothing is downloaded; the command says so, and --textures takes DTD"),
-    Deviation("evaluate --resolution", "ambiguous", "pixel metrics at the network's size, masks resized",
-              "maps are brought to each picture's own size",
-              "no rule for resizing masks is needed then; 'method' is the other way"),
-    Deviation("evaluate", "ambiguous", "results of a model of many categories",
-              "of all images together, and the mean over categories beside it",
-              "papers print the mean; one threshold for all needs the scores to be comparable, which the former shows"),
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
-class Flags:
-    """What a run is told beside the method's own options."""
+class RunSettings:
+    """Settings of a training run that belong to no method."""
 
     data: str | None = option(None, "folder of the data set; none: generated sample pictures", "adref")
     category: tuple[str, ...] = option(
         (), "category to train; may be left out where there is only one; some methods take several", "adref"
     )
-    textures: str | None = option(None, "folder of texture pictures; none: generated textures", "adref")
+    textures: str | None = option(
+        None, "folder of texture pictures; none: generated textures", "adref", kind="substitution",
+        paper="DTD, a data set of photographs", why="nothing is downloaded; the command says so",
+    )  # fmt: skip
     defect_sizes: str | None = option(
         None, "CSV of height,width,weight (python -m adref.synthesize --sizes-from MASKS)", "adref"
     )
@@ -53,34 +42,42 @@ class Flags:
     backbone_weights: str | None = option(
         None, "published weights of a frozen feature extractor, or random (for tests)", "adref"
     )
-    seed: int = option(0, "seed of all randomness", "adref", (0, 2**63 - 1))
+    seed: int = option(0, "seed of all randomness", "adref", limits=(0, 2**63 - 1))
     device: str = option("auto", "auto, cpu, cuda or cuda:N", "adref")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: networks under autocast, losses in fp32", "adref")
     compile: bool = option(False, "torch.compile for the networks: a slow start, other last bits", "adref")
-    holdout: float = option(0.1, "share of the normal training images kept for the threshold", "adref", (0, 0.9))
+    holdout: float = option(
+        0.1, "share of the normal training images kept for the threshold", "adref", limits=(0, 0.9),
+        kind="substitution", paper="all normal images train",
+        why="a decision threshold must come from neither training nor test images; 0 is the papers' way",
+    )  # fmt: skip
     false_alarm_rate: float = option(
-        0.05, "share of normal images that the threshold may call anomalous", "adref", (1e-6, 1)
+        0.05, "share of normal images that the threshold may call anomalous", "adref", limits=(1e-6, 1)
     )
-    workers: int = option(1, "processes that corrupt images; changes no number", "adref", (0, 256))
+    workers: int = option(1, "processes that corrupt images; changes no number", "adref", limits=(0, 256))
     start_method: Literal["fork", "spawn", "forkserver"] = option("fork", "how they start; changes no number", "adref")
-    memory_limit: float = option(2.0, "GiB of decoded pictures kept in memory", "adref", (0, math.inf))
-    checkpoint_seconds: float = option(60.0, "seconds between checkpoints", "adref", (0, math.inf))
-    checkpoint_steps: int = option(0, "steps between checkpoints; 0: by time alone", "adref", (0, math.inf))
+    memory_limit: float = option(2.0, "GiB of decoded pictures kept in memory", "adref", limits=(0, math.inf))
+    checkpoint_seconds: float = option(60.0, "seconds between checkpoints", "adref", limits=(0, math.inf))
+    checkpoint_steps: int = option(0, "steps between checkpoints; 0: by time alone", "adref", limits=(0, math.inf))
 
+
+DEVIATIONS = (
+    Deviation("evaluate --resolution", "ambiguous", "pixel metrics at the network's size, masks resized",
+              "maps are resized to each picture's full resolution",
+              "no rule for resizing masks is needed then; 'method' is the other way"),
+    Deviation("evaluate", "ambiguous", "results of a model of many categories",
+              "of all images together, and the mean over categories beside it",
+              "papers print the mean; one threshold for all needs comparable scores, which the former shows"),
+)  # fmt: skip
 
 PATHS = ("data", "textures", "defect_sizes", "anomaly_images", "backbone_weights")
-# What a resumed run may be given anew. No weight depends on it (on another kind of device: the last bits); the contents
-# of data and textures are compared by digest.
-FREE_ON_RESUME = ("data", "textures", "defect_sizes", "anomaly_images", "device", "compile", "workers",
-                  "start_method", "memory_limit", "checkpoint_seconds", "checkpoint_steps",
-                  "false_alarm_rate")  # fmt: skip
-
-
-# -- the command line -------------------------------------------------------------------------------------------------
+# A resumed run may change these: no weight depends on them, and contents are compared by digest.
+FREE_ON_RESUME = ("data", "textures", "defect_sizes", "anomaly_images", "device", "compile", "workers", "start_method",
+                  "memory_limit", "checkpoint_seconds", "checkpoint_steps", "false_alarm_rate")  # fmt: skip
 
 
 def method_name(argv: list[str]) -> str:
-    """The method that a command line speaks of: its first word, or the one of the run that it resumes."""
+    """Finds the method of a command line: its first word, or the method of the run that it resumes."""
     if argv and not argv[0].startswith("-"):
         return argv[0]
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -91,66 +88,51 @@ def method_name(argv: list[str]) -> str:
 
 
 def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
-    """The command line of adref.train, with the flags of its method."""
+    """Parses the command line of adref.train, with the options of its method."""
     name = method_name(argv)
     method = find_method(name)
     parser = option_tools.Parser(prog="python -m adref.train", description=description, allow_abbrev=False)
     parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)} [draem]; must stand first")
     parser.add_argument("--out", metavar="RUN", type=Path, help="run directory [runs/CATEGORY-METHOD]")
-    parser.add_argument("--preset", help=f"one of: {', '.join(method.presets)} [paper; tiny for the sample data]")
-    parser.add_argument("--ablation", help=f"one of: {', '.join(method.ablations)}")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    option_tools.add_flags(parser, Flags, "run", "run flags")
+    option_tools.add_variants(parser, method.presets, method.ablations)
+    option_tools.add_flags(parser, RunSettings, "run", "run settings")
     option_tools.add_flags(parser, method.Options, "option", f"options of {name} (meaning, default, source)")
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        if not unknown[0].startswith("-"):
-            raise UserError(f"unknown argument {unknown[0]!r}; after the method's name only --options follow")
-        known = ["out", "preset", "ablation", "resume", *option_tools.names(Flags), *option_tools.names(method.Options)]
-        option_tools.refuse_unknown(unknown[0].split("=")[0], known)
-    return arguments
+    return option_tools.parse_known(parser, argv)
 
 
 def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
-    """Run directory and configuration of a new run from the command line."""
-    flags = option_tools.replace(Flags(), option_tools.flags_given(arguments, "run"))
+    """Makes the folder's name and the configuration of a new run from the command line."""
+    flags = option_tools.replace(RunSettings(), option_tools.flags_given(arguments, "run"))
     if arguments.out:
         refuse_existing(arguments.out)  # now, and not after minutes of reading
-    for name in PATHS:
-        if getattr(flags, name) == "":
+    for name in (*PATHS, "weights"):
+        if getattr(flags, name) == "" or (name == "weights" and "" in flags.weights):
             raise UserError(f"{option_tools.flag(name)} takes a path; got an empty name")
-    if "" in flags.weights:
-        raise UserError("--weights takes paths joined by commas; got an empty name")
     name, generated = arguments.method or "draem", flags.data is None
-    method = find_method(name)
+    method, changes = find_method(name), option_tools.flags_given(arguments, "option")
     preset = arguments.preset or ("tiny" if generated else "paper")
-    changes = option_tools.flags_given(arguments, "option")
     options = option_tools.build(method.Options, method.presets, method.ablations, preset, arguments.ablation, changes)
-    data, chosen, options = choose_categories(method, options, flags)
-    absolute = os.path.abspath  # a run can then be resumed and evaluated from any folder
-    paths = {key: absolute(value) for key in PATHS if (value := getattr(flags, key))}
-    if flags.backbone_weights == "random":  # a word, no path
+    data, category, options = choose_categories(method, options, flags)
+    paths = {key: os.path.abspath(value) for key in PATHS if (value := getattr(flags, key))}  # valid from any folder
+    if flags.backbone_weights == "random":
         del paths["backbone_weights"]
-    flags = dataclasses.replace(
-        flags,
-        **{**paths, "data": absolute(data)},
-        category=tuple(chosen.split(",")),
-        weights=tuple(map(absolute, flags.weights)),
-    )
+    paths |= {"data": os.path.abspath(data), "weights": tuple(map(os.path.abspath, flags.weights))}
+    flags = dataclasses.replace(flags, **paths, category=tuple(category.split(",")))
     config = {
-        "method": name, "preset": preset, "ablation": arguments.ablation, "changed": changes, "category": chosen,
+        "method": name, "preset": preset, "ablation": arguments.ablation, "changed": changes, "category": category,
         "generated": generated, "options": option_tools.to_json(options), "flags": option_tools.to_json(flags),
     }  # fmt: skip
-    return arguments.out or free_name(Path("runs") / f"{chosen.replace(',', '+')}-{name}"), config
+    return arguments.out or free_name(Path("runs") / f"{category.replace(',', '+')}-{name}"), config
 
 
-def choose_categories(method: type[Trainable], options, flags: Flags) -> tuple[str | Path, str, object]:
-    """Folder of the data, the name of its category (of several, joined), and options that know the names.
+def choose_categories(method: type[Trainable], options, flags: RunSettings) -> tuple[str | Path, str, object]:
+    """Returns the data's folder, the name of its category (of several, joined), and options that hold the names.
 
     Without --data the sample data is generated.
 
     Raises:
-        UserError: an unknown category, or several for a method that takes one.
+        UserError: an unknown category, or several for a method that learns one.
     """
     data, names = flags.data, flags.category
     if data is None:
@@ -159,25 +141,24 @@ def choose_categories(method: type[Trainable], options, flags: Flags) -> tuple[s
             raise UserError(f"--category {unknown}: the generated sample data has {', '.join(CATEGORIES)}")
         data, names = write_sample_data(SAMPLE_DATA), names or CATEGORIES[:1]
     chosen = find_category(Path(data), ",".join(names) if names else None)
-    found = sorted({record.category for record in chosen.train})
-    if len(found) > 1 and "categories" not in option_tools.names(type(options), all_fields=True):
-        raise UserError(f"--category: this method takes one category, got {', '.join(found)}")
-    if "categories" in option_tools.names(type(options), all_fields=True):
-        options = dataclasses.replace(options, categories=tuple(found))
-    return data, chosen.name, options
+    found = tuple(sorted({record.category for record in chosen.train}))
+    several = "categories" in option_tools.names(method.Options, all_fields=True)
+    if len(found) > 1 and not several:
+        raise UserError(f"--category: this method learns one category, got {', '.join(found)}")
+    return data, chosen.name, dataclasses.replace(options, categories=found) if several else options
 
 
 def free_name(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3, ... that does not exist."""
+    """Returns `path`, or the first of path-2, path-3, ... that does not exist."""
     names = (path if i == 1 else path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
     return next(name for name in names if not name.exists())
 
 
 def resumed_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
-    """Run directory and configuration of a run that goes on.
+    """Returns the folder and the configuration of a run that is resumed.
 
     Raises:
-        UserError: no --out, or what the command line gives is not what the run began with.
+        UserError: no --out, or the command line contradicts the configuration of the run.
     """
     if arguments.out is None:
         raise UserError("--resume needs --out RUN, the run directory to go on with")
@@ -185,11 +166,13 @@ def resumed_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
     for name in ("method", "preset", "ablation"):
         if getattr(arguments, name) not in (None, config[name]):
             raise UserError(f"--resume: {name} was {config[name]}, now {getattr(arguments, name)}; start a new run")
-    for kind, key, known in (("run", "flags", Flags), ("option", "options", find_method(config["method"]).Options)):
-        before = option_tools.replace(known(), config[key])
-        given = option_tools.flags_given(arguments, kind)
+    for kind, key, known in (
+        ("run", "flags", RunSettings),
+        ("option", "options", find_method(config["method"]).Options),
+    ):
+        before, given = option_tools.replace(known(), config[key]), option_tools.flags_given(arguments, kind)
         if kind == "run" and set(given.get("category", "").split(",")) == set(before.category):
-            del given["category"]  # the same ones, in another order
+            del given["category"]  # the same ones in another order
         now = option_tools.replace(before, given)
         for name in given:
             was, is_now = getattr(before, name), getattr(now, name)

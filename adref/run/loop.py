@@ -1,33 +1,29 @@
-"""The training loop, and the decision threshold."""
+"""The training loop, early stopping, and the decision threshold."""
 
 import math
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 
-from adref.data.examples import Batches, TrainingSet, random_stream
-from adref.data.reader import read_image
+from adref.data.examples import Images, Schedule, TrainingSet, random_stream
 from adref.method import EarlyStop, Sources, Stage, Trainable
 from adref.run import distributed
-from adref.run.config import Flags
-from adref.run.directory import load, load_checkpoint, load_weights, read_log, save_checkpoint
-from adref.run.journal import Journal, truncate_log
-from adref.run.scoring import score_image
-
-# -- the loop ---------------------------------------------------------------------------------------------------------
+from adref.run.cli import Progress, TrainingError
+from adref.run.config import RunSettings
+from adref.run.directory import Run, load_state, read_log
+from adref.run.scoring import score_resized
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM raise a flag that the loop reads between two steps; a second Ctrl-C stops at once."""
+    """Remembers Ctrl-C and SIGTERM until the loop asks between two steps; a second Ctrl-C stops at once."""
 
     def __enter__(self) -> "Interrupt":
         self.raised = False
@@ -44,233 +40,260 @@ class Interrupt:
             signal.signal(number, handler)
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Data workers leave Ctrl-C and a scheduler's SIGTERM to the process that started them, and end with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def train(run: Path, method: Trainable, sources: Sources, flags: Flags, device: torch.device) -> bool:
-    """Trains from the run's checkpoint to the end; True when it got there, False when it was interrupted.
+def fit(run: Run, sources: Sources, settings: RunSettings, device: torch.device) -> bool:
+    """Trains from the checkpoint to the end; returns False if it was interrupted, after saving.
 
     Raises:
         TrainingError: a loss term or a weight is not finite; the last good checkpoint stays.
     """
     torch.backends.cudnn.deterministic = True  # no number may depend on which kernel was the fastest today
-    state = load_checkpoint(run)
-    distributed.first(lambda: truncate_log(run, state["step"]))
-    load_weights(run, method, state)
-    method.to(device, memory_format=torch.channels_last)
-    for network in method.children() if flags.compile else ():
+    distributed.on_rank_zero(run.truncate_log)
+    run.method.to(device, memory_format=torch.channels_last)
+    for network in run.method.children() if settings.compile else ():
         network.compile()
-    ended, chosen, best = state.get("ended", {}), state.get("chosen", {}), state.get("best")
-    first = 0  # the steps of the stages before
-    journal = Journal(run)
     with Interrupt() as interrupt:
-        for plan in method.stages:
-            stage = plan.name
-            if stage in ended:
-                first += ended[stage]
-                continue
-            stop = plan.early_stop
-            own, validation = split_validation(sources._replace(stage=stage), stop, flags.seed)
-            data = training_set(method, own, flags.seed)
-            validation = TrainingSet(validation, method.corrupt, method.options, own, flags.seed, "validation")
-            batches = Batches(method, plan, len(data), flags.seed, max(0, state["step"] - first))
-            step = min(batches.first_step, batches.last_step)
-            if step == 0:
-                method.prepare(own, stage, partial(random_stream, flags.seed))
-            optimizer, schedule = method.optimizer(stage)
-            if 0 < step < batches.last_step:
-                optimizer.load_state_dict(state["optimizer"])
-                schedule.load_state_dict(state["schedule"])
-            loss = distributed.parallel(method)
-            method.train()
-            begun = first + step - step % batches.per_epoch  # an epoch in whose middle the run goes on
-            journal.totals = [line["loss/total"] for line in read_log(run) if line["step"] > begun] if stop else []
-            began = saved = before = time.monotonic()
-            for step, batch in enumerate(load_batches(data, batches, flags, device), start=step + 1):  # noqa: B020
-                waited = time.monotonic() - before
-                batch = to_device(batch, device)
-                key = (step, distributed.rank()) if distributed.rank() else (step,)
-                torch.manual_seed(int(random_stream(flags.seed, f"step {stage}", *key).integers(2**62)))  # dropout
-                optimizer.zero_grad()
-                terms = add_gradients(method, loss, batch, batches.images(step), plan, flags)
-                optimizer.step()
-                rate = optimizer.param_groups[0]["lr"]
-                if step % batches.period == 0:
-                    schedule.step()
-                by_steps = flags.checkpoint_steps and step % flags.checkpoint_steps == 0
-                due = by_steps or time.monotonic() - saved > flags.checkpoint_seconds
-                wishes = journal.write(bool(due), interrupt.raised)
-                due, interrupted = wishes[0][0], any(asked for _, asked in wishes)
-                now, epoch, over = time.monotonic(), (step - 1) // batches.per_epoch, False
-                line = {"stage": stage, "epoch": epoch, "step": first + step, "lr": rate}
-                line |= {"seconds": round(now - before, 4), "data_seconds": round(waited, 4)}
-                journal.hold(line, terms, partial(progress_line, batches=batches, step=step, seconds=now - began))
-                if stop and step % batches.per_epoch == 0:
-                    journal.read()
-                    held = len(validation) > 0
-                    watched = validate(method, validation, stage, flags, device) if held else mean(journal.totals)
-                    journal.add({"validation/total" if held else "epoch/total": watched})
-                    if best is None or watched < best["loss"]:
-                        weights = {name: tensor.cpu().clone() for name, tensor in method.state_dict().items()}
-                        best = {"loss": watched, "epoch": epoch, "step": first + step, "model": weights}
-                    over = stop.patience is not None and epoch - best["epoch"] >= stop.patience
-                if step % batches.per_epoch == 0:
-                    journal.totals.clear()
-                if over or step == batches.last_step:
-                    journal.write(final=True)
-                if over:
-                    break
-                if due or interrupted:
-                    state = {"model": method.state_dict(), "step": first + step, "ended": ended, "chosen": chosen}
-                    state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "best": best}
-                    journal.checkpoint(state)
-                    saved = time.monotonic()
-                if interrupted:
-                    return False
-                before = time.monotonic()
-            first, ended = first + step, {**ended, stage: step}
-            if best:
-                load_weights(run, method, best)
-                chosen, best = {**chosen, stage: best["step"]}, None
-            if any(distributed.gather(interrupt.raised)):  # in the step that ended the stage early
-                break
-        if "calibration" not in state:  # the end of a stage needs no optimiser
-            journal.checkpoint({"model": method.state_dict(), "step": first, "ended": ended, "chosen": chosen})
-    return not any(distributed.gather(interrupt.raised))
+        for stage in run.method.stages:
+            if stage.name not in run.state.finished_stages:
+                fit_stage(run, stage, sources._replace(stage=stage.name), settings, device, interrupt)
+            if any(distributed.gather(interrupt.raised)):
+                return False
+    return True
 
 
-def training_set(method: Trainable, sources: Sources, seed: int) -> TrainingSet:
-    """What the stage in `sources` trains on; each stage draws from streams of its own."""
-    purpose = "corrupt" if sources.stage == method.stages[0].name else f"corrupt {sources.stage}"
-    return TrainingSet(sources.images, method.corrupt, method.options, sources, seed, purpose)
-
-
-def split_validation(sources: Sources, stop: EarlyStop | None, seed: int) -> tuple[Sources, Subset]:
-    """What trains, and the images that an `EarlyStop` watches: at least one where there are two.
-
-    What is returned first knows the images that train alone: `corrupt` must not see what validates.
-    """
-    count = len(sources.images)
-    kept = max(1, math.floor(stop.share * count)) if stop and stop.share and count > 1 else 0
-    order = random_stream(seed, "validation").permutation(count).tolist()
-    train = sorted(order[kept:])
-    fields = {name: getattr(sources, name) for name in ("hashes", "categories")}
-    known = {name: [field[i] for i in train] for name, field in fields.items() if field}
-    own = sources._replace(images=Subset(sources.images, train), **known)
-    return own, Subset(sources.images, sorted(order[:kept]))
-
-
-@torch.no_grad()
-def validate(method: Trainable, data: TrainingSet, stage: str, flags: Flags, device: torch.device) -> float:
-    """The mean loss over images that do not train; `corrupt` draws the same for each of them every time."""
-    method.eval()
-    total, size = 0.0, method.options.batch_size
-    own = distributed.every(range(len(data)))
-    for begin in range(0, len(own), size):
-        examples = [data[0, i, i] for i in own[begin : begin + size]]
-        batch = to_device(torch.utils.data.default_collate(examples), device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=flags.precision == "bf16"):
-            total += method.loss(batch, stage)["total"].item() * len(examples)
+def fit_stage(
+    run: Run, stage: Stage, sources: Sources, settings: RunSettings, device: torch.device, interrupt: Interrupt
+) -> None:
+    """Trains one stage from the checkpoint on, until its end or an interrupt; the checkpoint then holds the rest."""
+    method, state, seed = run.method, run.state, settings.seed
+    sources, validation = split_validation(method, sources, stage.early_stop, seed)
+    purpose = "corrupt" if stage == method.stages[0] else f"corrupt {stage.name}"
+    data = TrainingSet(sources.images, method.corrupt, method.options, sources, seed, purpose)
+    order = Schedule(stage, len(data), method.options.batch_size, seed)
+    before = sum(state.finished_stages.values())
+    step = first = state.step - before
+    if step == 0:
+        method.prepare(sources, stage.name, partial(random_stream, seed))
+    optimizer, rates = method.optimizer(stage.name)
+    if state.optimizer:
+        optimizer.load_state_dict(state.optimizer)
+        rates.load_state_dict(state.schedule)
+    loss = distributed.parallel_loss(method)
     method.train()
-    return sum(distributed.gather(total)) / len(data)
+    totals = epoch_losses(run, before + step - step % order.per_epoch) if stage.early_stop else []
+    keys = (distributed.shard(part, True) for s in range(step + 1, order.last_step + 1) for part in order.parts(s))
+    batches, progress = load_batches(data, keys, settings, device), Progress()
+    started = saved = clock = time.monotonic()
+    stop = interrupted = False
+    while step < order.last_step and not stop:
+        step += 1
+        epoch, rate = (step - 1) // order.per_epoch, optimizer.param_groups[0]["lr"]
+        key = (step, distributed.rank()) if distributed.rank() else (step,)
+        torch.manual_seed(int(random_stream(seed, f"step {stage.name}", *key).integers(2**62)))  # dropout
+        optimizer.zero_grad()
+        terms, waited = add_gradients(method, loss, order.parts(step), batches, stage, settings, device)
+        terms, interrupted = average_over_ranks(terms, interrupt.raised)
+        line = {"stage": stage.name, "epoch": epoch, "step": before + step, "lr": rate}
+        require_finite(run, line, terms)
+        optimizer.step()
+        if step % order.period == 0:
+            rates.step()
+        totals.append(terms["loss/total"])
+        now = time.monotonic()
+        line |= {"seconds": round(now - clock, 4), "data_seconds": round(waited, 4), **terms}
+        clock = now
+        if step % order.per_epoch == 0:
+            if stage.early_stop:
+                watched = validate(method, validation, stage, settings, device) if len(validation) else mean(totals)
+                line["validation/total" if len(validation) else "epoch/total"] = watched
+                require_finite(run, line, {"validation/total": watched})
+                stop = update_best(run, stage.early_stop, line, watched)
+            totals.clear()
+        state.step = before + step
+        if distributed.rank() == 0:
+            run.log(line)
+        text = progress_line(line, order, step, (now - started) / (step - first))
+        progress(text, final=stop or step == order.last_step)
+        by_steps = settings.checkpoint_steps and step % settings.checkpoint_steps == 0
+        if interrupted or by_steps or now - saved > settings.checkpoint_seconds:
+            saved, state.optimizer, state.schedule = now, optimizer.state_dict(), rates.state_dict()
+            if distributed.rank() == 0:
+                run.save()
+        if interrupted and step < order.last_step and not stop:
+            return
+    state.step, state.optimizer, state.schedule = before + step, None, None
+    state.finished_stages[stage.name] = step
+    if state.best:
+        load_state(method, state.best["model"], run.folder / "checkpoint.pt")
+        state.selected_steps[stage.name], state.best = state.best["step"], None
+    distributed.on_rank_zero(run.save)
 
 
-def load_batches(data: TrainingSet, batches: Batches, flags: Flags, device: torch.device) -> Iterator:
-    """Batches in their order from the data workers; nothing where no step is left."""
-    loader = torch.utils.data.DataLoader(
-        data,
-        batch_sampler=batches,
-        num_workers=flags.workers,
-        worker_init_fn=ignore_interrupts,
-        multiprocessing_context=flags.start_method if flags.workers else None,
-        pin_memory=device.type == "cuda",
+def add_gradients(
+    method: Trainable, loss, parts: Sequence[Sequence], batches: Iterator, stage: Stage, settings, device: torch.device
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Adds up the gradients of a step's micro-batches.
+
+    Args:
+        method: its parameters get the gradients.
+        loss: from `distributed.parallel_loss`.
+        parts: the keys of each micro-batch, those of all ranks.
+        batches: yields this rank's share of each micro-batch.
+        stage, settings, device: of the run.
+
+    Returns:
+        the loss terms by their names in the log, and the seconds that the loop waited for data. The terms of the whole
+        batch are their means over the ranks.
+    """
+    values, images, waited = {}, sum(map(len, parts)), 0.0
+    for number, part in enumerate(parts, start=1):
+        began = time.monotonic()
+        batch = to_device(next(batches), device)
+        waited += time.monotonic() - began
+        divided = 1 < distributed.count() <= len(part)
+        weight = len(part) / images * (len(batch[0]) * distributed.count() / len(part) if divided else 1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            terms = loss(batch, stage.name)
+        for name, term in terms.items():
+            name = name if "/" in name else f"loss/{name}"
+            values[name] = values.get(name, 0.0) + weight * term.detach()
+        (weight * terms["total"] if weight != 1 else terms["total"]).backward()
+        method.after_backward(stage.name, last=number == len(parts))
+    return values, waited
+
+
+def average_over_ranks(terms: dict[str, torch.Tensor], interrupted: bool) -> tuple[dict[str, float], bool]:
+    """Averages loss terms over the ranks, without statistics that are NaN on any; tells whether any is interrupted."""
+    values = torch.stack([term.float() for term in terms.values()]).tolist()
+    found = distributed.gather((values, interrupted))
+    means = {name: mean(column) for name, column in zip(terms, zip(*(values for values, _ in found)))}
+    means = {name: value for name, value in means.items() if name.startswith("loss/") or not math.isnan(value)}
+    return means, any(flag for _, flag in found)
+
+
+def require_finite(run: Run, line: dict, terms: dict[str, float]) -> None:
+    """Raises TrainingError for a loss term that is not finite."""
+    for name, value in terms.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{name} is {value} ({line['stage']}, step {line['step']}); {run.folder} keeps its last checkpoint. "
+                "A lower --learning-rate in a new run is the first thing to try"
+            )
+
+
+def progress_line(line: dict, order: Schedule, step: int, seconds: float) -> str:
+    """Formats stage, epoch, step, loss terms, images a second and time left; `seconds` is the mean of a step."""
+    left = int(seconds * (order.last_step - step))
+    terms = " ".join(f"{name[5:]} {value:.4f}" for name, value in line.items() if name.startswith("loss/"))
+    epochs = math.ceil(order.last_step / order.per_epoch)
+    return (
+        f"{line['stage']} epoch {line['epoch'] + 1}/{epochs} step {step}/{order.last_step}  {terms}  "
+        f"{order.batch_size / max(seconds, 1e-9):.1f} images/s  {left // 60}:{left % 60:02d} left"
     )
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Leaves Ctrl-C and SIGTERM to the process that started a data worker, which ends with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def load_batches(data: TrainingSet, keys: Iterable, settings: RunSettings, device: torch.device) -> Iterator:
+    """Yields the batches of lists of keys, made by the data workers."""
+    loader = DataLoader(
+        data, batch_sampler=keys, num_workers=settings.workers, worker_init_fn=ignore_interrupts,
+        multiprocessing_context=settings.start_method if settings.workers else None, pin_memory=device.type == "cuda",
+    )  # fmt: skip
     others = multiprocessing.active_children()
     try:
         yield from loader
     except Exception as error:
-        # Tracebacks would keep the workers, which do not heed SIGTERM, and Python would wait for them when it ends.
+        # A traceback would keep the workers alive, which ignore SIGTERM, and Python would wait for them at its end.
         error.__context__, error.__cause__ = None, None
         error = error.with_traceback(None)
-        for worker in {*multiprocessing.active_children()} - {*others}:  # whom the loader has not stopped by now
+        for worker in {*multiprocessing.active_children()} - {*others}:
             worker.kill()
         raise error
 
 
-def add_gradients(
-    method: Trainable, loss: Callable, batch: NamedTuple, images: int, plan: Stage, flags: Flags
-) -> dict[str, torch.Tensor]:
-    """Adds the gradients of a batch, part by part.
-
-    Args:
-        method: whose parameters get them.
-        loss: `distributed.parallel(method)`.
-        batch: this process's share.
-        images: how many the whole batch has.
-        plan: the stage.
-        flags: of the run.
-
-    Returns:
-        the terms of the loss by the names of the log, on the device; the whole batch's are their means over the
-        processes.
-    """
-    values, begin, stage = {}, 0, plan.name
-    for part in distributed.parts(images, plan.parts):
-        length = part.stop - part.start
-        divided = 1 < distributed.count() <= length
-        end = begin + len(distributed.share(range(length)))
-        piece = type(batch)(*(field[begin:end] for field in batch))
-        weight = length / images * ((end - begin) * distributed.count() / length if divided else 1)
-        with torch.autocast(piece[0].device.type, torch.bfloat16, enabled=flags.precision == "bf16"):
-            terms = loss(piece, stage, divided)
-        for name, term in terms.items():
-            key = name if "/" in name else f"loss/{name}"
-            values[key] = values.get(key, 0.0) + weight * term.detach()
-        (weight * terms["total"] if weight != 1 else terms["total"]).backward()
-        method.after_backward(stage, last=part.stop == images)
-        begin = end
-    return values
-
-
-def progress_line(line: dict, batches: Batches, step: int, seconds: float) -> str:
-    """Stage, epoch, step, loss terms, images a second, time left."""
-    done = step - batches.first_step
-    left = int(seconds / done * (batches.last_step - step))
-    terms = " ".join(f"{name[5:]} {value:.4f}" for name, value in line.items() if name.startswith("loss/"))
-    epochs = math.ceil(batches.last_step / batches.per_epoch)
-    return (
-        f"{line['stage']} epoch {line['epoch'] + 1}/{epochs} step {step}/{batches.last_step}  {terms}  "
-        f"{done * batches.size / seconds:.1f} images/s  {left // 60}:{left % 60:02d} left"
-    )
-
-
 def to_device(batch: NamedTuple, device: torch.device) -> NamedTuple:
-    """A batch on the device; pictures in the memory format of the weights."""
+    """Moves a batch to the device, images in the memory format of the weights."""
     forms = (torch.channels_last if field.ndim == 4 else torch.preserve_format for field in batch)
     return type(batch)(*(x.to(device, non_blocking=True, memory_format=form) for x, form in zip(batch, forms)))
 
 
-# -- after training ---------------------------------------------------------------------------------------------------
+# -- early stopping ---------------------------------------------------------------------------------------------------
 
 
-def calibrate(run: Path, held_out: list, flags: Flags, device: torch.device) -> None:
-    """Stores the decision threshold: a quantile of the scores of held-out normal images.
+def split_validation(
+    method: Trainable, sources: Sources, stop: EarlyStop | None, seed: int
+) -> tuple[Sources, TrainingSet]:
+    """Splits the images of a stage into those that train and those whose loss an `EarlyStop` measures.
+
+    At least one image validates where there are two. The sources returned hold the training images alone: `corrupt`
+    must not see a validation image.
+    """
+    count = len(sources.images)
+    kept = max(1, math.floor(stop.share * count)) if stop and stop.share and count > 1 else 0
+    order = random_stream(seed, "validation").permutation(count).tolist()
+    train, held = sorted(order[kept:]), Subset(sources.images, sorted(order[:kept]))
+    known = {name: [field[i] for i in train] for name in ("hashes", "categories") if (field := getattr(sources, name))}
+    sources = sources._replace(images=Subset(sources.images, train), **known)
+    return sources, TrainingSet(held, method.corrupt, method.options, sources, seed, "validation", indexed=False)
+
+
+@torch.no_grad()
+def validate(method: Trainable, data: TrainingSet, stage: Stage, settings: RunSettings, device: torch.device) -> float:
+    """Computes the mean loss over validation images; `corrupt` draws the same for each of them every time."""
+    method.eval()
+    total, size = 0.0, method.options.batch_size
+    indices = distributed.shard(range(len(data)))
+    for begin in range(0, len(indices), size):
+        examples = [data[0, i, i] for i in indices[begin : begin + size]]
+        batch = to_device(default_collate(examples), device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            total += method.loss(batch, stage.name)["total"].item() * len(examples)
+    method.train()
+    return sum(distributed.gather(total)) / len(data)
+
+
+def epoch_losses(run: Run, begin: int) -> list[float]:
+    """Reads the training losses of the epoch in which a run is resumed, those of steps after `begin`."""
+    return [line["loss/total"] for line in read_log(run.folder) if line["step"] > begin]
+
+
+def update_best(run: Run, rule: EarlyStop, line: dict, loss: float) -> bool:
+    """Keeps the weights of the least loss so far in the run's state; returns whether the stage is over."""
+    best = run.state.best
+    if best is None or loss < best["loss"]:
+        weights = {name: tensor.cpu().clone() for name, tensor in run.method.state_dict().items()}
+        best = run.state.best = {"loss": loss, "epoch": line["epoch"], "step": line["step"], "model": weights}
+    return rule.patience is not None and line["epoch"] - best["epoch"] >= rule.patience
+
+
+# -- the decision threshold -------------------------------------------------------------------------------------------
+
+
+def calibrate(run: Run, held_out: Images, settings: RunSettings) -> None:
+    """Stores the decision threshold, a quantile of the scores of held-out normal images, and marks the run finished.
 
     An image is anomalous when its score is at least the threshold, which is the next number above a held-out score:
-    the k-th of n in ascending order, k = ceil((1 - rate)(n + 1)) keeps the expected false-alarm rate at or
-    below `rate` if new normal images are like these (split conformal prediction; Vovk et al., 2005). Where k > n, the
-    largest score is taken: n images can promise no rate below 1 / (n + 1).
+    the k-th of n in ascending order, k = ceil((1 - rate)(n + 1)) keeps the expected false-alarm rate at or below `rate`
+    if new normal images are like these (split conformal prediction; Vovk et al., 2005). Where k > n, the largest score
+    is taken: n images can promise no rate below 1 / (n + 1).
     """
-    state, calibration = load_checkpoint(run), None
-    if held_out:
-        method, own = load(run, device), distributed.every(range(len(held_out)))
-        found = [score_image(method, read_image(held_out[i].path), flags.seed, i)[0] for i in own]
+    run.state.calibration, run.state.finished = None, True
+    run.method.eval()
+    if len(held_out):
+        indices = distributed.shard(range(len(held_out)))
+        found = [score_resized(run.method, held_out[i], held_out.hashes[i], settings.seed, i)[0] for i in indices]
         scores = sorted(score for part in distributed.gather(found) for score in part)
         count = len(scores)
-        rank = max(1, min(count, math.ceil((1 - flags.false_alarm_rate) * (count + 1) - 1e-9)))
+        rank = max(1, min(count, math.ceil((1 - settings.false_alarm_rate) * (count + 1) - 1e-9)))
         threshold = float(np.nextafter(np.float32(scores[rank - 1]), np.float32(np.inf)))  # scores are float32
-        calibration = {"threshold": threshold, "images": count, "false_alarm_rate": flags.false_alarm_rate}
-    distributed.first(partial(save_checkpoint, run, {**state, "calibration": calibration}))
+        run.state.calibration = {
+            "threshold": threshold, "images": count, "false_alarm_rate": settings.false_alarm_rate
+        }  # fmt: skip
+    distributed.on_rank_zero(run.save)

@@ -1,12 +1,11 @@
-"""Scoring in tiles: a large picture in overlapping pieces, for methods that need not see the whole of it.
+"""Scoring in overlapping tiles, for methods whose map at a pixel depends on its surroundings alone.
 
-Of an overlap each tile gives up the part at its own edge, and in the middle, `Method.tile_unit` pixels wide, the two
-maps are blended linearly. For a method whose map at a pixel depends on nothing but its surroundings, up to a reach of r
-pixels, an overlap of 2 r + `tile_unit` gives the map of the whole picture, up to rounding.
+In each overlap the two maps are cross-faded linearly over `tile_unit` pixels in its middle; the outer part of each tile
+is discarded. If the map depends on no pixel further than r away, an overlap of 2 r + `tile_unit` gives the map of the
+whole image, up to rounding.
 """
 
 import argparse
-import dataclasses
 import math
 import warnings
 from collections.abc import Callable
@@ -15,27 +14,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adref.method import Method
+from adref.method import Context, Method
 from adref.options import Notice, UserError
 
 
-class Cut(NamedTuple):
-    """How pictures are scored: at which size, in which tiles."""
+class Tiling(NamedTuple):
+    """How images are scored: at which size, in which tiles."""
 
     size: tuple[int, int] | None = None  # (height, width) to which they are resized; None: the method's
-    tile: tuple[int, int] | None = None  # (height, width); None: the whole picture at once
-    overlap: int | None = None  # pixels that neighbours share, at least; None: a quarter of a tile's shorter side
+    tile: tuple[int, int] | None = None  # (height, width); None: the whole image at once
+    overlap: int = 0  # pixels that neighbours share, at least
+    unit: int = 1  # width of the cross-fade
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """--size, --tile and --overlap, whose values `cut_of` takes."""
+    """Adds --size, --tile and --overlap; `tiling_of` reads them."""
 
     def sides(text: str) -> tuple[int, int]:
         height, width = map(int, text.split(","))
         return height, width
 
     for flag, text in (
-        ("--size", "height and width to which pictures are resized [those of the run]"),
+        ("--size", "height and width to which images are resized [those of the run]"),
         ("--tile", "scores in tiles of this height and width, multiples of 32 from 64 on: DRAEM alone"),
     ):
         parser.add_argument(flag, type=sides, metavar="H,W", help=text)
@@ -43,83 +43,81 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap", type=int, metavar="N", help=overlap)
 
 
-def cut_of(arguments: argparse.Namespace) -> Cut:
-    """What the flags of `add_flags` say."""
-    return Cut(arguments.size, arguments.tile, arguments.overlap)
-
-
-def apply(cut: Cut, method: Method) -> Cut:
-    """Makes a method from `load` score so from now on; returns what will be done, with the overlap that is used.
+def tiling_of(arguments: argparse.Namespace, method: Method) -> Tiling:
+    """Reads the flags of `add_flags` for a method.
 
     Raises:
-        UserError: the method has to see the whole picture, or sides that do not fit.
+        UserError: the method needs the whole image, or sides that do not fit.
     """
-    size, tiles, overlap = cut
-    name, unit = type(method).__name__, method.evaluation.tile_unit
-    if (size or tiles) and unit is None:
-        raise UserError(f"{'--tile' if tiles else '--size'}: {name} takes whole pictures of one size: {unit is None}")
-    for flag, sides in (("--size", size), ("--tile", tiles)) if unit else ():
-        least = 2 * unit if flag == "--tile" else unit  # two tiles share something, and not all
-        if sides and any(side < least or side % unit for side in sides):
-            more = f"multiples of {unit} from {least} on"
-            raise UserError(f"{flag} takes height,width, {more}; got {','.join(map(str, sides))}")
-    if overlap is not None and not tiles:
+    size, tile, overlap, unit = arguments.size, arguments.tile, arguments.overlap, method.evaluation.tile_unit
+    if overlap is not None and not tile:
         raise UserError("--overlap needs --tile")
-    if size:
-        method.options = dataclasses.replace(method.options, size=size)
-    if size or tiles:
-        warnings.warn("the threshold was set on whole pictures at the run's own size", Notice, stacklevel=2)
-    if not tiles:
-        return cut._replace(size=method.options.size)
-    overlap = max(unit, min(tiles) // 4 // unit * unit) if overlap is None else overlap
-    if overlap % unit or not unit <= overlap < min(tiles):
+    if not size and not tile:
+        return Tiling()
+    if unit is None:
+        given = "--tile" if tile else "--size"
+        raise UserError(f"{given}: {type(method).__name__} has to see the whole image at the size of the run")
+    for flag, sides, least in (("--size", size, unit), ("--tile", tile, 2 * unit)):
+        if sides and any(side < least or side % unit for side in sides):
+            raise UserError(f"{flag} takes height,width, multiples of {unit} from {least} on; got "
+                            f"{','.join(map(str, sides))}")  # fmt: skip
+    warnings.warn("the threshold was set on whole images at the run's size", Notice, stacklevel=2)
+    if not tile:
+        return Tiling(size)
+    overlap = max(unit, min(tile) // 4 // unit * unit) if overlap is None else overlap
+    if overlap % unit or not unit <= overlap < min(tile):
         raise UserError(f"--overlap takes multiples of {unit} below the sides of a tile; got {overlap}")
-    for part in ("anomaly_map",):
-        whole = getattr(method, part)
-        setattr(method, part, lambda images, *_, f=whole, **__: tiled(f, images, tiles, overlap, unit))
-    return Cut(method.options.size, tiles, overlap)
+    return Tiling(size, tile, overlap, unit)
+
+
+def score_tiled(method: Method, images: Tensor, context: Context, tiling: Tiling) -> tuple[Tensor, Tensor]:
+    """Scores a batch as `Method.score`, in tiles if the tiling has some."""
+    if not tiling.tile:
+        return method.score(images, context)
+    maps = tiled(method.anomaly_map, images, tiling.tile, tiling.overlap, tiling.unit)
+    return next(iter(method.image_scores(maps).values())), maps
 
 
 def starts(length: int, side: int, overlap: int) -> list[int]:
-    """Where the tiles along one side of a picture begin; the last ends with it, and may share more than the others."""
+    """Returns where the tiles along one side of an image begin; the last one ends with the image."""
     count = 1 + max(0, math.ceil((length - side) / (side - overlap)))
     return [max(0, min(i * (side - overlap), length - side)) for i in range(count)]
 
 
 def weights(start: int, length: int, side: int, overlap: int, blend: int) -> Tensor:
-    """Of a tile's pixels along one side: 1, and to 0 along a ramp in the middle of each overlap."""
-    place, given_up = torch.arange(min(side, length)) + 0.5, (overlap - blend) / 2
+    """Weighs a tile's pixels along one side: 1, and a ramp to 0 in the middle of each overlap."""
+    place, discarded = torch.arange(min(side, length)) + 0.5, (overlap - blend) / 2
     ramp = torch.ones(len(place))
     if start > 0:
-        ramp = torch.minimum(ramp, ((place - given_up) / blend).clamp(0, 1))
+        ramp = torch.minimum(ramp, ((place - discarded) / blend).clamp(0, 1))
     if start + side < length:
-        ramp = torch.minimum(ramp, ((side - place - given_up) / blend).clamp(0, 1))
+        ramp = torch.minimum(ramp, ((side - place - discarded) / blend).clamp(0, 1))
     return ramp
 
 
-def tiled(function: Callable, images: Tensor, tiles: tuple[int, int], overlap: int, blend: int) -> Tensor:
-    """What a function makes of images, tile by tile.
+def tiled(function: Callable, images: Tensor, tile: tuple[int, int], overlap: int, blend: int) -> Tensor:
+    """Applies a function to an image tile by tile.
 
     Args:
         function: (B, 3, h, w) -> (B, C, h, w).
-        images: (B, 3, H, W), of any sides.
-        tiles: (height, width) of a tile.
+        images: (B, 3, H, W) of any sides.
+        tile: (height, width).
         overlap: pixels that neighbours share, at least.
-        blend: the width of the ramp between two tiles, at most the overlap.
+        blend: the width of the cross-fade between two tiles, at most the overlap.
 
     Returns:
         (B, C, H, W).
     """
     total, weight = 0.0, torch.zeros(images.shape[2:], device=images.device)
-    (height, width), (tall, wide) = images.shape[2:], tiles
+    (height, width), (tall, wide) = images.shape[2:], tile
     for top in starts(height, tall, overlap):
         for left in starts(width, wide, overlap):
             place = (slice(top, top + tall), slice(left, left + wide))
             down, across = weights(top, height, tall, overlap, blend), weights(left, width, wide, overlap, blend)
-            own = (down[:, None] * across).to(images.device)
-            found = own * function(images[(..., *place)])
+            inside = (down[:, None] * across).to(images.device)
+            found = inside * function(images[(..., *place)])
             if isinstance(total, float):
                 total = found.new_zeros(*found.shape[:2], height, width)
             total[(..., *place)] += found
-            weight[place] += own
+            weight[place] += inside
     return total / weight

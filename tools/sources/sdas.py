@@ -134,18 +134,21 @@ def networks(g) -> None:
     cases = {"u-net, labels": (3, 1, (1, 2)), "u-net": (None, 2, (1, 2)), "u-net, three levels": (None, 1, (1, 2, 2))}
     for name, (classes, blocks, multipliers) in cases.items():
         theirs = their_unet(g, classes, blocks, multipliers)
-        ours = DiffusionUNet(32, multipliers, blocks, (2,), 32, classes or 0).eval()
+        form = {"width": 32, "multipliers": multipliers, "blocks": blocks, "attention": (2,), "head_width": 32}
+        ours = DiffusionUNet(**form, groups=32, classes=classes or 0).eval()
         copy_weights(theirs, ours)
         labels = (LABELS,) if classes else ()
         compare(name, theirs(x, t, *labels), ours(x, t, *labels))
-    theirs, ours = their_classifier(g), NoisyClassifier(3, SIZE, 32, (1, 2), 1, (2,), 32).eval()
+    form = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "head_width": 32, "groups": 32}
+    theirs, ours = their_classifier(g), NoisyClassifier(3, SIZE, **form).eval()
     copy_weights(theirs, ours)
     compare("classifier", theirs(x[..., :16], t), ours(x[..., :16], t))
     full = g.unet.UNetModel
     with torch.device("meta"):
         form = {"channel_mult": (1, 1, 2, 2, 4, 4), "num_head_channels": 64, "resblock_updown": True}
         net = full(256, 3, 256, 6, 2, (8, 16, 32), num_classes=15, use_scale_shift_norm=True, **form)
-        ours = DiffusionUNet(classes=15)
+        own = {"width": 256, "multipliers": (1, 1, 2, 2, 4, 4), "blocks": 2, "attention": (8, 16, 32), "head_width": 64}
+        ours = DiffusionUNet(**own, groups=32, classes=15)
     same = {k: v.shape for k, v in net.state_dict().items()} == {k: v.shape for k, v in ours.state_dict().items()}
     print("full u-net, 15 labels:", sum(p.numel() for p in net.parameters()), "same names and shapes:", same)
 

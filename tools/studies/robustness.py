@@ -23,7 +23,7 @@ from adref.data.examples import random_stream
 from adref.data.reader import read_image, read_mask
 from adref.ops.metrics import auroc, pixel_metrics
 from adref.options import UserError
-from adref.run.scoring import score_image, to_size
+from adref.run.scoring import score_image, at_size
 
 LEVELS = {"none": (0.0,), "noise": (0.02, 0.05, 0.10), "contrast": (0.6, 0.8, 1.2, 1.4),
           "brightness": (-0.2, -0.1, 0.1, 0.2), "blur": (0.5, 1.0, 2.0)}  # fmt: skip
@@ -53,7 +53,7 @@ def measure(run: Opened, indices: list[int], kind: str, level: float, seed: int)
         scores.append(score)
         labels.append(record.label)
         if record.mask is not None or not record.label:
-            maps.append(to_size(small, image.shape[:2]))
+            maps.append(at_size(small, image.shape[:2]))
             masks.append(read_mask(record.mask) if record.mask else np.zeros(image.shape[:2], bool))
     return auroc(np.array(scores), np.array(labels)), pixel_metrics(maps, masks)["pixel_auroc"]
 

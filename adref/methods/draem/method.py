@@ -97,7 +97,7 @@ class DRAEM(Method):
         check(options)
         self.stages = (Stage("train", options.epochs, order="replacement"),)
         self.reconstructor = Autoencoder(options.reconstruction_width)
-        self.discriminator = UNet(6, 2, options.discriminator_width)
+        self.discriminator = UNet(options.discriminator_width)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, 3, H, W) to the reconstruction (B, 3, H, W) and logits (B, 2, H, W)."""

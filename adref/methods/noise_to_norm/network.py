@@ -71,7 +71,7 @@ class SelectiveDense(nn.Module):
         self.convolutions = nn.ModuleList(
             nn.Conv2d(width_in, width_in, 3, padding=1, padding_mode=padding_mode) for _ in range(3)
         )
-        self.fusions = nn.ModuleList(SelectiveKernelFusion(width_in, 2, reduction) for _ in range(3))
+        self.fusions = nn.ModuleList(SelectiveKernelFusion(width_in, 2, reduction=reduction) for _ in range(3))
         self.out = nn.Conv2d(width_in, width_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class MNet(nn.Module):
         self.skips = nn.ModuleList(conv3x3(widths[i], widths[i]) for i in inner)
         self.decoder = nn.ModuleList(block(kind, 2 * widths[i], widths[i], *make) for i in inner)
         self.outs = nn.ModuleList(conv3x3(c, width) for c in widths)
-        self.fusion = SelectiveKernelFusion(width, levels, reduction)  # D10
+        self.fusion = SelectiveKernelFusion(width, levels, reduction=reduction)  # D10
         self.last = conv3x3(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:

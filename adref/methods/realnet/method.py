@@ -62,7 +62,7 @@ from adref.methods.realnet.networks import BLOCKS, Discriminator, FeatureUNet, S
 from adref.methods.realnet.options import ABLATIONS, PRESETS, Options, check
 from adref.methods.realnet.selection import ResidualSelection, afs_losses, min_max, select
 from adref.ops.losses import focal
-from adref.options import Notice
+from adref.options import Notice, UserError
 
 
 class Batch(NamedTuple):
@@ -222,7 +222,11 @@ class RealNet(Method):
         """
         if part != "backbone":
             super().load_weights(states, part)
-        for note in self.backbone.load_published(states[0]):
+        try:
+            notes = self.backbone.load_published(states[0])
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        for note in notes:
             warnings.warn(f"--backbone-weights: {note}", Notice, stacklevel=2)
 
     # -- networks

@@ -61,7 +61,7 @@ class FeatureUNet(nn.Module):
 
         def block(before: int, after: int, attend: bool, resample: str | None = None) -> nn.Sequential:
             layers = [FeatureResidual(before, after, groups=groups)]
-            layers += [SelfAttention(after, head_width, groups)] if attend else []
+            layers += [SelfAttention(after, head_width=head_width, groups=groups)] if attend else []
             layers += [FeatureResidual(after, after, resample, groups)] if resample else []
             return nn.Sequential(*layers)
 

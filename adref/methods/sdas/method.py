@@ -104,12 +104,12 @@ class SDAS(Trainable):
         self.classes = classes_of(o)  # D4
         form = {"multipliers": o.multipliers, "blocks": o.blocks, "head_width": o.head_width}
         form |= {"attention": o.attention_factors, "groups": o.groups}  # D2, D15
-        self.network = DiffusionUNet(o.width, classes=self.classes, dropout=o.dropout, **form)
+        self.network = DiffusionUNet(width=o.width, classes=self.classes, dropout=o.dropout, **form)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.classifier = None
         if o.guidance_scale > 0:  # D8
-            self.classifier = NoisyClassifier(self.classes, o.size, o.classifier_width, **form)
+            self.classifier = NoisyClassifier(self.classes, o.size, width=o.classifier_width, **form)
         self.stages = (Stage("train", o.epochs, parts=o.accumulation),)  # D1, D3
         if self.classifier is not None:
             self.stages += (Stage("classify", o.classifier_epochs, parts=o.accumulation),)
@@ -331,7 +331,10 @@ def load_public(network: torch.nn.Module, state: dict) -> None:
     Raises:
         UserError: missing or unknown keys, or another shape of any tensor but that table (D14).
     """
-    state, table = published_state(state, "--weights: a file is no dictionary of tensors"), "label_emb.weight"
+    try:
+        state, table = published_state(state, "--weights: a file is no dictionary of tensors"), "label_emb.weight"
+    except ValueError as error:
+        raise UserError(str(error)) from None
     own = network.state_dict()
     missing, unknown = sorted(set(own) - set(state) - {table}), sorted(set(state) - set(own) - {table})
     if missing or unknown:

@@ -159,9 +159,9 @@ class SeRNet(Method):
         self.stages = tuple(Stage(name, o.epochs) for name in names)
         self.needs = {"textures": "--ppa-source textures"} if o.ppa_source == "textures" else {}
         # D2, D3, D29, D30
-        self.segmenter = PlainUNet(1, (b, 2 * b, 4 * b), o.segmentation_skip, **form) if o.segmentation else None
+        self.segmenter = PlainUNet(1, (b, 2 * b, 4 * b), skip=o.segmentation_skip, **form) if o.segmentation else None
         widths = (b, 2 * b, 4 * b, 8 * b, o.bottom_factor * b)
-        self.reconstructor = PlainUNet(3, widths, o.reconstruction_skip, **form)
+        self.reconstructor = PlainUNet(3, widths, skip=o.reconstruction_skip, **form)
         self.bank = Bank(o.size)  # `prepare` fills it
 
     @staticmethod

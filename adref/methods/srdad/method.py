@@ -129,12 +129,13 @@ class SRDAD(Method):
                 o.skip_tap, o.gates, o.output_activation,
             )  # fmt: skip
         if o.discriminator == "draem":
-            self.discriminator = UNet(6, classes, o.unet_width)
+            self.discriminator = UNet(o.unet_width, classes=classes)
         else:
             fusion = CrossFusion(
-                o.size, tuple(o.discriminator_width * 2**level for level in range(4)), o.attention_patches,
-                o.attention_layers, o.attention_heads, o.attention, o.attention_scale, o.attention_instance_norm,
-                o.attention_residual, o.attention_add_input, o.attention_dropout,
+                o.size, tuple(o.discriminator_width * 2**level for level in range(4)), patches=o.attention_patches,
+                layers=o.attention_layers, heads=o.attention_heads, attention=o.attention, scale=o.attention_scale,
+                instance_norm=o.attention_instance_norm, residual=o.attention_residual,
+                add_input=o.attention_add_input, dropout=o.attention_dropout,
             ) if o.cross_attention else None  # fmt: skip
             self.discriminator = ResSEUNet(o.discriminator_width, o.res_se, o.se_ratio, fusion, 6, classes)
         order = "replacement" if o.sampling == "replacement" else "permutation"

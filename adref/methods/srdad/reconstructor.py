@@ -117,7 +117,8 @@ class SwinUNet(nn.Module):
         self.merges = nn.ModuleList(PatchMerging(widths[i]) for i in range(levels))
         self.bottleneck = Stage(widths[-1], 2 * heads[-1], sizes[-1], window, rates[-1])
         self.norm = nn.LayerNorm(widths[-1])
-        self.aspp = ASPP(widths[-1], aspp_width, aspp_rates, aspp_batch_norm, aspp_project) if aspp_width else None
+        form = {"rates": aspp_rates, "batch_norm": aspp_batch_norm, "project": aspp_project}
+        self.aspp = ASPP(widths[-1], aspp_width, **form) if aspp_width else None
         self.expands = nn.ModuleList(PatchExpanding(widths[i + 1], 2, widths[i]) for i in range(levels))
         self.decoder = nn.ModuleList(
             Stage(widths[i], heads[i], sizes[i], window, rates[i], residual) for i in range(levels)

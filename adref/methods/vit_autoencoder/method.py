@@ -94,13 +94,17 @@ class ViTAutoencoder(Method):
         super().__init__(options)
         o = self.options
         check(o)
-        self.encoder = VisionTransformer(o.size, o.patch, o.width, o.depth, o.heads, o.class_token)
+        self.encoder = VisionTransformer(
+            size=o.size, patch=o.patch, width=o.width, depth=o.depth, heads=o.heads, class_token=o.class_token
+        )
         if o.memory:
-            settings = (o.addressing, o.temperature, o.shrinkage, o.on_empty)
-            self.memory = Memory(o.width, o.memory_items, *settings)
+            self.memory = Memory(
+                o.width, o.memory_items, addressing=o.addressing, temperature=o.temperature, threshold=o.shrinkage,
+                on_empty=o.on_empty,
+            )  # fmt: skip
         places = {"both": ("before_memory", "after_memory"), "none": ()}
         self.coordinate_attention = nn.ModuleDict(
-            {place: CoordinateAttention(o.width, o.ca_reduction, o.ca_activation)
+            {place: CoordinateAttention(o.width, reduction=o.ca_reduction, activation=o.ca_activation)
              for place in places.get(o.coordinate_attention, (o.coordinate_attention,))}
         )  # fmt: skip  # D12
         self.decoder = Decoder(o.width, o.size, o.decoder, o.decoder_width, o.decoder_norm, o.last_block)
