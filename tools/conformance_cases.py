@@ -305,9 +305,8 @@ def beside(method, x: dict[str, Tensor]) -> dict[str, Any]:
     if isinstance(method, sdas.SDAS):
         return {"schedule": method.sampling_schedule()}
     if isinstance(method, realnet.RealNet):
-        blocks = range(len(method.options.widths))
-        method.add_afs_losses(x["images"], x["corrupted"], x["mask"], blocks)
-        return {"afs_losses": [getattr(method, f"afs_losses_{k}") for k in blocks]}
+        method.add_afs_losses(x["images"], x["corrupted"], x["mask"])
+        return {"afs_losses": [getattr(method, f"afs_losses_{k}") for k in range(len(method.options.widths))]}
     return {"reconstruction": reconstructions(method, x["images"])}
 
 
@@ -397,12 +396,8 @@ def of_losses() -> Iterator[Case]:
     yield piece("auto", losses.ssim, pair, value_range="auto")
     yield piece("", losses.gaussian_window, {}, size=11, sigma=1.5)
     large = {"a": h("a", 2, 3, 40, 48), "b": h("b", 2, 3, 40, 48)}
-    for padding in ("reflect", "zero"):
-        for channels in ("mean", "product", "port_groups"):
-            yield piece(
-                f"{padding}-{channels}", losses_loss.ms_ssim_l1, large, "variance", padding=padding, channels=channels
-            )
-    yield piece("", losses_loss.ms_ssim, {"a": h("large", 1, 3, 176, 180), "b": h("other", 1, 3, 176, 180)}, "variance")
+    windows = {"sigmas": (0.5, 1.0, 2.0, 4.0, 8.0), "constants": (0.01**2, 0.03**2)}
+    yield piece("reflect-mean", losses_loss.ms_ssim_l1, large, "variance", **windows)
     probabilities = {
         "probabilities": h("p", 2, 2, 24, 20, scale=0.98, shift=0.01),
         "mask": h("m", 2, 1, 24, 20, above=0.8),
@@ -434,7 +429,7 @@ def of_images() -> Iterator[Case]:
     """Lists classical image operations and the resizing of images."""
     picture, plane = hn("picture", 24, 20, 3, dtype="uint8"), hn("plane", 24, 20, dtype="uint8")
     mask, other = hn("mask", 24, 20, above=0.6, dtype="bool"), hn("other", 9, 8, dtype="uint8")
-    for rule in ("luma", "mean", "opencv"):
+    for rule in ("luma", "opencv"):
         yield piece(rule, image.grey, {"image": picture}, "float64", rule=rule)
     yield piece("", image.otsu, {"image": plane}, "float64")
     yield piece("", image_foreground.triangle, {"image": plane}, "exact")
@@ -444,11 +439,12 @@ def of_images() -> Iterator[Case]:
     yield piece("", image.frame_share, {"mask": mask}, "float64", width=3)
     yield piece("", image.fill_holes, {"mask": mask}, "exact")
     for connectivity in (8, 4):
-        yield piece(f"{connectivity}", image.remove_small, {"mask": mask}, "exact", least=5, connectivity=connectivity)
+        small = pseudo_anomaly.remove_small
+        yield piece(f"{connectivity}", small, {"mask": mask}, "exact", min_area=5, connectivity=connectivity)
     yield piece("", image_similar.perceptual_hash, {"image": hn("photograph", 75, 101, 3, dtype="uint8")}, "exact")
-    hashes = {"hashes": other, "own": hn("own", 8, dtype="uint8")}
+    hashes = {"hashes": other, "query": hn("own", 8, dtype="uint8")}
     yield piece("", image_similar.hamming, hashes, "exact")
-    yield piece("", image_similar.nearest, hashes, "exact", but=2)
+    yield piece("", image_similar.nearest, hashes, "exact", exclude=2)
     pair = {"x": h("x", 2, 3, 32, 48), "y": h("y", 2, 3, 32, 48)}
     yield piece("", image_map.cielab, {"images": pair["x"]})
     for padding in ("zero", "replicate", "none"):
@@ -524,9 +520,7 @@ def of_synthesis() -> Iterator[Case]:
     own = {"image": small, "source": h("source", 3, 32, 32), "mask": mask}
     for on in ("original", "source"):
         yield piece(on, pseudo_anomaly.blend_source, own, beta=0.3, beta_on=on)
-    for mode in ("additive", "multiplicative"):
-        pair = {"image": small, "mask": mask}
-        yield piece(mode, pseudo_anomaly.shift_colour, pair, shift=(0.2, -0.1, 0.15), mode=mode)
+    yield piece("", pseudo_anomaly.shift_colour, {"image": small, "mask": mask}, shift=(0.2, -0.1, 0.15))
     rectangles = [pseudo_anomaly.Rectangle(*sides) for sides in ((3, 4, 6, 5), (20, 30, 4, 9), (8, 8, 3, 3))]
     spread = pseudo_anomaly.Spread(tuple(rectangles[:2]), (rectangles[2],), (0,))
     yield piece("", pseudo_anomaly.spread_mask, {"spread": spread}, "exact", shape=(32, 48))
@@ -557,10 +551,9 @@ def of_layers() -> Iterator[Case]:
     images, maps = {"images": h("images", 2, 3, 32, 48)}, {"maps": h("map", 2, 12, 6, 10, shift=-0.5)}
     wide = {"maps": h("map", 2, 16, 8, 12, shift=-0.5)}
     yield piece("", unet.Autoencoder, images, width=4)
-    yield piece("", unet.UNet, {"pairs": h("pairs", 2, 6, 64, 32)}, channels=6, classes=2, width=4)
-    for skip, convolutions in (("concat", 2), ("add", 1), ("none", 1)):
-        yield piece(skip, unet.PlainUNet, images, channels=2, widths=(4, 6, 8), skip=skip, convolutions=convolutions)
-    yield piece("aligned", unet.PlainUNet, images, channels=2, widths=(4, 6, 8), align_corners=True)
+    yield piece("", unet.UNet, {"pairs": h("pairs", 2, 6, 64, 32)}, width=4)
+    for skip in ("concat", "add", "none"):
+        yield piece(skip, unet.PlainUNet, images, channels=2, widths=(4, 6, 8), skip=skip)
 
     tokens = {"map": h("tokens", 2, 8, 16, 12, shift=-0.5)}
     yield piece("", swin.WindowAttention, {"windows": h("windows", 2, 3, 16, 12)}, width=12, heads=3, window=(4, 4))
@@ -571,32 +564,32 @@ def of_layers() -> Iterator[Case]:
     yield piece("", swin.MLP, tokens, width=12, hidden=20)
     yield piece("", swin.PatchMerging, tokens, width=12)
     yield piece("", swin.PatchExpanding, tokens, width=12, scale=2, width_out=6)
-    stage = {"width": 12, "heads": 3, "size": (8, 8), "window": 4, "rates": (0.0, 0.0)}
+    stage = {"width": 12, "heads": 3, "size": (8, 8), "window": 4, "depth": 2}
     square = {"encoded": h("map", 2, 8, 8, 12, shift=-0.5), "decoded": h("decoded", 2, 8, 8, 12, shift=-0.5)}
     for residual in ("level", "block"):
         yield piece(residual, swin_unet.Stage, {"map": square["encoded"]}, residual=residual, **stage)
     for gates in ("channel", "spatial"):
         yield piece(gates, swin_unet.GatedSkip, square, width=12, gates=gates)
-    picture, own = {"images": h("images", 1, 3, 64, 128)}, {"size": (64, 128), "width": 12, "window": 4}
-    yield piece("srdad", swin_unet.SwinUNet, picture, "deep", aspp_width=24, **own)
-    yield piece("inline", swin_unet.SwinUNet, picture, "deep", aspp_width=8, skips="inline", **own)
-    plain = {"bottleneck_depth": 2, "aspp_width": None, "residual": "none", "skips": "concat", "skip_tap": "pre"}
-    yield piece("plain", swin_unet.SwinUNet, picture, "deep", **own, **plain)
+    picture = {"images": h("images", 1, 3, 64, 128)}
+    own = {"size": (64, 128), "width": 12, "window": 4, "aspp_width": 24, "residual": "level", "skips": "final_sum",
+           "skip_levels": 4, "gates": "channel"}  # fmt: skip
+    yield piece("srdad", swin_unet.SwinUNet, picture, "deep", **own)
+    yield piece("inline", swin_unet.SwinUNet, picture, "deep", **{**own, "aspp_width": 8, "skips": "inline"})
+    yield piece("plain", swin_unet.SwinUNet, picture, "deep", **{**own, **swin_unet.SWIN_UNET})
     for width in (4, 5):
         yield piece(f"{width}", aspp.ASPP, wide, width=16, branch_width=width, rates=(1, 2, 6))
     widths = (2, 4, 6)
     scales = {"tokens": [h(f"tokens {c}", 2, 12, c, shift=-0.5) for c in widths]}
-    literal = {"heads": 2, "attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14"}
-    for label, changes in (("channel", {}), ("token-eq14", literal)):
-        yield piece(label, channel_cross_attention.CrossAttentionLayer, scales, widths=widths, **changes)
+    code = {"heads": 4, "attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official"}
+    text = {"heads": 2, "attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14"}
+    for label, form in (("channel", code), ("token-eq14", text)):
+        yield piece(label, channel_cross_attention.CrossAttentionLayer, scales, widths=widths, dropout=0.1, **form)
     levels = {"maps": [h(f"map {c}", 2, c, 32 // 2**i, 64 // 2**i, shift=-0.5) for i, c in enumerate(widths)]}
-    form = {"size": (32, 64), "widths": widths, "patches": (16, 8, 4), "layers": 2}
-    yield piece("", channel_cross_attention.CrossFusion, levels, **form)
+    form = {"size": (32, 64), "widths": widths, "patches": (16, 8, 4), "layers": 2, "add_input": True, "dropout": 0.1}
+    yield piece("", channel_cross_attention.CrossFusion, levels, **form, **code)
     pairs = {"pairs": h("pairs", 1, 6, 64, 32)}
-    yield piece("plain", res_se_unet.ResSE, {"maps": h("map", 2, 32, 6, 10)}, channels_in=32, channels=32)
-    yield piece("projected", res_se_unet.ResSE, pairs, channels_in=6, channels=32, projected=True)
-    for kind in ("entry", "projected", "none"):
-        yield piece(kind, res_se_unet.ResSEUNet, pairs, width=4, res_se=kind)
+    yield piece("", res_se_unet.ResSE, {"maps": h("map", 2, 32, 6, 10)}, channels=32)
+    yield piece("", res_se_unet.ResSEUNet, pairs, width=4, fusion=None)
 
     vectors = {"tokens": h("tokens", 2, 7, 12, shift=-0.5)}
     yield piece("", vit.Attention, vectors, width=12, heads=3)
@@ -606,31 +599,27 @@ def of_layers() -> Iterator[Case]:
         own = {"size": (32, 48), "patch": 8, "width": 12, "depth": 2, "heads": 3, "class_token": token}
         yield piece(token, vit.VisionTransformer, images, **own)
     readings = {"cosine": {}, "dot": {"addressing": "dot", "threshold": 0.0025}, "sharp": {"temperature": 0.1},
-                "shrunk": {"threshold": 0.055}, "soft": {"threshold": 0.055, "on_empty": "soft"}}  # fmt: skip
-    form = {"width": 12, "items": 30, "addressing": "cosine", "temperature": 1.0, "threshold": None, "on_empty": "zero"}
+                "shrunk": {"threshold": 0.055}}  # fmt: skip
+    form = {"width": 12, "items": 30, "addressing": "cosine", "temperature": 1.0, "threshold": None}
     for label, changes in readings.items():
         yield piece(label, memory.Memory, {"maps": h("map", 2, 12, 3, 5, shift=-0.5)}, **form | changes)
     yield piece("", memory.entropy, {"weights": h("weights", 2, 12, 3, 5)})
-    for activation in ("h_swish", "relu"):
-        gated = {"maps": h("map", 2, 40, 6, 10, shift=-0.5)}
-        own = {"width": 40, "reduction": 4, "activation": activation}
-        yield piece(activation, coordinate_attention.CoordinateAttention, gated, **own)
+    gated = {"maps": h("map", 2, 40, 6, 10, shift=-0.5)}
+    yield piece("", coordinate_attention.CoordinateAttention, gated, width=40, reduction=4)
     for kind in ("anovit", "pow2"):
-        own = {"width": 24, "size": (32, 64), "kind": kind, "first": 32}
+        own = {"width": 24, "size": (32, 64), "kind": kind, "first": 32, "norm": "batch", "last_block": "plain"}
         yield piece(kind, vit_autoencoder.Decoder, {"maps": h("map", 2, 24, 2, 4, shift=-0.5)}, **own)
 
     fused = {"maps": [h(f"map {i}", 2, 24, 6, 10, shift=-0.5) for i in range(4)]}
-    yield piece("", selective_kernel.SelectiveKernelFusion, fused, width=24, count=4)
-    for activation in ("relu", "leaky_relu", "prelu", "gelu"):
-        own = {"width_in": 12, "width_out": 16, "activation": activation}
-        yield piece(activation, residual_attention.ResidualAttention, maps, **own)
-    own = {"width_in": 12, "width_out": 16, "reduction": 2, "convolutions": False, "padding_mode": "reflect"}
-    yield piece("min", residual_attention.ResidualAttention, maps, **own)
-    yield piece("", residual_attention.SelectiveDense, maps, width_in=12, width_out=16)
+    yield piece("", selective_kernel.SelectiveKernelFusion, fused, width=24, count=4, reduction=8)
+    for label, reduction, padding in (("relu", 8, "zeros"), ("min", 2, "reflect")):
+        own = {"width_in": 12, "width_out": 16, "reduction": reduction, "padding": padding}
+        yield piece(label, residual_attention.ResidualAttention, maps, convolutions=label == "relu", **own)
+    own = {"width_in": 12, "width_out": 16, "reduction": 8, "padding": "zeros"}
+    yield piece("", residual_attention.SelectiveDense, maps, **own)
     for kind in ("full", "min", "conv1x1", "skrdb"):
-        yield piece(
-            kind, noise_to_norm_network.MNet, {"images": h("images", 2, 3, 32, 64)}, width=8, levels=3, kind=kind
-        )
+        own = {"width": 8, "levels": 3, "kind": kind, "level0": True, "padding": "zeros"}
+        yield piece(kind, noise_to_norm_network.MNet, {"images": h("images", 2, 3, 32, 64)}, **own)
 
     steps, labels = given("int64", 950, 3), given("int64", 0, 2)
     x, embedding = h("x", 2, 3, 16, 24, shift=-0.5), h("embedding", 2, 128, shift=-0.5)
@@ -662,25 +651,22 @@ def of_layers() -> Iterator[Case]:
 
     difference = {"difference": h("difference", 2, 5, 8, 12), "mask": h("mask", 2, 1, 32, 48, above=0.7)}
     yield piece("", feature_selection.min_max, {"difference": difference["difference"]}, axes=(0, 2, 3))
-    for over in ("batch", "image"):
-        for align in ("mask", "feature"):
-            yield piece(f"{over}-{align}", feature_selection.afs_losses, difference, over=over, align=align)
+    for align in ("mask", "feature"):
+        yield piece(align, feature_selection.afs_losses, difference, align=align)
     yield piece("", feature_selection.select, {"losses": h("losses", 40)}, "exact", count=12)
     for resample, width in (("none", 16), ("none", 24), ("up", 16), ("down", 16)):
         own = {"channels": 16, "width": width, "resample": resample, "groups": 4}
         yield piece(f"{resample}-{width}", feature_unet.FeatureResidual, wide, **own)
-    yield piece("", feature_unet.FeatureUNet, wide, "deep", channels=16, groups=4, head_width=8)
-    yield piece("", feature_unet.ResidualUnit, wide, channels=16, hidden=8)
+    yield piece("", feature_unet.FeatureUNet, wide, "deep", channels=16, groups=4)
+    yield piece("", feature_unet.ResidualUnit, wide, channels=16, hidden=8, side=3)
     yield piece("", feature_unet.SimpleNetwork, wide, channels=16, depth=2)
     residuals = {"residuals": h("map", 2, 12, 8, 12)}
-    for label, changes in (("", {}), ("normalised", {"normalised": True}), ("index", {"ranked": False})):
-        own = {"channels": 12, "by_max": 3, "by_mean": 4, **changes}
+    for label, normalised in (("", False), ("normalised", True)):
+        own = {"channels": 12, "by_max": 3, "by_mean": 4, "normalised": normalised}
         yield piece(label, residual_selection.ResidualSelection, residuals, **own)
-    for side, aligned in ((3, True), (1, True), (3, False)):
-        own = {"channels": 12, "size": (32, 48), "side": side, "align_corners": aligned}
-        yield piece(
-            f"{side}-{'aligned' if aligned else 'centres'}", residual_selection_networks.Discriminator, residuals, **own
-        )
+    for side in (3, 1):
+        own = {"channels": 12, "size": (32, 48), "side": side}
+        yield piece(f"{side}", residual_selection_networks.Discriminator, residuals, **own)
 
 
 def all_cases() -> Iterator[Case]:

@@ -33,11 +33,10 @@ from torch import Tensor, nn
 from adref.layers.unet import UNet
 from adref.method import Method, Trainable
 from adref.methods.draem.method import DRAEM
-from adref.methods.noise_to_norm.method import NoiseToNorm, blend
+from adref.methods.noise_to_norm.method import NOISE_MEAN, NOISE_STD, NoiseToNorm, blend
 from adref.methods.sdas.method import SDAS
 from adref.methods.sernet.method import SeRNet, repair
 from adref.ops import losses
-from adref.ops.filters import gaussian_smooth
 from adref.options import UserError, to_json
 from adref.run.cli import guarded
 from adref.run.directory import load, load_checkpoint, read_config, refuse_existing, versions
@@ -96,8 +95,9 @@ class ScoreNoisy(Score):
     """The same of noise-to-norm, with its noise (draws, B, 3, H, W)."""
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        maps = self.method.map_of(images, [self.method(blend(images, n, self.method.options)) for n in noise.unbind()])
-        return self.method.image_score(maps), maps
+        rebuilt = torch.stack([self.method(blend(images, n, self.method.options)) for n in noise.unbind()])
+        maps = self.method.map_of(images, rebuilt.mean(dim=0))
+        return self.method.image_scores(maps)["score"], maps
 
 
 class Segment(Score):
@@ -115,7 +115,7 @@ class Rebuild(Score):
         if mask is not None:
             if similar is None:
                 similar = images.mean(dim=(2, 3), keepdim=True) if o.repair == "mean" else torch.zeros_like(images)
-            repaired = repair(images, similar, gaussian_smooth(mask, o.feather))
+            repaired = repair(images, similar, mask)
         maps = self.method.compare(images, self.method.rebuild(repaired).clamp(0, 1))
         return self.method.image_score(maps), maps
 
@@ -163,17 +163,13 @@ def noise_to_norm(method: NoiseToNorm) -> list[Stage]:
     reach = math.ceil(2 * max(o.sigmas))  # of windows that are mirrored at the border: the sides are longer
     sides = free(multiple, max(2 * multiple, multiple * (reach // multiple + 1)))
     note = "Takes other sizes, too; it was trained at options.size."
-    if o.map_sigma:
-        sides, note = {}, "Takes options.size alone, for which the filter of its maps is a constant."
     inputs, dynamic = {"images": pictures(o.size, sides)}, {"images": BATCH | sides}
-    if not o.test_noise:
-        return [Stage("score", Score(method), inputs, RESULT, dynamic, note)]
     draws = o.noise_repeats if o.noise_share else 1
-    inputs["noise"] = o.noise_mean + o.noise_std * pictures(o.size, sides, torch.randn).repeat(draws, 1, 1, 1, 1)
+    inputs["noise"] = NOISE_MEAN + NOISE_STD * pictures(o.size, sides, torch.randn).repeat(draws, 1, 1, 1, 1)
     dynamic["noise"] = {1 + place: axis for place, axis in dynamic["images"].items()}
     note += (
-        f" noise: {draws} draw(s), every value from N({o.noise_mean:g}, {o.noise_std:g}^2); the graph blends it in. "
-        "adref has noise_to_norm.draw_noise(rng, (3, H, W), options) for each image: numpy's frozen RandomState, "
+        f" noise: {draws} draw(s), every value from N({NOISE_MEAN:g}, {NOISE_STD:g}^2); the graph blends it in. "
+        "adref has noise_to_norm.draw_noise(rng, (3, H, W)) for each image: numpy's frozen RandomState, "
         "seeded by one draw of rng, samples.random_stream(seed, 'test', number in the list) in its commands, "
         "Generator(PCG64(0)) where `score` gets none. Other noise changes the third digit of a score."
     )
@@ -206,16 +202,16 @@ def sernet(method: SeRNet) -> list[Stage]:
         return [Stage("score", second, inputs, RESULT, {"images": BATCH}, note)]
     inputs["mask"] = (images[:, :1] > 0.9).float()
     note += (
-        f"Between the stages: mask = sernet.repair_mask(probability, {o.threshold:g}, {o.area:g} * H * W, "
-        f"{o.connectivity}, {o.threshold_inclusive}), which takes what is above options.threshold and drops regions of "
-        f"fewer than {o.area * images[0, 0].numel():g} pixels (image.remove_small)."
+        f"Between the stages: mask = sernet.repair_mask(probability, {o.threshold:g}, {o.area:g} * H * W), which "
+        "sets pixels from options.threshold on and drops 8-connected components of fewer than "
+        f"{o.area * images[0, 0].numel():g} pixels (anomalies.remove_small)."
     )
     if o.repair == "similar":
         inputs["similar"] = images.flip(0)
         note += (
             f" similar = SeRNet.find_similar ({o.similar}): of the bank the picture whose perceptual hash is nearest "
-            "to that of the file, SeRNet.look (phash: image.Bank.search), any, or the first. The bank is in the run's "
-            "checkpoint.pt, and in weights.npz (--format npz) as bank.file_hashes, bank.pictures or bank.paths."
+            "to that of the file, SeRNet.image_hash (phash: Bank.search), any, or the first. The bank is in the run's "
+            "checkpoint.pt, and in weights.npz (--format npz) as bank.file_hashes and bank.pictures."
         )
     first = Segment(part(method, "segmenter"))
     return [

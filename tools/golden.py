@@ -40,7 +40,7 @@ from adref.layers.unet import Autoencoder, PlainUNet, UNet
 from adref.layers.vit import Attention, Block, PatchEmbedding, VisionTransformer
 from adref.methods.draem.method import DRAEM, Batch
 from adref.methods.noise_to_norm import method as noise_method
-from adref.methods.noise_to_norm.loss import ms_ssim, ms_ssim_l1
+from adref.methods.noise_to_norm.loss import ms_ssim_l1
 from adref.methods.noise_to_norm.method import NoiseToNorm
 from adref.methods.noise_to_norm.network import MNet, ResidualAttention, SelectiveDense
 from adref.methods.realnet import method as realnet_method
@@ -60,7 +60,7 @@ from adref.methods.sernet.similar import perceptual_hash
 from adref.methods.srdad.anomalies import Alteration, alter, object_mask
 from adref.methods.srdad.discriminator import ResSE, ResSEUNet
 from adref.methods.srdad.method import SRDAD
-from adref.methods.srdad.reconstructor import GatedSkip, Stage, SwinUNet
+from adref.methods.srdad.reconstructor import SWIN_UNET, GatedSkip, Stage, SwinUNet
 from adref.methods.vit_autoencoder import method as vit_method
 from adref.methods.vit_autoencoder.decoder import Decoder
 from adref.methods.vit_autoencoder.method import ViTAutoencoder
@@ -157,39 +157,44 @@ def swin() -> list[float]:
     """Runs each piece of layers/swin.py, on rectangles and with shifted windows."""
     maps, windows = hashed("map", 2, 8, 16, 12), hashed("windows", 2, 3, 16, 12)
     layers = (PatchMerging(12), PatchExpanding(12, 2, 6), MLP(12, 20),
-              *(SwinBlock(12, 3, (8, 16), 4, shifted=shifted) for shifted in (False, True)))  # fmt: skip
+              *(SwinBlock(width=12, heads=3, size=(8, 16), window=4, shifted=s) for s in (False, True)))  # fmt: skip
     return digest(fill(WindowAttention(12, 3, (4, 4)))(windows), *(fill(layer)(maps) for layer in layers))
 
 
 def swin_unet() -> list[float]:
     """Runs SRDAD's form, Swin-Unet's, and the pieces of both."""
     images, maps = hashed("images", 1, 3, 64, 128), hashed("map", 2, 8, 8, 12)
-    own = {"size": (64, 128), "width": 12, "window": 4}
-    plain = {"bottleneck_depth": 2, "aspp_width": None, "residual": "none", "skips": "concat", "skip_tap": "pre"}
-    networks = (SwinUNet(**own, aspp_width=24), SwinUNet(**own, aspp_width=8, skips="inline"), SwinUNet(**own, **plain))
-    stage, gate = fill(Stage(12, 3, (8, 8), 4, (0.0, 0.0), "level")), fill(GatedSkip(12))
+    own = {"size": (64, 128), "width": 12, "window": 4, "aspp_width": 24, "residual": "level", "skips": "final_sum",
+           "skip_levels": 4, "gates": "channel"}  # fmt: skip
+    networks = (SwinUNet(**{**own, **changes}) for changes in ({}, {"aspp_width": 8, "skips": "inline"}, SWIN_UNET))
+    stage = fill(Stage(width=12, heads=3, size=(8, 8), window=4, depth=2, residual="level"))
+    gate = fill(GatedSkip(width=12, gates="channel"))
     return digest(stage(maps), gate(maps, hashed("decoded", 2, 8, 8, 12)), *(fill(n)(images) for n in networks))
 
 
 def aspp() -> list[float]:
-    return digest(*(fill(ASPP(16, width, rates=(1, 2, 6)))(hashed("map", 2, 16, 8, 6)) for width in (4, 5)))
+    layers = [ASPP(width=16, branch_width=width, rates=(1, 2, 6)) for width in (4, 5)]
+    return digest(*(fill(layer)(hashed("map", 2, 16, 8, 6)) for layer in layers))
 
 
 def channel_cross_attention() -> list[float]:
     widths = (2, 4, 6)
     tokens = [hashed(f"tokens {c}", 2, 12, c) for c in widths]
     maps = [hashed(f"map {c}", 2, c, 32 // 2**i, 64 // 2**i) for i, c in enumerate(widths)]
-    form = {"attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14"}
-    layers = (CrossAttentionLayer(widths), CrossAttentionLayer(widths, heads=2, **form))
+    code = {"heads": 4, "attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official"}
+    text = {"heads": 2, "attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14"}
+    layers = [CrossAttentionLayer(widths=widths, dropout=0.1, **form) for form in (code, text)]
     outputs = [output for layer in layers for output in fill(layer)(tokens)]
-    return digest(*outputs, *fill(CrossFusion((32, 64), widths, patches=(16, 8, 4), layers=2))(maps))
+    form = {"size": (32, 64), "patches": (16, 8, 4), "layers": 2, "add_input": True, "dropout": 0.1, **code}
+    return digest(*outputs, *fill(CrossFusion(widths=widths, **form))(maps))
 
 
 def res_se_unet() -> list[float]:
-    pairs = hashed("pairs", 1, 6, 64, 32)
-    fusion = CrossFusion((64, 32), (4, 8, 16, 32), layers=1)
-    networks = (ResSEUNet(4, fusion=fusion), ResSEUNet(4, "projected"), ResSEUNet(4, "none", classes=1))
-    return digest(fill(ResSE(6, 32, projected=True))(pairs), *(fill(network)(pairs) for network in networks))
+    form = {"heads": 4, "attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official"}
+    form |= {"patches": (16, 8, 4, 2), "layers": 1, "add_input": True, "dropout": 0.1}
+    fusion = CrossFusion(size=(64, 32), widths=(4, 8, 16, 32), **form)
+    network = fill(ResSEUNet(width=4, fusion=fusion))
+    return digest(network(hashed("pairs", 1, 6, 64, 32)), fill(ResSE(32))(hashed("map", 2, 32, 6, 10)))
 
 
 def poisson() -> list[float]:
@@ -207,10 +212,7 @@ def image() -> list[float]:
     values = grey(picture)
     mask = values > otsu(values).threshold
     masks = [torch.from_numpy(morphology(mask, kind).astype(np.float32)) for kind in ("closing", "opening")]
-    return [
-        *map(float, otsu(values)),
-        *digest(torch.from_numpy(values), torch.from_numpy(grey(picture, "mean")), *masks),
-    ]
+    return [*map(float, otsu(values)), *digest(torch.from_numpy(values), *masks)]
 
 
 def vit() -> list[float]:
@@ -223,39 +225,37 @@ def vit() -> list[float]:
 
 
 def memory() -> list[float]:
-    """Reads a memory by both ways to address, and by both rules for queries without any item."""
+    """Reads a memory by both ways to address, and without any item left."""
     maps = hashed("map", 2, 12, 3, 5) - 0.5
-    form = {"addressing": "cosine", "temperature": 1.0, "threshold": None, "on_empty": "zero"}
-    changes = ({}, {"addressing": "dot", "threshold": 0.0025}, {"temperature": 0.1}, {"threshold": 0.9},
-               {"threshold": 0.9, "on_empty": "soft"})  # fmt: skip
-    recalls = [fill(Memory(12, 30, **form | c))(maps) for c in changes]
+    form = {"width": 12, "items": 30, "addressing": "cosine", "temperature": 1.0, "threshold": None}
+    changes = ({}, {"addressing": "dot", "threshold": 0.0025}, {"temperature": 0.1}, {"threshold": 0.9})
+    recalls = [fill(Memory(**form | c))(maps) for c in changes]
     return digest(*(t for r in recalls for t in (r.output, r.weights, entropy(r.weights), r.empty.float())))
 
 
 def coordinate_attention() -> list[float]:
     maps = hashed("map", 2, 40, 6, 10) - 0.5
-    return digest(*(fill(CoordinateAttention(40, reduction=4, activation=act))(maps) for act in ("h_swish", "relu")))
+    return digest(fill(CoordinateAttention(width=40, reduction=4))(maps))
 
 
 def selective_kernel() -> list[float]:
     maps = [hashed(f"map {i}", 2, 24, 6, 10) - 0.5 for i in range(4)]
-    return digest(fill(SelectiveKernelFusion(24, 4))(maps))
+    return digest(fill(SelectiveKernelFusion(width=24, count=4, reduction=8))(maps))
 
 
 def residual_attention() -> list[float]:
     maps = hashed("map", 2, 12, 6, 10) - 0.5
-    blocks = (ResidualAttention(12, 16), ResidualAttention(12, 16, 2, False, "gelu"), SelectiveDense(12, 16))
+    blocks = (ResidualAttention(12, 16, reduction=8, convolutions=True, padding="zeros"),
+              SelectiveDense(12, 16, reduction=8, padding="zeros"))  # fmt: skip
     return digest(*(fill(block)(maps) for block in blocks))
 
 
 def multi_scale() -> list[float]:
-    """Computes MS-SSIM in both forms, its L1 part, and the Gaussian filter of maps."""
+    """Computes MS-SSIM and L1 of noise-to-norm, and the Gaussian filter of maps."""
     a, b = hashed("a", 2, 3, 40, 48), hashed("b", 2, 3, 40, 48)
-    pairs = [ms_ssim_l1(a, 0.7 * a + 0.3 * b, padding=padding, channels=channels)
-             for padding in ("reflect", "zero") for channels in ("mean", "product", "port_groups")]  # fmt: skip
-    large = hashed("large", 2, 3, 176, 180)
-    pyramid = ms_ssim(large, 0.7 * large + 0.3 * hashed("other", 2, 3, 176, 180))
-    return digest(*(t for pair in pairs for t in pair), pyramid, gaussian_smooth(a, 1.5), gaussian_smooth(a, 15.0))
+    windows = {"sigmas": (0.5, 1.0, 2.0, 4.0, 8.0), "constants": (0.01**2, 0.03**2)}
+    pair = ms_ssim_l1(a, 0.7 * a + 0.3 * b, **windows)
+    return digest(*pair, gaussian_smooth(a, 1.5), gaussian_smooth(a, 15.0))
 
 
 def draem() -> list[float]:
@@ -288,7 +288,8 @@ def vit_autoencoder() -> list[float]:
     images = hashed("images", 2, 3, 32, 64)
     rebuilt, recall = method(images)
     numbers = [*digest(rebuilt, recall.output, recall.weights, *method.score(images), method.anomaly_map(images)),
-               *digest(fill(Decoder(24, (32, 64), "pow2", 32))(hashed("map", 2, 24, 2, 4)))]  # fmt: skip
+               *digest(fill(Decoder(width=24, size=(32, 64), kind="pow2", first=32, norm="batch", last_block="plain"))(
+                   hashed("map", 2, 24, 2, 4)))]  # fmt: skip
     return numbers + train_step(method, vit_method.Batch(images), ("qkv.weight", "memory.weight"), ("encoder.norm",))
 
 
@@ -297,7 +298,8 @@ def noise_to_norm() -> list[float]:
     options = NoiseToNorm.Options(size=(32, 64), width=8, sigmas=(0.5, 1.0, 2.0), learning_rate=1e-3)
     method, images = fill(NoiseToNorm(options)), hashed("images", 2, 3, 32, 64)
     noisy = noise_method.blend(images, hashed("noise", 2, 3, 32, 64), options)
-    networks = [fill(MNet(8, 3, kind))(images) for kind in ("full", "min", "conv1x1", "skrdb")]
+    form = {"width": 8, "levels": 3, "level0": True, "padding": "zeros"}
+    networks = [fill(MNet(kind=kind, **form))(images) for kind in ("full", "min", "conv1x1", "skrdb")]
     numbers = digest(method(noisy), *networks, *method.score(images), reconstructions(method, images))
     batch = noise_method.Batch(images, noisy)
     return numbers + train_step(method, batch, ("shortcut.weight",), ("network.last", "network.stems.0"))
@@ -306,8 +308,7 @@ def noise_to_norm() -> list[float]:
 def plain_unet() -> list[float]:
     """Runs SeRNet's U-Net with every kind of skip."""
     images = hashed("images", 2, 3, 32, 48)
-    networks = [PlainUNet(2, (4, 6, 8), skip=skip, convolutions=n, align_corners=skip == "add")
-                for skip, n in (("concat", 2), ("add", 1), ("none", 1))]  # fmt: skip
+    networks = [PlainUNet(channels=2, widths=(4, 6, 8), skip=skip) for skip in ("concat", "add", "none")]
     return digest(*(fill(network)(images) for network in networks))
 
 
@@ -324,8 +325,8 @@ def pseudo_anomaly() -> list[float]:
     numbers = SourceNumbers((2, 0, 3, 1), (1.2, 0.8, 1.1), 30.0, 0.9, (0.05, -0.08))
     source = transform(recombine([(255 * hashed(f"{i}", 3, 32, 48)).byte() for i in range(4)], numbers.order), numbers)
     image, mask = hashed("image", 3, 32, 48), (hashed("mask", 1, 32, 48) > 0.5).float()
-    shifted = [shift_colour(image, mask, (0.2, -0.1, 0.15), mode) for mode in ("additive", "multiplicative")]
-    return digest(source, *(blend_source(image, source, mask, 0.3, on) for on in ("original", "source")), *shifted)
+    shifted = shift_colour(image, mask, (0.2, -0.1, 0.15))
+    return digest(source, *(blend_source(image, source, mask, 0.3, on) for on in ("original", "source")), shifted)
 
 
 def sernet() -> list[float]:

@@ -17,27 +17,22 @@ class ASPP(nn.Module):
     Args:
         width: channels C of input and output.
         branch_width: channels b of each branch; a 1x1 convolution maps (rates + 1) b to C where they differ.
-        rates: dilation of each convolution, in pixels.
-        batch_norm: after each dilated convolution; the pooled branch has none, as one value a channel is left there.
-        project: the 1x1 convolution even where the widths fit, as DeepLab has it.
+        rates: dilation of each convolution, in pixels. Batch norm follows each; the pooled branch has none, as one
+            value a channel is left there.
     """
 
-    def __init__(
-        self, width: int, branch_width: int, *, rates: tuple[int, ...], batch_norm: bool = True, project: bool = False
-    ):
+    def __init__(self, *, width: int, branch_width: int, rates: tuple[int, ...]):
         super().__init__()
         b = branch_width
         self.branches = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(width, b, 3, padding=rate, dilation=rate, bias=not batch_norm),
-                nn.BatchNorm2d(b) if batch_norm else nn.Identity(),
-                nn.ReLU(inplace=True),
+                nn.Conv2d(width, b, 3, padding=r, dilation=r, bias=False), nn.BatchNorm2d(b), nn.ReLU(inplace=True)
             )
-            for rate in rates
+            for r in rates
         )
         self.pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, b, 1), nn.ReLU(inplace=True))
         total = b * (len(rates) + 1)
-        self.project = nn.Conv2d(total, width, 1) if project or total != width else nn.Identity()
+        self.project = nn.Conv2d(total, width, 1) if total != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""

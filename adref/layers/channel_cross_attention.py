@@ -1,8 +1,8 @@
 """Channel-wise cross fusion transformer: the channels of each scale attend to the channels of all scales.
 
 H. Wang et al., "UCTransNet: Rethinking the Skip Connections in U-Net from a Channel-wise Perspective with Transformer",
-AAAI 2022. The defaults are those of its code; the other values are what the text of SRDAD (Scientific Reports 2025, Eqs
-11 to 14) prints.
+AAAI 2022. The first value of a reading is that of its code, the second that of the text of SRDAD (Scientific Reports
+2025, Eqs 11 to 14).
 """
 
 from typing import Literal
@@ -30,9 +30,8 @@ class CrossAttentionLayer(nn.Module):
     """
 
     def __init__(
-        self, widths: tuple[int, ...], *, heads: int = 4, attention: Literal["channel", "token"] = "channel",
-        scale: Literal["sum", "own"] = "sum", instance_norm: bool = True,
-        residual: Literal["official", "eq14"] = "official", dropout: float = 0.1,
+        self, *, widths: tuple[int, ...], heads: int, attention: Literal["channel", "token"],
+        scale: Literal["sum", "own"], instance_norm: bool, residual: Literal["official", "eq14"], dropout: float,
     ):  # fmt: skip
         super().__init__()
         total, tokens = sum(widths), attention == "token"
@@ -113,8 +112,8 @@ class CrossFusion(nn.Module):
     """
 
     def __init__(
-        self, size: tuple[int, int], widths: tuple[int, ...], *, patches: tuple[int, ...] = (16, 8, 4, 2),
-        layers: int = 4, add_input: bool = True, dropout: float = 0.1, **form,
+        self, *, size: tuple[int, int], widths: tuple[int, ...], patches: tuple[int, ...], layers: int,
+        add_input: bool, dropout: float, **form,
     ):  # fmt: skip
         super().__init__()
         steps = {patch * 2**i for i, patch in enumerate(patches)}
@@ -124,7 +123,7 @@ class CrossFusion(nn.Module):
         self.patches, self.add_input, self.dropout = patches, add_input, dropout
         self.embeds = nn.ModuleList(nn.Conv2d(c, c, p, stride=p) for c, p in zip(widths, patches))
         self.positions = nn.ParameterList(nn.Parameter(torch.zeros(1, tokens, c)) for c in widths)
-        self.layers = nn.ModuleList(CrossAttentionLayer(widths, dropout=dropout, **form) for _ in range(layers))
+        self.layers = nn.ModuleList(CrossAttentionLayer(widths=widths, dropout=dropout, **form) for _ in range(layers))
         self.norms = nn.ModuleList(nn.LayerNorm(c, eps=1e-6) for c in widths)
         self.rebuilds = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.ReLU(inplace=True)) for c in widths

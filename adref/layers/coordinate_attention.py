@@ -1,10 +1,8 @@
 """Coordinate attention: gates for the rows and for the columns of a map.
 
 Q. Hou, D. Zhou, J. Feng, "Coordinate Attention for Efficient Mobile Network Design", CVPR 2021, Eqs 4 to 9. Parameter
-names and defaults are those of the authors' code.
+names are those of the authors' code, whose activation is h-swish, v relu6(v + 3) / 6, and whose reduction is 32.
 """
-
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +18,13 @@ class CoordinateAttention(nn.Module):
     Args:
         width: channels C.
         reduction: the inner layer has max(8, C // reduction) channels.
-        activation: "h_swish": v relu6(v + 3) / 6; "relu".
     """
 
-    def __init__(self, width: int, *, reduction: int = 32, activation: Literal["h_swish", "relu"] = "h_swish"):
+    def __init__(self, *, width: int, reduction: int):
         super().__init__()
         inner = max(8, width // reduction)
         self.conv1 = nn.Conv2d(width, inner, 1)
         self.bn1 = nn.BatchNorm2d(inner)
-        self.act = F.hardswish if activation == "h_swish" else F.relu
         self.conv_h = nn.Conv2d(inner, width, 1)
         self.conv_w = nn.Conv2d(inner, width, 1)
 
@@ -37,5 +33,5 @@ class CoordinateAttention(nn.Module):
         height, width = x.shape[2:]
         rows, columns = x.mean(dim=3, keepdim=True), x.mean(dim=2, keepdim=True)  # (B, C, H, 1), (B, C, 1, W)
         y = torch.cat((rows, columns.transpose(2, 3)), dim=2)  # (B, C, H + W, 1)
-        rows, columns = self.act(self.bn1(self.conv1(y))).split((height, width), dim=2)
+        rows, columns = F.hardswish(self.bn1(self.conv1(y))).split((height, width), dim=2)
         return x * self.conv_h(rows).sigmoid() * self.conv_w(columns.transpose(2, 3)).sigmoid()

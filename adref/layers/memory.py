@@ -20,9 +20,8 @@ class Recall(NamedTuple):
 
 
 def address(
-    queries: Tensor, items: Tensor, *, addressing: Literal["cosine", "dot"], temperature: float,
-    threshold: float | None, on_empty: Literal["zero", "soft"],
-) -> Recall:  # fmt: skip
+    queries: Tensor, items: Tensor, *, addressing: Literal["cosine", "dot"], temperature: float, threshold: float | None
+) -> Recall:
     """Recalls a mixture of items for each query: soft addressing, hard shrinkage, renormalisation.
 
         w = softmax(d(z, m_i) / tau),  s_i = max(w_i - lambda, 0) w_i / (|w_i - lambda| + eps),  w_hat = s / sum s,
@@ -30,7 +29,8 @@ def address(
 
     With the cosine and tau = 1 no weight is more than e^2 = 7.4 times another: at lambda = 1 / K, the mean, about half
     of the items survive, and the result is the softmax over the survivors. An item that survives for no query gets next
-    to no gradient.
+    to no gradient. A query for which nothing survives (all weights equal 1 / K, for example, or differ from it by
+    rounding alone) gets the zero vector and zero weights.
 
     Args:
         queries: (..., C).
@@ -38,8 +38,6 @@ def address(
         addressing: d, the cosine of the angle, or the inner product.
         temperature: tau; 1 in MemAE.
         threshold: lambda; None: 1 / K. 0 leaves the weights as they are.
-        on_empty: a query for which nothing survives (all weights equal 1 / K, for example, or differ from it by
-            rounding alone) gets the zero vector and zero weights, or the unshrunk weights and their combination.
 
     Returns:
         output (..., C), weights (..., K), empty (...); at least float32.
@@ -51,8 +49,8 @@ def address(
         raise ValueError(
             f"expected queries (..., C) and items (K, C), got {tuple(queries.shape)}, {tuple(items.shape)}"
         )
-    if addressing not in ("cosine", "dot") or on_empty not in ("zero", "soft"):
-        raise ValueError(f"expected cosine|dot and zero|soft, got {addressing} and {on_empty}")
+    if addressing not in ("cosine", "dot"):
+        raise ValueError(f"expected cosine|dot, got {addressing}")
     threshold = 1 / len(items) if threshold is None else threshold
     # The weights are near 1 / K and are compared with 1 / K: half precision could not tell them apart.
     with torch.autocast(queries.device.type, enabled=False):
@@ -71,11 +69,8 @@ def address(
         if threshold > 0:
             kept = torch.where(largest - threshold > rounding.clamp_max(1e-3) * largest, kept, 0)
         total = kept.sum(dim=-1, keepdim=True)
-        empty = total == 0
         weights = kept / total.clamp_min(1e-12)
-        if on_empty == "soft":
-            weights = torch.where(empty, soft, weights)
-        return Recall(weights @ m, weights, empty.squeeze(-1))
+        return Recall(weights @ m, weights, (total == 0).squeeze(-1))
 
 
 def entropy(weights: Tensor) -> Tensor:
@@ -89,15 +84,15 @@ class Memory(nn.Module):
     Args:
         width: channels C.
         items: number of items K.
-        addressing, temperature, threshold, on_empty: as of `address`.
+        addressing, temperature, threshold: as of `address`.
     """
 
     def __init__(
-        self, width: int, items: int, *, addressing: Literal["cosine", "dot"], temperature: float,
-        threshold: float | None, on_empty: Literal["zero", "soft"],
+        self, *, width: int, items: int, addressing: Literal["cosine", "dot"], temperature: float,
+        threshold: float | None,
     ):  # fmt: skip
         super().__init__()
-        self.form = {"addressing": addressing, "temperature": temperature, "threshold": threshold, "on_empty": on_empty}
+        self.form = {"addressing": addressing, "temperature": temperature, "threshold": threshold}
         self.weight = nn.Parameter(torch.empty(items, width).uniform_(-(width**-0.5), width**-0.5))
 
     def forward(self, maps: Tensor) -> Recall:

@@ -107,14 +107,6 @@ class MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Drops x for a share `rate` of the images in training, and scales the others (Huang et al., ECCV 2016)."""
-    if rate == 0 or not training:
-        return x
-    kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= rate
-    return x * kept / (1 - rate)
-
-
 class SwinBlock(nn.Module):
     """Computes x + Attention(LN x), then x + MLP(LN x) (Eq 3), in windows that may be shifted.
 
@@ -125,17 +117,14 @@ class SwinBlock(nn.Module):
             shifts; a longer one must be a multiple of it.
         window: side of a window in tokens.
         shifted: roll by half a window before attending.
-        drop_path: rate of stochastic depth.
 
     Raises:
         ValueError: a map that the windows do not fill.
     """
 
-    def __init__(
-        self, width: int, heads: int, size: tuple[int, int], window: int, *, shifted: bool, drop_path: float = 0.0
-    ):
+    def __init__(self, *, width: int, heads: int, size: tuple[int, int], window: int, shifted: bool):
         super().__init__()
-        self.size, self.rate = tuple(size), drop_path
+        self.size = tuple(size)
         self.window = tuple(min(window, side) for side in size)
         self.shift = tuple(window // 2 if shifted and side > window else 0 for side in size)
         if any(side % w for side, w in zip(size, self.window)):
@@ -156,8 +145,8 @@ class SwinBlock(nn.Module):
         attended = join_windows(windows, self.window, self.size)
         if any(self.shift):
             attended = attended.roll(self.shift, dims=(1, 2))
-        x = x + drop_path(attended, self.rate, self.training)
-        return x + drop_path(self.mlp(self.norm2(x)), self.rate, self.training)
+        x = x + attended
+        return x + self.mlp(self.norm2(x))
 
 
 class PatchMerging(nn.Module):

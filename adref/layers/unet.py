@@ -42,13 +42,12 @@ class Encoder(nn.Module):
     Args:
         channels: of the input.
         widths: channels of each level; level i runs at 1 / 2^i of the input's sides.
-        convolutions: number in each block.
     """
 
-    def __init__(self, channels: int, widths: tuple[int, ...], convolutions: int = 2):
+    def __init__(self, channels: int, widths: tuple[int, ...]):
         super().__init__()
         self.blocks = nn.ModuleList(
-            convolution_block(before, after, convolutions) for before, after in zip((channels, *widths), widths)
+            convolution_block(before, after) for before, after in zip((channels, *widths), widths)
         )
         self.pool = nn.MaxPool2d(2)
 
@@ -96,26 +95,24 @@ class UNet(nn.Module):
 
     Args:
         width: channels c of the first level; the levels have c, 2c, 4c, 8c, 8c, 8c.
-        channels: input channels, two images stacked along the channel axis.
-        classes: output channels, logits of normal and anomalous.
     """
 
     stride = 32
 
-    def __init__(self, width: int, *, channels: int = 6, classes: int = 2):
+    def __init__(self, width: int):
         super().__init__()
         c = width
-        self.encoder = Encoder(channels, (c, 2 * c, 4 * c, 8 * c, 8 * c, 8 * c))
+        self.encoder = Encoder(6, (c, 2 * c, 4 * c, 8 * c, 8 * c, 8 * c))
         steps = (  # in, out, skip
             (8 * c, 8 * c, 8 * c), (8 * c, 4 * c, 8 * c), (4 * c, 2 * c, 4 * c), (2 * c, c, 2 * c), (c, c, c)
         )  # fmt: skip
         self.ups = nn.ModuleList(upsampling_block(i, o) for i, o, _ in steps)
         self.blocks = nn.ModuleList(convolution_block(o + skip, o) for _, o, skip in steps)
-        self.out = nn.Conv2d(c, classes, 3, padding=1)
+        self.out = nn.Conv2d(c, 2, 3, padding=1)
         self.apply(init_convolutions)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, channels, H, W) to logits (B, classes, H, W); H and W multiples of 32."""
+        """Maps (B, 6, H, W) to logits (B, 2, H, W), normal and anomalous; H and W multiples of 32."""
         *skips, x = self.encoder(x)  # x (B, 8c, H/32, W/32)
         for up, block, skip in zip(self.ups, self.blocks, reversed(skips)):
             x = block(torch.cat((up(x), skip), dim=1))
@@ -133,22 +130,17 @@ class PlainUNet(nn.Module):
         channels: of the output.
         widths: channels of each level, of encoder and decoder.
         skip: "concat" (up-sampled map first), "add" (after a 1 x 1 convolution where the widths differ) or "none".
-        convolutions: number in each level, each with batch norm and ReLU.
-        align_corners: of the up-sampling.
     """
 
-    def __init__(
-        self, channels: int, widths: Sequence[int], *, skip: Literal["concat", "add", "none"] = "concat",
-        convolutions: int = 2, align_corners: bool = False,
-    ):  # fmt: skip
+    def __init__(self, *, channels: int, widths: Sequence[int], skip: Literal["concat", "add", "none"]):
         super().__init__()
-        self.skip, self.align_corners = skip, align_corners
+        self.skip = skip
         self.stride = 2 ** (len(widths) - 1)  # sides must be multiples of it
-        self.encoder = Encoder(3, tuple(widths), convolutions)
+        self.encoder = Encoder(3, tuple(widths))
         levels = widths[-2::-1]
         rising = (widths[-1], *levels[:-1])  # channels that come up to each
         inputs = {"concat": [a + b for a, b in zip(rising, levels)], "add": levels, "none": rising}[skip]
-        self.blocks = nn.ModuleList(convolution_block(i, o, convolutions) for i, o in zip(inputs, levels))
+        self.blocks = nn.ModuleList(convolution_block(i, o) for i, o in zip(inputs, levels))
         self.matches = nn.ModuleList(
             nn.Conv2d(a, b, 1) if skip == "add" and a != b else nn.Identity() for a, b in zip(rising, levels)
         )
@@ -164,7 +156,7 @@ class PlainUNet(nn.Module):
             raise ValueError(f"expected sides that are multiples of {self.stride}, got {tuple(x.shape[2:])}")
         *skips, x = self.encoder(x)
         for block, match, skip in zip(self.blocks, self.matches, reversed(skips)):
-            x = match(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=self.align_corners))
+            x = match(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
             if self.skip != "none":
                 x = torch.cat((x, skip), dim=1) if self.skip == "concat" else x + skip
             x = block(x)

@@ -8,14 +8,10 @@ from torch import Tensor
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Gaussian filter of maps (..., H, W), mirrored at their edges, edge pixels repeated.
+    """Smooths maps (..., H, W) by a Gaussian, mirrored at their edges with the edge pixels repeated.
 
-    What scipy.ndimage.gaussian_filter computes (truncate 4, mode "reflect"), as one matrix for each axis, so that it
-    runs where the maps are.
-
-    Args:
-        maps: floats.
-        sigma: in pixels; 0 changes nothing.
+    The result of scipy.ndimage.gaussian_filter (truncate 4, mode "reflect"), by one matrix for each axis, on the maps'
+    device. `sigma` in pixels; 0 changes nothing.
     """
     if sigma < 0:
         raise ValueError(f"expected a sigma of 0 or more, got {sigma}")
@@ -27,7 +23,7 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
     weights = weights / weights.sum()
     matrices = []
     for length in maps.shape[-2:]:
-        place = (torch.arange(length)[:, None] + steps) % (2 * length)  # of a picture and its mirror image, repeated
+        place = (torch.arange(length)[:, None] + steps) % (2 * length)  # in the map and its mirror image, repeated
         place = torch.minimum(place, 2 * length - 1 - place)
         matrix = torch.zeros(length, length, dtype=torch.float64).scatter_add_(1, place, weights.expand(length, -1))
         matrices.append(matrix.to(maps))
@@ -36,10 +32,10 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
 
 
 def mean_filter(maps: Tensor, side: int, border: Literal["zero", "reflect"] = "zero") -> Tensor:
-    """The mean of `side` x `side` pixels (odd) around each: (B, C, H, W) -> the same shape.
+    """Averages `side` x `side` pixels (odd) around each: (B, C, H, W) -> the same shape.
 
-    Outside lie zeros, which count (the sum is always divided by side^2), or the map mirrored at its outermost pixels,
-    which are not repeated.
+    `border` "zero": zeros outside, which count (the sum is always divided by side^2); "reflect": the map mirrored at
+    its outermost pixels, which are not repeated.
     """
     reach = side // 2
     if border == "reflect":
@@ -48,5 +44,5 @@ def mean_filter(maps: Tensor, side: int, border: Literal["zero", "reflect"] = "z
 
 
 def filtered_maximum(maps: Tensor, side: int) -> Tensor:
-    """The maximum of a mean filter with zeros outside: (B, 1, H, W) -> (B,). A lone 1 scores 1 / side^2."""
+    """Takes the maximum of a mean filter with zeros outside: (B, 1, H, W) -> (B,). A lone 1 scores 1 / side^2."""
     return mean_filter(maps, side).amax(dim=(1, 2, 3))

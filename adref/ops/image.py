@@ -1,9 +1,4 @@
-"""Classical image operations: grey values, Otsu's and the triangle threshold, morphology, regions; perceptual hash and
-its search; CIELAB; gradient magnitude similarity.
-
-Pictures are numpy arrays with the channels last, masks are bool; the last two run where the networks do, on batches
-(B, C, H, W).
-"""
+"""Classical image operations on numpy arrays: grey values, Otsu's threshold, morphology."""
 
 from functools import partial
 from typing import Literal, NamedTuple
@@ -12,40 +7,37 @@ import numpy as np
 import scipy
 
 
-def grey(image: np.ndarray, rule: Literal["luma", "mean", "opencv"] = "luma") -> np.ndarray:
-    """One grey value a pixel: uint8 (H, W, 3) -> uint8 (H, W).
+def grey(image: np.ndarray, rule: Literal["luma", "opencv"] = "luma") -> np.ndarray:
+    """Converts to grey values: uint8 (H, W, 3) -> uint8 (H, W).
 
     "luma": ITU-R 601, 0.299 R + 0.587 G + 0.114 B, in the 16-bit fixed point of Pillow's mode "L", bit for bit;
-    "opencv": the same in the 15 bits of OpenCV's cvtColor, bit for bit, which differs by 1 at most; "mean": of the
-    three channels, rounded to the nearest.
+    "opencv": the same in the 15 bits of OpenCV's cvtColor, bit for bit, which differs by 1 at most.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or rule not in ("luma", "mean", "opencv"):
-        raise ValueError(f"expected uint8 (H, W, 3), luma, mean or opencv; got {image.dtype} {image.shape}, {rule!r}")
-    if rule == "mean":
-        return ((image.sum(2, dtype=np.uint32) + 1) // 3).astype(np.uint8)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or rule not in ("luma", "opencv"):
+        raise ValueError(f"expected uint8 (H, W, 3), luma or opencv; got {image.dtype} {image.shape}, {rule!r}")
     weights, bits = ((19595, 38470, 7471), 16) if rule == "luma" else ((9798, 19235, 3735), 15)
-    # In units of 1 / 2^bits all numbers are integers below 2^24, which float32 has: the fastest product, and exact.
+    # In units of 1 / 2^bits all numbers are integers below 2^24: exact in float32, whose product is the fastest.
     return (image.astype(np.float32) @ (np.float32(weights) / 2**bits) + np.float32(0.5)).astype(np.uint8)
 
 
 class Otsu(NamedTuple):
-    """Otsu's threshold and how well it parts the grey values."""
+    """Otsu's threshold and how well it separates the grey values."""
 
     threshold: int  # tau: the upper class is grey > tau
     between: float  # sigma_b^2(tau), the variance between the classes
-    separability: float  # eta = sigma_b^2(tau) / total variance, in [0, 1]; 0 for a picture of one grey value
+    separability: float  # eta = sigma_b^2(tau) / total variance, in [0, 1]; 0 for an image of one grey value
 
 
 def otsu(image: np.ndarray) -> Otsu:
-    """The threshold that maximises the variance between two classes of grey values; of several, the first.
+    """Finds the threshold that maximises the variance between two classes of grey values; the first of several.
 
-    N. Otsu, "A threshold selection method from gray-level histograms", IEEE SMC 1979 (SRDAD, Eq 1). With the histogram
-    p, w0 = sum_{i <= t} p_i, m = sum_{i <= t} i p_i and the mean mT,
+    N. Otsu, "A threshold selection method from gray-level histograms", IEEE SMC 1979. With the histogram p and mean mT,
+    w0 = sum_{i <= t} p_i and m = sum_{i <= t} i p_i,
 
         sigma_b^2(t) = (mT w0 - m)^2 / (w0 (1 - w0)),   0 where a class is empty.
 
     Args:
-        image: uint8, any shape. Values a < b alone make a plateau from a to b - 1, whose first element is a.
+        image: uint8, any shape. With two values a < b only, sigma_b^2 is constant from a to b - 1, and tau is a.
     """
     p = np.bincount(image.ravel(), minlength=256) / image.size
     levels = np.arange(256)
@@ -60,7 +52,7 @@ def otsu(image: np.ndarray) -> Otsu:
 
 
 def morphology(mask: np.ndarray, operation: Literal["closing", "opening", "none"] = "closing") -> np.ndarray:
-    """Closing (dilate, then erode) or opening of a bool (H, W) with a 3 x 3 square, once.
+    """Closes (dilates, then erodes) or opens a bool (H, W) with a 3 x 3 square, once.
 
     Pixels outside count as 0 for the dilation and as 1 for the erosion, as in OpenCV: an object that touches the frame
     is not eroded there (as scipy's `binary_closing` would).
@@ -78,26 +70,18 @@ def _neighbourhood(join: np.ufunc, outside: bool, mask: np.ndarray) -> np.ndarra
     height, width = mask.shape
     framed = np.full((height + 3, width + 2), outside)
     framed[1 : height + 1, 1 : width + 1] = mask
-    flat = framed.ravel()  # in which a neighbour is always the same number of steps away: whole arrays are joined
+    flat = framed.ravel()  # a neighbour is always the same number of elements away: whole arrays are joined
     for step in (1, width + 2):
         flat = join(join(flat[: -2 * step], flat[step:-step]), flat[2 * step :])
     return flat[: height * (width + 2)].reshape(height, width + 2)[:, :width]
 
 
 def frame_share(mask: np.ndarray, width: int = 5) -> float:
-    """The share of a bool (H, W) that is set within the frame, `width` pixels wide."""
+    """Returns the share of a bool (H, W) that is set within the frame, `width` pixels wide."""
     inner = mask[width:-width, width:-width]
     return float((mask.sum() - inner.sum()) / (mask.size - inner.size))
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """Background that does not reach the frame becomes object; bool (H, W)."""
+    """Sets background that does not reach the frame; bool (H, W)."""
     return scipy.ndimage.binary_fill_holes(mask)
-
-
-def remove_small(mask: np.ndarray, least: float, connectivity: Literal[8, 4] = 8) -> np.ndarray:
-    """A bool (H, W) without its regions of fewer than `least` pixels, which touch at sides and corners, or sides."""
-    labels, count = scipy.ndimage.label(mask, np.ones((3, 3)) if connectivity == 8 else None)
-    kept = np.bincount(labels.ravel(), minlength=count + 1) >= least
-    kept[0] = False
-    return kept[labels]

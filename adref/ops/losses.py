@@ -1,4 +1,4 @@
-"""Losses that several methods share: SSIM, MS-SSIM in two forms, and the focal loss."""
+"""Losses that several methods share: SSIM and the focal loss."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,22 +9,17 @@ from torch import Tensor
 
 
 def gaussian_window(size: int, sigma: float) -> Tensor:
-    """(size,) float64: Gaussian weights about the middle, sum 1; `sigma` in pixels."""
+    """Computes Gaussian weights (size,) float64 about the middle, sum 1; `sigma` in pixels."""
     offset = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     weight = torch.exp(-(offset**2) / (2 * sigma**2))
     return weight / weight.sum()
 
 
 def ssim_map(
-    a: Tensor,
-    b: Tensor,
-    window: Literal["gaussian", "uniform"] = "gaussian",
-    size: int = 11,
-    sigma: float = 1.5,
-    padding: Literal["zero", "valid", "reflect"] = "zero",
-    value_range: float | Literal["auto"] = 1.0,
-) -> Tensor:
-    """Structural similarity at every pixel of every channel.
+    a: Tensor, b: Tensor, window: Literal["gaussian", "uniform"] = "gaussian", size: int = 11, sigma: float = 1.5,
+    padding: Literal["zero", "valid", "reflect"] = "zero", value_range: float | Literal["auto"] = 1.0,
+) -> Tensor:  # fmt: skip
+    """Computes the structural similarity at every pixel of every channel.
 
     Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004, Eq 13:
 
@@ -33,12 +28,10 @@ def ssim_map(
     with C1 = (0.01 L)^2, C2 = (0.03 L)^2 and the weighted var x = E[x^2] - (E x)^2, without n / (n - 1).
 
     Args:
-        a: (B, C, H, W).
-        b: like `a`.
+        a, b: (B, C, H, W).
         window: weights of the local means.
-        size: side of the window in pixels, odd.
-        sigma: standard deviation of the Gaussian window in pixels.
-        padding: "zero" sets zeros around both images and keeps H x W; "reflect" mirrors them at their outermost pixels,
+        size, sigma: side of the window (odd) and standard deviation of the Gaussian one, in pixels.
+        padding: "zero" pads both images by zeros and keeps H x W; "reflect" mirrors them at their outermost pixels,
             which are not repeated; "valid" takes whole windows only.
         value_range: L. "auto" guesses it from `a` as DRAEM's code does: top 255 if max a > 128, else 1; bottom -1 if
             min a < -0.5, else 0.
@@ -55,7 +48,7 @@ def ssim_map(
         value_range = (255.0 if high > 128 else 1.0) - (-1.0 if low < -0.5 else 0.0)
     c1, c2 = (0.01 * value_range) ** 2, (0.03 * value_range) ** 2
     weight = gaussian_window(size, sigma if window == "gaussian" else float("inf"))  # infinite: all weights equal
-    # A variance here is the difference of two near equal numbers: half precision would leave nothing of it.
+    # A variance here is the difference of two nearly equal numbers: half precision would lose it.
     with torch.autocast(device_type=a.device.type, enabled=False):
         kind = torch.promote_types(a.dtype, torch.float32)
         a, b = a.to(kind), b.to(kind)
@@ -64,12 +57,12 @@ def ssim_map(
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
-    """What has to be averaged for SSIM: (4, ...). Only the sum of the variances is needed: four means, not five."""
+    """Stacks the products that SSIM averages, (4, ...): it needs only the sum of the variances."""
     return torch.stack((a, b, a * a + b * b, a * b))
 
 
 def _halves(products: Tensor, weight: Tensor, padding: str, c1: float, c2: float) -> tuple:
-    """Luminance, and contrast with structure, each as (numerator, denominator), in one convolution a side."""
+    """Computes luminance, and contrast times structure, each as (numerator, denominator)."""
     mu_a, mu_b, squares, product = _local_mean(products, weight, padding)
     mu_squares, mu_product = mu_a * mu_a + mu_b * mu_b, mu_a * mu_b
     luminance = 2 * mu_product + c1, mu_squares + c1
@@ -77,7 +70,7 @@ def _halves(products: Tensor, weight: Tensor, padding: str, c1: float, c2: float
 
 
 def _local_mean(x: Tensor, weight: Tensor, padding: str) -> Tensor:
-    """Weighted means of (..., H, W) along H, then along W; all leading axes are channels of one convolution."""
+    """Averages (..., H, W) along H, then along W; all leading axes are channels of one convolution."""
     flat, reach = x.reshape(1, -1, *x.shape[-2:]), len(weight) // 2
     if padding == "reflect":
         flat = F.pad(flat, (reach, reach, reach, reach), mode="reflect")
@@ -89,26 +82,18 @@ def _local_mean(x: Tensor, weight: Tensor, padding: str) -> Tensor:
 
 
 def ssim(
-    a: Tensor,
-    b: Tensor,
-    window: Literal["gaussian", "uniform"] = "gaussian",
-    size: int = 11,
-    sigma: float = 1.5,
-    padding: Literal["zero", "valid", "reflect"] = "zero",
-    value_range: float | Literal["auto"] = 1.0,
-) -> Tensor:
-    """Mean of `ssim_map` over batch, channels and pixels, a scalar; arguments as there. The loss is 1 - ssim."""
+    a: Tensor, b: Tensor, window: Literal["gaussian", "uniform"] = "gaussian", size: int = 11, sigma: float = 1.5,
+    padding: Literal["zero", "valid", "reflect"] = "zero", value_range: float | Literal["auto"] = 1.0,
+) -> Tensor:  # fmt: skip
+    """Averages `ssim_map` over batch, channels and pixels to a scalar; arguments as there. The loss is 1 - ssim."""
     return ssim_map(a, b, window, size, sigma, padding, value_range).mean()
 
 
 def focal(
-    probabilities: Tensor,
-    mask: Tensor,
-    gamma: float = 2.0,
-    alpha: float | Sequence[float] | None = None,
+    probabilities: Tensor, mask: Tensor, gamma: float = 2.0, alpha: float | Sequence[float] | None = None,
     smooth: float | None = 1e-5,
-) -> Tensor:
-    """Focal loss: the mean over pixels of -alpha_t (1 - p_t)^gamma ln p_t.
+) -> Tensor:  # fmt: skip
+    """Computes the focal loss: the mean over pixels of -alpha_t (1 - p_t)^gamma ln p_t.
 
     T.-Y. Lin et al., "Focal loss for dense object detection", ICCV 2017, Eq 5, p_t being the probability of the true
     class. With `smooth` = s it is p_t = y . p + s as in DRAEM's code, y the one-hot mask clamped to
@@ -136,7 +121,7 @@ def focal(
         if smooth:
             others = p.sum(1, keepdim=True) - p_t
             p_t = (1 - smooth) * p_t + smooth / (classes - 1) * others + smooth
-        # Rounding can lift p_t above 1, whose power is no number; and ln 0 has no gradient to step along.
+        # Rounding can lift p_t above 1, where the power is NaN; and ln 0 has no finite gradient.
         loss = -((1 - p_t).clamp_min(0) ** gamma) * p_t.clamp_min(torch.finfo(p.dtype).tiny).log()
         if weights is not None:
             loss = loss * p.new_tensor(weights)[true_class]

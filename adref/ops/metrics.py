@@ -1,6 +1,6 @@
-"""AUROC, average precision, best F1, PRO and AUPRO: exact, from one sort, and never nicer than they are.
+"""AUROC, average precision, best F1, PRO and AUPRO: exact, from one sort, and never repaired.
 
-Each is a sum over the few anomalous scores s, once two counts of good scores are known for each of them:
+Each is a sum over the few anomalous scores s, given two counts of good scores for each of them:
 
     before(s) = #{good > s},   after(s) = #{good >= s};   N good and P anomalous scores, R regions in all.
 
@@ -16,10 +16,11 @@ The last line is the trapezoid area under the PRO curve over all distinct scores
 divided by it, but taken pixel by pixel: no grid of thresholds, and any number of limits from one sort.
 
 Scores: higher is more anomalous; any finite real type, compared as it comes (float32 as float32). Labels and
-masks: 0 or 1 (1 = anomalous). Maps and masks: sequences of 2-D arrays whose sizes may differ from image to image,
-or one (B, H, W) array each; a mask may be None where no pixel is anomalous. The sequences may read each item from a
-file when it is asked for: no function here holds more than one map and mask, or asks for one more than four times.
-Where a class is missing the value is NaN, and `undefined_reason` says why.
+masks: 0 or 1 (1 = anomalous). Maps and masks: sequences of 2-D arrays whose sizes may differ, or one (B, H, W) array
+each; a mask may be None where no pixel is anomalous. Sequences may read each item from a file when it is asked for: no
+function here holds more than one map and mask, or asks for one more than four times. All functions raise ValueError
+for scores that are not finite, labels other than 0 and 1, and shapes that differ. Where a class is missing the value is
+NaN, and `undefined_reason` says why.
 """
 
 import math
@@ -33,11 +34,11 @@ from adref.ops.pixels import NAN, PixelScores, count_pixels, curve, detected_at,
 
 
 def undefined_reason(labels: Sequence | np.ndarray, unit: str = "image") -> str | None:
-    """Why AUROC, AP, F1 and AUPRO are NaN for these labels; None where they are defined.
+    """Explains why AUROC, AP, F1 and AUPRO are NaN for these labels; None where they are defined.
 
     Args:
         labels: an array of 0 and 1, or a list of masks.
-        unit: what has a label, for the sentence: "image" or "pixel".
+        unit: the thing that has a label, for the sentence: "image" or "pixel".
     """
     parts = [labels] if isinstance(labels, np.ndarray) else labels
     total, anomalous = sum(np.size(part) for part in parts), sum(np.count_nonzero(part) for part in parts)
@@ -48,7 +49,7 @@ def undefined_reason(labels: Sequence | np.ndarray, unit: str = "image") -> str 
 
 
 def _split(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Sorted good and anomalous scores; None where one of the two is empty."""
+    """Sorts good and anomalous scores; None where one of the two is empty."""
     scores, labels = np.ravel(scores), np.ravel(labels)
     if not count_pixels([scores], [labels], ndim=1)[0].all():
         return None
@@ -57,17 +58,14 @@ def _split(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve, ties by mid-rank: integers up to the one division, and never flipped.
+    """Computes the area under the ROC curve, ties by mid-rank, in integers up to the one division; never flipped.
 
     Args:
-        scores: any shape, higher = more anomalous.
-        labels: the same shape, 0 or 1.
+        scores: any shape.
+        labels: the same shape.
 
     Returns:
         The area in [0, 1]; NaN where a class is missing.
-
-    Raises:
-        ValueError: scores that are not finite, labels other than 0 and 1, or shapes that differ.
     """
     if (split := _split(scores, labels)) is None:
         return NAN
@@ -77,10 +75,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Average precision: sum over the distinct thresholds of (step of recall) * precision, no interpolation.
-
-    Args and Raises as for `auroc`. Returns a value in (0, 1]; NaN where a class is missing.
-    """
+    """Sums (step of recall) * precision over the distinct thresholds, in (0, 1]; arguments and NaN as for `auroc`."""
     if (split := _split(scores, labels)) is None:
         return NAN
     detected = detected_at(split[1])
@@ -88,13 +83,10 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """The largest F1 over all distinct thresholds, and the highest threshold that reaches it.
+    """Finds the largest F1 over all thresholds (score >= threshold) and the highest threshold that reaches it.
 
-    It is chosen on the labels that judge it: an upper bound on what a threshold fixed beforehand can reach.
-    Args and Raises as for `auroc`.
-
-    Returns:
-        (F1 in (0, 1], threshold), where score >= threshold is called anomalous; (NaN, NaN) as for `auroc`.
+    It is chosen on the labels that judge it: an upper bound for a threshold fixed beforehand. Arguments and NaN as for
+    `auroc`.
     """
     if (split := _split(scores, labels)) is None:
         return NAN, NAN
@@ -107,16 +99,16 @@ def best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 def bootstrap_auroc(
     scores: np.ndarray, labels: np.ndarray, rng: np.random.Generator, n: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the AUROC over the test images (Efron 1979).
+    """Computes the percentile bootstrap interval of the AUROC over the test images (Efron 1979).
 
-    Stratified: good and anomalous images are redrawn each within their class, as a test set fixes both numbers
-    and a plain resample of a small one can lose a class. A draw with replacement is a multinomial draw of counts
-    over the distinct scores, so ties stay exact. Perfectly separated scores give (1, 1), however few they are.
+    Stratified: good and anomalous images are redrawn within their class, as a test set fixes both numbers and a plain
+    resample of a small one can lose a class. A draw with replacement is a multinomial draw of counts over the distinct
+    scores, so ties stay exact. Perfectly separated scores give (1, 1), however few they are.
 
     Args:
         scores, labels: as for `auroc`.
         rng: the only source of randomness.
-        n: how many resamples.
+        n: number of resamples.
         level: coverage of the interval, in (0, 1).
 
     Returns:
@@ -135,14 +127,11 @@ def bootstrap_auroc(
 
 
 def roc_curve(scores: np.ndarray, labels: np.ndarray, points: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The exact ROC curve from (0, 0) to (1, 1), to be joined by straight lines.
+    """Returns the corners (fpr, tpr) of the exact ROC curve from (0, 0) to (1, 1); empty where a class is missing.
 
     Args:
         scores, labels: as for `auroc`.
-        points: for drawing, keeps at most so many corners (3 or more); no area here is computed from them.
-
-    Returns:
-        (fpr, tpr), neither ever falling; two empty arrays where a class is missing.
+        points: for drawing, keeps at most so many corners (3 or more).
     """
     if (split := _split(scores, labels)) is None:
         return np.empty(0), np.empty(0)
@@ -153,45 +142,36 @@ def roc_curve(scores: np.ndarray, labels: np.ndarray, points: int | None = None)
 def pro_curve(
     maps: Sequence, masks: Sequence, connectivity: int = 8, points: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The exact PRO curve: mean coverage of the regions over the FPR of all good pixels of all images.
+    """Returns the exact PRO curve: mean coverage of the regions over the FPR of all good pixels of all images.
 
-    Args, Raises and memory as for `pixel_metrics`, `points` and the result (fpr, pro) as for `roc_curve`.
+    Arguments and memory as for `pixel_metrics`, `points` and the result (fpr, pro) as for `roc_curve`.
     """
     return PixelScores(maps, masks, connectivity=connectivity).pro_curve(points)
 
 
 def pixel_metrics(
-    maps: Sequence,
-    masks: Sequence,
-    fpr_limits: Sequence[float] = (0.3, 0.05),
-    connectivity: int = 8,
-    pixel_limit: int = 2**28,
-    bins: int = 2**18,
-) -> dict[str, float]:
-    """Pixel AUROC, pixel AP and AUPRO at several limits over all pixels of all images, from one sort.
-
-    Memory, and how often maps and masks are read, as for `adref.pixels.PixelScores`.
+    maps: Sequence, masks: Sequence, fpr_limits: Sequence[float] = (0.3, 0.05), connectivity: int = 8,
+    pixel_limit: int = 2**28, bins: int = 2**18,
+) -> dict[str, float]:  # fmt: skip
+    """Computes pixel AUROC, pixel AP and AUPRO at several limits over all pixels of all images.
 
     Args:
         maps: anomaly maps, (H, W) each.
         masks: of the maps' sizes; those of good images are all 0, or None, and their pixels count for the FPR.
-        fpr_limits: where the FPR range of AUPRO ends, each in (0, 1].
+        fpr_limits: ends of the FPR range of AUPRO, each in (0, 1].
         connectivity: 8 or 4. Regions end with their image, all weigh the same, and holes are background.
-        pixel_limit: more pixels than this are not sorted but counted in bins, with a bound of the error.
+        pixel_limit: more pixels than this are not sorted but counted in bins (see `pixels.PixelScores` for memory).
         bins: about how many bins. Their edges are a sample of the scores.
 
     Returns:
         "pixel_auroc", "pixel_ap" and "aupro_<limit>" for each limit (NaN where there is no region or no good
         pixel), and "error_bound": 0 where exact; else no value is further than this from the exact one.
-
-    Raises:
-        ValueError: scores that are not finite, masks other than 0 and 1, shapes that differ, a limit outside.
     """
     return PixelScores(maps, masks, None, connectivity, pixel_limit, bins).metrics(fpr_limits)
 
 
 def _at_thresholds(maps, masks, thresholds, connectivity, filled=False) -> tuple[np.ndarray, np.ndarray]:
-    """FPR and mean coverage of the regions by score > t, t from the last threshold down to the first.
+    """Computes FPR and mean coverage of the regions by score > t, t from the last threshold down to the first.
 
     With `filled`, the pixels in a region's holes are covered too, though they do not count in its area.
     """
@@ -240,7 +220,7 @@ CONVENTIONS: dict[str, Callable[[list, list, float, int], float]] = {
 def aupro(
     maps: Sequence, masks: Sequence, fpr_limit: float = 0.3, convention: str = "exact", connectivity: int = 8
 ) -> float:
-    """Area under the PRO curve up to an FPR limit (Bergmann et al., CVPR 2020), by convention.
+    """Computes the area under the PRO curve up to an FPR limit (Bergmann et al., CVPR 2020), by convention.
 
     | convention | score >= or > threshold              | area                                 | used by           |
     |------------|--------------------------------------|--------------------------------------|-------------------|
@@ -255,20 +235,17 @@ def aupro(
     | "ranks"    | > good scores at 5000 even ranks     | as "mvtec3d"                         | the same, finer   |
     | "point"    | >= every distinct score              | none: the coverage at FPR = limit    | a reading of PRO  |
 
-    A strictly rising transform of the scores moves none of them but the two with even steps of the score, which
-    one outlier can spoil. "mvtec3d" and "ranks" sort all scores, however many there are.
+    A strictly rising transform of the scores changes only the two with even steps of the score, which one outlier can
+    spoil. "mvtec3d" and "ranks" sort all scores, however many there are.
 
     Args:
         maps, masks, connectivity: as for `pixel_metrics`.
-        fpr_limit: where the FPR range ends, in (0, 1].
+        fpr_limit: end of the FPR range, in (0, 1].
         convention: a key of `CONVENTIONS`.
 
     Returns:
         A value in [0, 1] (above 1 for "realnet" only); NaN where there is no region or no good pixel, and where
         no step of "200-step" or "realnet" has an FPR above 0 within the limit.
-
-    Raises:
-        ValueError: an unknown convention, or what `pixel_metrics` refuses.
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"expected a convention of AUPRO ({', '.join(CONVENTIONS)}), got {convention!r}")

@@ -1,7 +1,7 @@
-"""Perlin gradient noise, and its rotation and threshold: the shapes of DRAEM's anomalies.
+"""Perlin gradient noise, its rotation and threshold.
 
 K. Perlin, "Improving noise", SIGGRAPH 2002 (the fade polynomial); as anomaly masks: V. Zavrtanik et al., "DRAEM",
-ICCV 2021, section 3.3. Drawing and applying are apart: `draw_perlin` spends the random numbers, the rest is pure.
+ICCV 2021, section 3.3. `draw_perlin` draws all random numbers; the rest is pure.
 """
 
 import math
@@ -23,11 +23,10 @@ def draw_perlin(
     """Draws a lattice of 2^i x 2^j cells, i and j independent and uniform, and the gradients at its corners.
 
     Args:
-        rng: the stream of this sample.
-        shape: (H, W). A cell is at least 2 pixels wide, as finer noise would be seen at its zeros only: this lowers
+        rng: the random stream.
+        shape: (H, W). A cell is at least 2 pixels wide, as finer noise would be sampled at its zeros only: this lowers
             `max_exponent` along a side of less than 2^(max_exponent + 1) pixels.
-        min_exponent: smallest i and j.
-        max_exponent: largest i and j, included.
+        min_exponent, max_exponent: smallest and largest i and j, both included.
     """
     limits = [min(max_exponent, int(math.log2(max(side, 2))) - 1) for side in shape]
     rows, columns = (2 ** int(rng.integers(min(min_exponent, limit), limit + 1)) for limit in limits)
@@ -35,7 +34,7 @@ def draw_perlin(
 
 
 def perlin(numbers: PerlinNumbers, shape: tuple[int, int]) -> np.ndarray:
-    """Gradient noise times sqrt(2); zero at the lattice points.
+    """Computes gradient noise times sqrt(2); zero at the lattice points.
 
     A pixel at (u, v) in the lattice sums over the corners (a, b) of its cell, g their unit gradients:
 
@@ -59,7 +58,7 @@ def perlin(numbers: PerlinNumbers, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _corners(length: int, cells: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For the lower, then the upper corner a of each pixel's cell along one side: a, w(t - a) and (t - a) w(t - a)."""
+    """Returns a, w(t - a) and (t - a) w(t - a) along one axis, for the lower, then the upper corner a of each cell."""
     pixel = np.arange(length)
     # Whole numbers up to the last division: a pixel on a lattice point has t = 0 exactly.
     cell, t = pixel * cells // length, (pixel * cells % length) / length
@@ -68,22 +67,18 @@ def _corners(length: int, cells: int) -> list[tuple[np.ndarray, np.ndarray, np.n
 
 
 def threshold(noise: np.ndarray, level: float = 0.5) -> np.ndarray:
-    """Noise (H, W) to its mask (H, W) float32: 1 where the noise is above `level`."""
+    """Thresholds noise (H, W): a mask (H, W) float32, 1 where the noise is above `level`."""
     return (noise > level).astype(np.float32)
 
 
-def rotate(array: np.ndarray, degrees: float, fill: float = 0) -> np.ndarray:
-    """Turns an array counter-clockwise, as seen on a screen, about its centre; bilinear, same canvas.
+def rotate(array: np.ndarray, degrees: float) -> np.ndarray:
+    """Rotates an array counter-clockwise, as seen on a screen, about its centre; bilinear, same size.
 
-    A pixel that comes from outside the array gets `fill`; in the last half pixel before that the edge repeats.
-
-    Args:
-        array: (H, W) or (H, W, C); uint8 stays so, rounded to the nearest; all else becomes float32.
-        degrees: the angle.
-        fill: value outside.
+    A pixel from outside the array is 0; in the last half pixel before that the edge repeats. The array is (H, W) or
+    (H, W, C); uint8 stays so, rounded to the nearest; other types become float32.
     """
     if array.ndim == 3:
-        return np.stack([rotate(array[..., i], degrees, fill) for i in range(array.shape[2])], axis=2)
-    picture = Image.fromarray(np.ascontiguousarray(array, dtype=np.float32))  # Pillow would cut 8-bit values off
-    turned = np.array(picture.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=fill))
-    return np.rint(turned).astype(np.uint8) if array.dtype == np.uint8 else turned
+        return np.stack([rotate(array[..., i], degrees) for i in range(array.shape[2])], axis=2)
+    image = Image.fromarray(np.ascontiguousarray(array, dtype=np.float32))  # Pillow would truncate 8-bit values
+    rotated = np.array(image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=0))
+    return np.rint(rotated).astype(np.uint8) if array.dtype == np.uint8 else rotated

@@ -1,7 +1,7 @@
-"""The scores of all pixels of many images, read one image at a time, sorted once or counted in bins, and their metrics.
+"""Pixel scores of many images, read one image at a time, sorted once or counted in bins, and the metrics over them.
 
-`adref.metrics` states the sums. Here is what they take: counts of good scores above each anomalous one, and the region
-of each. Images may be of several kinds, say defects. Counts over kinds add up, so that the good images are read and
+`ops/metrics.py` states the sums. This file counts the good scores above each anomalous one and finds the region of
+each. Images may be of several kinds, e.g. defects; counts over kinds add up, so that the good images are read and
 sorted once for all of them.
 """
 
@@ -12,11 +12,11 @@ import numpy as np
 import scipy
 
 NAN = float("nan")
-BLOCK = 2**14  # scores at a time: bounds the memory of what is computed from them
+BLOCK = 2**14  # scores at a time: bounds the memory of temporary arrays
 
 
 def count_pixels(maps: Sequence, masks: Sequence, ndim: int = 2) -> tuple[np.ndarray, np.dtype]:
-    """Checks all images; how many good and anomalous scores each has, (n, 2), and the type that holds all scores."""
+    """Checks all images; returns the good and anomalous scores of each, (n, 2), and the type that holds all scores."""
     if len(maps) != len(masks):
         raise ValueError(f"expected as many maps as masks, got {len(maps)} and {len(masks)}")
     counts, bad, types = np.zeros((len(maps), 2), int), 0, {np.dtype(np.bool_)}
@@ -24,7 +24,7 @@ def count_pixels(maps: Sequence, masks: Sequence, ndim: int = 2) -> tuple[np.nda
         scores, mask = np.asarray(scores), mask if mask is None else np.asarray(mask)
         shape = scores.shape if mask is None else mask.shape
         if scores.shape != shape or scores.ndim != ndim:
-            raise ValueError(f"expected {ndim}-D scores and labels alike, got {scores.shape} and {shape}")
+            raise ValueError(f"expected {ndim}-D scores and labels of one shape, got {scores.shape} and {shape}")
         if mask is not None and mask.dtype != bool and not np.array_equal(mask, mask.astype(bool)):
             raise ValueError(f"expected labels of 0 and 1, got values from {mask.min()} to {mask.max()}")
         anomalous = 0 if mask is None else np.count_nonzero(mask)
@@ -37,14 +37,14 @@ def count_pixels(maps: Sequence, masks: Sequence, ndim: int = 2) -> tuple[np.nda
 
 
 def pairs(maps: Sequence, masks: Sequence) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Scores and mask (bool) of checked images, one at a time; the mask is None where no pixel is anomalous."""
+    """Yields scores and mask (bool) of checked images; the mask is None where no pixel is anomalous."""
     for scores, mask in zip(maps, masks):
         mask = None if mask is None else np.asarray(mask).astype(bool, copy=False)
         yield np.asarray(scores), mask if mask is not None and mask.any() else None
 
 
 def false_positives(good: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many good scores lie strictly above each score, and how many at or above it."""
+    """Counts the (sorted) good scores strictly above each score, and those at or above it."""
     right = np.searchsorted(good, scores, "right")
     left, tied = right.copy(), np.flatnonzero((right > 0) & (good[right - 1] == scores))
     left[tied] = np.searchsorted(good, scores[tied], "left")  # the second search is for ties alone
@@ -52,7 +52,7 @@ def false_positives(good: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, n
 
 
 def detected_at(anomalous: np.ndarray, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """How many anomalous scores lie at or above each; for those from `start` to `stop` in their rising order."""
+    """Counts the (sorted) anomalous scores at or above each of those from `start` to `stop`."""
     scores = anomalous[start:stop]
     below = np.arange(start, start + scores.size)
     below[:1] = np.searchsorted(anomalous, scores[:1], "left")
@@ -61,21 +61,22 @@ def detected_at(anomalous: np.ndarray, start: int = 0, stop: int | None = None) 
 
 
 def curve(before, after, weights, points: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The corners of a ROC or PRO curve: each anomalous score, from the highest down, is a slanted or vertical piece.
+    """Computes the corners of a ROC or PRO curve; each anomalous score, from the highest down, is one line segment.
 
     Args:
-        before, after: FPR above the score, and at or above it; pieces that tie are joined.
-        weights: how much the score adds to the height.
+        before, after: FPR above the score, and at or above it; segments of tied scores are joined.
+        weights: the height that the score adds.
+        points: keeps at most so many corners.
     """
     height = np.cumsum(weights)
-    height = height / height[-1]  # by itself, so that it ends at 1 in spite of rounding
+    height = height / height[-1]  # ends at exactly 1 in spite of rounding
     last = np.append((np.diff(before) > 0) | (np.diff(after) > 0), True)
     before, after, height = before[last], after[last], height[last]
     x = np.concatenate([[0], np.stack([before, after], 1).reshape(-1), [1]])
     y = np.concatenate([[0], np.stack([np.append(0, height[:-1]), height], 1).reshape(-1), [1]])
     keep = np.append(True, (np.diff(x) > 0) | (np.diff(y) > 0))
     x, y = x[keep], y[keep]
-    if points is not None and x.size > points:  # even steps of x + y, and both ends of a piece that is longer
+    if points is not None and x.size > points:  # even steps of x + y, and both ends of a longer segment
         after = np.searchsorted(x + y, np.linspace(0, 2, (points + 1) // 2))
         keep = np.unique(np.maximum([after - 1, after], 0))
         x, y = x[keep], y[keep]
@@ -83,28 +84,28 @@ def curve(before, after, weights, points: int | None) -> tuple[np.ndarray, np.nd
 
 
 def label(mask: np.ndarray, connectivity: int) -> np.ndarray:
-    """The regions of a mask, numbered from 1; 0 elsewhere."""
+    """Numbers the connected components of a mask from 1; 0 elsewhere."""
     if connectivity not in (4, 8):
         raise ValueError(f"expected connectivity 4 or 8, got {connectivity!r}")
     return scipy.ndimage.label(mask, scipy.ndimage.generate_binary_structure(2, connectivity // 4))[0]
 
 
 def _regions(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, np.ndarray]:
-    """The region of each anomalous pixel, from 0, in the order of `scores[mask]`; and the areas of all regions."""
+    """Returns the region of each anomalous pixel, from 0, in the order of `scores[mask]`, and the areas of all."""
     box = tuple(slice(side.argmax(), side.size - side[::-1].argmax()) for side in (mask.any(1), mask.any(0)))
     region = label(mask[box], connectivity)[mask[box]] - 1
     return region, np.bincount(region)
 
 
 def _ramp(before: np.ndarray, after: np.ndarray, limit: float) -> np.ndarray:
-    """Mean over FPR in [0, limit] of the function that rises from 0 at `before` to 1 at `after`."""
+    """Averages over FPR in [0, limit] the function that rises from 0 at `before` to 1 at `after`."""
     run, width = np.clip(limit, before, after) - before, after - before
     slope = np.divide(run**2, 2 * width, out=np.zeros(width.shape), where=width > 0)
     return (slope + np.maximum(limit - after, 0)) / limit
 
 
 class _Sorted(NamedTuple):
-    """All scores of some images, each once: 4 bytes for a good one, 16 for an anomalous one (float32)."""
+    """Sorted scores of some images: 4 bytes for a good one, 16 for an anomalous one (float32)."""
 
     good: np.ndarray  # upwards
     anomalous: np.ndarray  # upwards
@@ -114,7 +115,7 @@ class _Sorted(NamedTuple):
 
     @classmethod
     def read(cls, images: Iterator, N: int, P: int, dtype: np.dtype, connectivity: int) -> "_Sorted":
-        """Takes N good and P anomalous scores from images, pairs of scores and mask."""
+        """Reads N good and P anomalous scores from `pairs` of images."""
         good, anomalous, region, areas = np.empty(N, dtype), np.empty(P, dtype), np.empty(P, np.int32), []
         i = j = count = 0
         for scores, mask in images:
@@ -122,10 +123,10 @@ class _Sorted(NamedTuple):
             good[i : i + rest.size] = rest
             i += rest.size
             if mask is not None:
-                found, own = _regions(mask, connectivity)
+                found, sizes = _regions(mask, connectivity)
                 anomalous[j : j + found.size], region[j : j + found.size] = scores[mask], found + count
-                areas.append(own)
-                j, count = j + found.size, count + own.size
+                areas.append(sizes)
+                j, count = j + found.size, count + sizes.size
         good.sort()
         order = anomalous.argsort()
         anomalous.sort()
@@ -133,25 +134,25 @@ class _Sorted(NamedTuple):
 
 
 def _merge(parts: list[_Sorted]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The anomalous scores of all parts as those of one: scores, region, order, areas."""
+    """Merges the anomalous scores of all parts: scores, region, order, areas."""
     found = [part for part in parts if part.anomalous.size]
     if len(found) == 1:
         return found[0][1:]
     offsets = np.cumsum([0, *(part.areas.size for part in found)])
     region = np.concatenate([part.region[part.order] + first for part, first in zip(found, offsets)])
     scores, areas = (np.concatenate([part[k] for part in found]) for k in (1, 4))
-    order = scores.argsort(kind="stable")  # merges what is sorted already
+    order = scores.argsort(kind="stable")  # merges the sorted parts
     scores.sort(kind="stable")
     return scores, region, order, areas
 
 
 def _above(parts: list[_Sorted], scores: np.ndarray) -> np.ndarray:
-    """(2, n): `false_positives` over the good scores of all parts."""
+    """Sums `false_positives` over the good scores of all parts: (2, n)."""
     return np.sum([false_positives(part.good, scores) for part in parts if part.good.size], axis=0)
 
 
 def _sorted_values(parts: list[_Sorted], fpr_limits: Sequence[float]) -> np.ndarray:
-    """AUROC, AP and AUPRO at each limit over all parts, exact."""
+    """Computes AUROC, AP and AUPRO at each limit over all parts, exact."""
     anomalous, region, order, areas = _merge(parts)
     N, P, pairs, precision = sum(part.good.size for part in parts), anomalous.size, 0, 0.0
     coverage = np.zeros((len(fpr_limits), areas.size))
@@ -170,7 +171,7 @@ def _sorted_values(parts: list[_Sorted], fpr_limits: Sequence[float]) -> np.ndar
 
 
 class _Binned(NamedTuple):
-    """How many scores of some images each bin holds, and the coverage of regions that it adds."""
+    """Scores of some images in each bin, and the coverage of regions that the bin adds."""
 
     good: np.ndarray
     anomalous: np.ndarray
@@ -179,40 +180,26 @@ class _Binned(NamedTuple):
 
     @classmethod
     def read(cls, images: Iterator, edges: np.ndarray, connectivity: int) -> "_Binned":
-        """Counts what images, pairs of scores and mask, hold, about a million at a time."""
+        """Counts the scores of `pairs` of images."""
         good, anomalous, cover = (np.zeros(edges.size + 1) for _ in range(3))
-        regions, waiting = 0, ([], [], [])
-
-        def count(enough: int):
-            kept, found, weights = waiting
-            if sum(part.size for part in kept) > enough:
-                ends = np.searchsorted(np.sort(np.concatenate(kept)), edges)
-                good[:] += np.diff(ends, prepend=0, append=sum(part.size for part in kept))
-                kept.clear()
-            if sum(part.size for part in found) > enough:
-                which = np.searchsorted(edges, np.concatenate(found), "right")
-                anomalous[:] += np.bincount(which, minlength=anomalous.size)
-                cover[:] += np.bincount(which, np.concatenate(weights), minlength=cover.size)
-                found.clear(), weights.clear()
-
+        regions = 0
         for scores, mask in images:
-            waiting[0].append(scores.reshape(-1) if mask is None else scores[~mask])
+            rest = np.sort(scores.reshape(-1) if mask is None else scores[~mask])  # sorted: searches are faster
+            good += np.bincount(np.searchsorted(edges, rest, "right"), minlength=good.size)
             if mask is not None:
                 region, areas = _regions(mask, connectivity)
-                order = np.argsort(scores[mask])  # neighbours in a row make the searches several times faster
-                waiting[1].append(scores[mask][order])
-                waiting[2].append(1 / areas[region[order]])
+                which = np.searchsorted(edges, scores[mask], "right")
+                np.add.at(anomalous, which, 1)
+                np.add.at(cover, which, 1 / areas[region])
                 regions += areas.size
-            count(64 * BLOCK)  # a search for all edges has to be worth it
-        count(0)
         return cls(good, anomalous, cover, regions)
 
 
 def _edges(groups: list[tuple[Iterator, int, int]], bins: int) -> np.ndarray:
-    """Edges of at most about `bins` bins: a sample of the scores of all groups of images, each with its N and P.
+    """Samples the edges of about `bins` bins from the scores of all groups of images, each with its N and P.
 
-    A sampled score is a bin of its own, up to the next float: frequent ties stay exact. Half of the sample comes
-    from anomalous pixels, where the bins need to be fine, and each group has its share of them.
+    A sampled score is one bin, up to the next float: frequent ties stay exact. Half of the sample comes from anomalous
+    pixels, where the bins need to be fine, and each group has its share of them.
     """
     sample, total, several = [], sum(N + P for _, N, P in groups), sum(P > 0 for *_, P in groups)
     for images, _, P in groups:
@@ -226,15 +213,14 @@ def _edges(groups: list[tuple[Iterator, int, int]], bins: int) -> np.ndarray:
 
 
 def _total(parts: list[_Binned]) -> list[np.ndarray]:
-    """Good and anomalous scores and coverage in each bin, over all parts."""
+    """Sums good and anomalous scores and coverage in each bin over all parts."""
     return [np.sum([part[k] for part in parts], axis=0) for k in range(3)]
 
 
 def _binned_values(parts: list[_Binned], edges: np.ndarray, fpr_limits: Sequence[float]) -> tuple[np.ndarray, float]:
-    """The values over all parts if the scores of a bin were tied, and how far off that can be at most.
+    """Computes the values over all parts as if the scores of a bin were tied, and a bound of the error.
 
-    The bound puts all good scores of each bin below, then all above, its anomalous ones, but where a bin is one
-    score and free of doubt.
+    The bound puts all good scores of each bin below, then all above, its anomalous ones, except in bins of one score.
     """
     good, anomalous, cover = _total(parts)
     N, P, regions = good.sum(), anomalous.sum(), sum(part.regions for part in parts)
@@ -258,19 +244,16 @@ def _binned_values(parts: list[_Binned], edges: np.ndarray, fpr_limits: Sequence
 
 
 class PixelScores:
-    """What pixel metrics are computed from, over all images or over those of some kinds.
+    """Reads all images once and computes pixel metrics over all of them or over those of some kinds.
 
     Every map and mask is read twice, to check and to sort; above `pixel_limit` a third time, to fill the bins. Memory
     up to `pixel_limit` pixels: 4 bytes for a good score and 16 for an anomalous one (float32), and while numbers over
     several kinds are computed 20, for a curve 80, more for an anomalous one. Above: 24 bytes for each bin of each
-    kind, and less than 100 MB, however many pixels there are. Beside this one image at a time.
+    kind, and less than 100 MB, however many pixels there are. Besides this one image at a time.
 
     Args:
-        maps, masks, connectivity, pixel_limit, bins: as for `adref.metrics.pixel_metrics`.
-        kinds: what kind each image is; None: all the same.
-
-    Raises:
-        ValueError: as for `adref.metrics.pixel_metrics`.
+        maps, masks, connectivity, pixel_limit, bins: as for `metrics.pixel_metrics`.
+        kinds: the kind of each image; None: all the same.
     """
 
     def __init__(
@@ -280,7 +263,7 @@ class PixelScores:
         counts, dtype = count_pixels(maps, masks)
         kinds = [None] * len(maps) if kinds is None else kinds
         places = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)}
-        self.counts = {kind: tuple(map(int, counts[own].sum(0))) for kind, own in places.items()}  # good, anomalous
+        self.counts = {kind: tuple(map(int, counts[at].sum(0))) for kind, at in places.items()}  # good, anomalous
         self.parts, self.edges = {}, None
 
         def images(kind):
@@ -295,13 +278,13 @@ class PixelScores:
                 self.parts[kind] = _Binned.read(images(kind), self.edges, connectivity)
 
     def _chosen(self, kinds: Iterable[Hashable] | None) -> list:
-        """The parts of some kinds (None: all); none where they hold no good or no anomalous pixel."""
+        """Returns the parts of some kinds (None: all); none where they hold no good or no anomalous pixel."""
         chosen = [kind for kind in (self.counts if kinds is None else kinds) if kind in self.parts]
         both = chosen and np.sum([self.counts[kind] for kind in chosen], axis=0).all()
         return [self.parts[kind] for kind in chosen] if both else []
 
     def metrics(self, fpr_limits: Sequence[float] = (0.3, 0.05), kinds: Iterable[Hashable] | None = None) -> dict:
-        """What `adref.metrics.pixel_metrics` returns, over the images of some kinds; None: over all."""
+        """Computes the result of `metrics.pixel_metrics` over the images of some kinds; None: over all."""
         if not all(0 < limit <= 1 for limit in fpr_limits):
             raise ValueError(f"expected FPR limits in (0, 1], got {fpr_limits}")
         values, bound = [NAN] * (2 + len(fpr_limits)), 0.0
@@ -314,7 +297,7 @@ class PixelScores:
         return dict(zip(names, map(float, [*values, bound])))
 
     def pro_curve(self, points: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """What `adref.metrics.pro_curve` returns, over all images; where there are bins, their scores count as tied."""
+        """Computes the result of `metrics.pro_curve` over all images; the scores of a bin count as tied."""
         if not (parts := self._chosen(None)):
             return np.empty(0), np.empty(0)
         if self.edges is None:

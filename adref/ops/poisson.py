@@ -1,4 +1,4 @@
-"""Poisson blending: a patch keeps its gradients and takes the colours of where it is put.
+"""Poisson blending: a patch keeps its gradients and takes the colours of its surroundings.
 
 P. Perez, M. Gangnet, A. Blake, "Poisson Image Editing", SIGGRAPH 2003; SRDAD (Scientific Reports 2025), Eq 5. On a
 region R with the inner boundary dR (pixels of R with one of their 4 neighbours outside R) and Omega = R \\ dR, source g
@@ -6,14 +6,14 @@ and target t, f solves for every p in Omega
 
     4 f_p - sum_{q in N(p)} f_q = sum_{q in N(p)} v_pq,   v_pq = g_p - g_q,   with f = t on dR.
 
-The matrix is the same for all channels: each solver factors once. What OpenCV's seamlessClone solves is another problem
-(boundary: the frame of the mask's bounding box).
+The matrix is the same for all channels: each solver factors once. (OpenCV's seamlessClone solves another problem; its
+boundary is the frame of the mask's bounding box.)
 
 The exact fast solver. f = u + c is written as the potential of charges on a torus of the size of R's box: u = G r,
 where G is the inverse of the torus' Laplacian, the same at every place, and r is the right side on Omega, unknown on
 dR and 0 elsewhere. Whatever r is on dR, the equations on Omega hold; f = t on dR determines it. That is one dense,
-positive definite system of |dR| unknowns (200 for a turned square of 64 x 64 pixels, with 3,772 pixels in Omega) whose
-matrix is read off the kernel of G; FFTs do the rest.
+positive definite system of |dR| unknowns (200 for a rotated square of 64 x 64 pixels, with 3,772 pixels in Omega)
+whose matrix is read off the kernel of G; FFTs do the rest.
 """
 
 from typing import Literal, NamedTuple
@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import scipy
 
-LARGEST_BOUNDARY = 2500  # unknowns of the dense system: 50 MB; a more ragged region is left to sparse elimination
+LARGEST_BOUNDARY = 2500  # unknowns of the dense system: 50 MB; regions with a longer boundary take the sparse solver
 
 
 class Blend(NamedTuple):
@@ -32,25 +32,21 @@ class Blend(NamedTuple):
 
 
 def inner_boundary(region: np.ndarray) -> np.ndarray:
-    """dR of a bool (H, W): its pixels with a 4-neighbour outside; outside the array counts as outside."""
+    """Returns dR of a bool (H, W): its pixels with a 4-neighbour outside it or outside the array."""
     return region & (_neighbour_sum(region.astype(np.int64)) < 4)
 
 
 def poisson_blend(
-    source: np.ndarray,
-    target: np.ndarray,
-    region: np.ndarray,
-    stiffness: float | None = None,
-    mixed: bool = False,
+    source: np.ndarray, target: np.ndarray, region: np.ndarray, stiffness: float | None = None, mixed: bool = False,
     solver: Literal["fast", "sparse"] = "fast",
-) -> Blend:
-    """Blends `source` into `target` inside `region` (SRDAD, Eq 5).
+) -> Blend:  # fmt: skip
+    """Blends `source` into `target` inside `region`.
 
     Args:
         source: (C, H, W), g; only its values on the region count, and additive constants cancel.
         target: (C, H, W), t.
         region: (H, W) bool, R.
-        stiffness: lambda of Eq 5. None: infinite, f = t on dR. A number: f is unknown on all of R and minimises
+        stiffness: None: infinite, f = t on dR. A number lambda: f is unknown on all of R and minimises
             sum over edges {p, q} in R of ((f_p - f_q) - v_pq)^2 + lambda sum over dR of (f_p - t_p)^2.
         mixed: v_pq is the larger in absolute value of g_p - g_q and t_p - t_q, for each edge and channel.
         solver: "fast": sine transform for a rectangle, boundary charges for other regions (with a finite stiffness:
@@ -60,7 +56,7 @@ def poisson_blend(
         the blend; nothing is solved where Omega is empty.
 
     Raises:
-        ValueError: shapes that do not fit, a stiffness that is not positive, an unknown solver.
+        ValueError: shapes that do not fit, a stiffness that is not positive.
     """
     if source.shape != target.shape or source.shape[1:] != region.shape or region.dtype != bool:
         raise ValueError(
@@ -98,7 +94,7 @@ def poisson_blend(
 
 
 def divergence(source: np.ndarray, target: np.ndarray, region: np.ndarray, mixed: bool) -> np.ndarray:
-    """sum over the neighbours q in R of v_pq, for every p in R: (C, H, W); 0 outside R."""
+    """Sums v_pq over the neighbours q in R, for every p in R: (C, H, W); 0 outside R."""
     total = np.zeros_like(source)
     for axis in (1, 2):
         step = np.diff(source, axis=axis)
@@ -114,14 +110,14 @@ def divergence(source: np.ndarray, target: np.ndarray, region: np.ndarray, mixed
 
 
 def _neighbour_sum(values: np.ndarray) -> np.ndarray:
-    """The sum over the 4 neighbours of each pixel of (..., H, W), zeros outside."""
+    """Sums the 4 neighbours of each pixel of (..., H, W), zeros outside."""
     padded = np.pad(values, [(0, 0)] * (values.ndim - 2) + [(1, 1), (1, 1)])
     vertical = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1]
     return vertical + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
 
 
 def _solve_sparse(region: np.ndarray, extra: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(degree + extra) f_p - sum of the neighbours in the region = right_p, by one sparse LU: (C, n) at its pixels."""
+    """Solves (degree + extra) f_p - sum of the neighbours in the region = right_p by a sparse LU: (C, n)."""
     number = np.full(region.shape, -1)
     number[region] = np.arange(region.sum())
     below = region[:-1] & region[1:], number[:-1], number[1:]
@@ -140,7 +136,7 @@ def _solve_sparse(region: np.ndarray, extra: np.ndarray, right: np.ndarray) -> n
 
 
 def solve_rectangle(right: np.ndarray) -> np.ndarray:
-    """Dirichlet problem on a rectangle of m x k unknowns by the sine transform: (C, m, k) -> (C, m, k)."""
+    """Solves the Dirichlet problem on a rectangle of m x k unknowns by the sine transform: (C, m, k) -> (C, m, k)."""
     m, k = right.shape[1:]
     row, column = np.arange(1, m + 1)[:, None], np.arange(1, k + 1)
     eigenvalues = 4 - 2 * np.cos(np.pi * row / (m + 1)) - 2 * np.cos(np.pi * column / (k + 1))
@@ -148,11 +144,10 @@ def solve_rectangle(right: np.ndarray) -> np.ndarray:
 
 
 def solve_charges(right: np.ndarray, edge: np.ndarray, omega: np.ndarray, boundary: np.ndarray) -> np.ndarray:
-    """Dirichlet problem on any region by charges on its boundary (see the header).
+    """Solves the Dirichlet problem on any region by charges on its boundary (see the header).
 
     Args:
-        right: (C, H, W), read on Omega.
-        edge: (C, H, W), the values on dR.
+        right, edge: (C, H, W), read on Omega and on dR.
         omega: (H, W) bool; no pixel of it lies on the frame of the box.
         boundary: (H, W) bool, dR.
 
@@ -162,7 +157,7 @@ def solve_charges(right: np.ndarray, edge: np.ndarray, omega: np.ndarray, bounda
     shape = tuple(scipy.fft.next_fast_len(side, real=True) for side in omega.shape)
     row, column = np.arange(shape[0])[:, None], np.arange(shape[1] // 2 + 1)
     eigenvalues = 4 - 2 * np.cos(2 * np.pi * row / shape[0]) - 2 * np.cos(2 * np.pi * column / shape[1])
-    # The torus has no inverse for the constant; any positive value does, as the charges sum to 0.
+    # The torus has no inverse for the constant; any positive value serves, as the charges sum to 0.
     eigenvalues[0, 0] = 2 - 2 * np.cos(2 * np.pi / max(shape))
 
     def potential(charges):

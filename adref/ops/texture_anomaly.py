@@ -1,7 +1,6 @@
-"""Texture anomalies of DRAEM: pictures of textures under masks of thresholded Perlin noise.
+"""Texture anomalies: textures pasted under masks of thresholded Perlin noise.
 
-V. Zavrtanik, M. Kristan, D. Skocaj, "DRAEM", ICCV 2021, section 3.3, with the values of the authors' code. Used by
-DRAEM, by RealNet (one of its sources of anomalies) and by SRDAD's ablations.
+V. Zavrtanik, M. Kristan, D. Skocaj, "DRAEM", ICCV 2021, section 3.3, and the authors' code.
 """
 
 from collections.abc import Sequence

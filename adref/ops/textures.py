@@ -1,9 +1,8 @@
-"""DRAEM's changes of the textures that it pastes: ten operations on 8-bit RGB pictures.
+"""Augmentation of DRAEM's textures: ten operations on 8-bit RGB images.
 
 The public code of V. Zavrtanik et al., "DRAEM", ICCV 2021 (`data_loader.py`) calls imgaug 0.4; seven of the ten are the
 paper's (`PAPER_OPERATIONS`). The arithmetic on 8-bit values is imgaug's, or Pillow's where imgaug follows Pillow; the
-colour spaces are OpenCV's. Drawing and applying are apart: `draw_operations` spends the random numbers, which are plain
-values; the rest is pure.
+colour spaces are OpenCV's. `draw_operations` draws all random numbers, as plain values; the rest is pure.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,29 +18,17 @@ Drawn = tuple[tuple[str, tuple], ...]
 
 
 def draw_operations(rng: np.random.Generator, count: int = 3, operations: Iterable[str] | None = None) -> Drawn:
-    """Draws `count` different operations in random order, and the numbers of each.
-
-    Args:
-        rng: the stream of this sample.
-        count: how many.
-        operations: names to choose from; None means all of `OPERATIONS`.
-    """
+    """Draws `count` different operations (names of `operations`; None: all) in random order, and their numbers."""
     names = tuple(OPERATIONS if operations is None else operations)
     chosen = [names[i] for i in rng.choice(len(names), size=count, replace=False)]
     return tuple((name, OPERATIONS[name].draw(rng)) for name in chosen)
 
 
 def apply_operations(texture: np.ndarray, drawn: Drawn, channel_order: Literal["rgb", "bgr"] = "rgb") -> np.ndarray:
-    """Applies drawn operations one after the other.
+    """Applies drawn operations to a texture (H, W, 3) uint8 RGB one after the other.
 
-    Args:
-        texture: (H, W, 3) uint8 RGB.
-        drawn: from `draw_operations`.
-        channel_order: "bgr" repeats a slip of DRAEM's code, which hands BGR arrays to operations that take them for
-            RGB: red and blue change roles in the colour spaces (and in the order of gamma's exponents).
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    `channel_order` "bgr" repeats a mistake of DRAEM's code, which passes BGR arrays to operations that expect RGB: red
+    and blue are swapped in the colour spaces (and in the order of gamma's exponents).
     """
     if texture.dtype != np.uint8 or texture.ndim != 3 or texture.shape[2] != 3:
         raise ValueError(f"expected a texture (H, W, 3) uint8, got {texture.shape} {texture.dtype}")
@@ -56,16 +43,16 @@ def apply_operations(texture: np.ndarray, drawn: Drawn, channel_order: Literal["
 
 
 def gamma(texture: np.ndarray, *exponents: float) -> np.ndarray:
-    """floor(255 (x / 255)^g), one exponent g a channel (imgaug GammaContrast)."""
+    """Computes floor(255 (x / 255)^g), one exponent g a channel (imgaug GammaContrast)."""
     level = np.linspace(0, 1, 256, dtype=np.float32)
     tables = [np.floor(255 * level ** np.float32(g)).astype(np.uint8) for g in exponents]
     return np.stack([table[texture[..., i]] for i, table in enumerate(tables)], axis=2)
 
 
 def brightness(texture: np.ndarray, space: str, factor: float, addend: int, multiply_first: bool) -> np.ndarray:
-    """Luminance y of a colour space: y -> floor(y factor), y -> y + addend, clipped each time; the other channels stay.
+    """Changes the luminance: y -> floor(y factor) and y -> y + addend, clipped each time (MultiplyAndAddToBrightness).
 
-    imgaug MultiplyAndAddToBrightness. The luminance of `SPACES` is Y, V, L, L, L and Y.
+    The luminance of `SPACES` is Y, V, L, L, L and Y.
     """
     converted = to_space(texture, space)
     channel = {"HSV": 2, "HLS": 1}.get(space, 0)
@@ -77,12 +64,12 @@ def brightness(texture: np.ndarray, space: str, factor: float, addend: int, mult
 
 
 def sharpness(texture: np.ndarray, factor: float) -> np.ndarray:
-    """s + factor (x - s), s being x smoothed by (1 1 1, 1 5 1, 1 1 1) / 13 (Pillow's sharpness enhancer)."""
+    """Computes s + factor (x - s), s = x smoothed by (1 1 1, 1 5 1, 1 1 1) / 13 (Pillow's sharpness enhancer)."""
     return np.asarray(ImageEnhance.Sharpness(Image.fromarray(texture)).enhance(factor))
 
 
 def hue_and_saturation(texture: np.ndarray, hue: int, saturation: int) -> np.ndarray:
-    """In 8-bit HSV: H + trunc(180 hue / 255) modulo 180, S + saturation clipped (imgaug AddToHueAndSaturation)."""
+    """Adds trunc(180 hue / 255) to H modulo 180 and saturation to S, clipped (imgaug AddToHueAndSaturation)."""
     hsv = to_space(texture, "HSV")
     level = np.arange(256)
     hsv[..., 0] = ((level + int(180 * hue / 255)) % 180).astype(np.uint8)[hsv[..., 0]]
@@ -91,7 +78,7 @@ def hue_and_saturation(texture: np.ndarray, hue: int, saturation: int) -> np.nda
 
 
 def solarise(texture: np.ndarray, threshold: int | None) -> np.ndarray:
-    """255 - x where x >= threshold (imgaug Solarize); None changes nothing."""
+    """Inverts values of at least `threshold` (imgaug Solarize); None changes nothing."""
     return texture if threshold is None else np.where(texture >= threshold, 255 - texture, texture)
 
 
@@ -101,24 +88,24 @@ def posterise(texture: np.ndarray, bits: int) -> np.ndarray:
 
 
 def invert(texture: np.ndarray) -> np.ndarray:
-    """255 - x (imgaug Invert)."""
+    """Computes 255 - x (imgaug Invert)."""
     return 255 - texture
 
 
 def autocontrast(texture: np.ndarray, cutoff: int) -> np.ndarray:
-    """Each channel linearly from [lowest, highest value] to [0, 255]; either end without `cutoff` % of it (Pillow)."""
+    """Maps each channel linearly from its range, less `cutoff` % of its pixels at each end, to [0, 255] (Pillow)."""
     return np.asarray(ImageOps.autocontrast(Image.fromarray(texture), cutoff=cutoff))
 
 
 def equalise(texture: np.ndarray) -> np.ndarray:
-    """Each channel by its own histogram h: x -> (q // 2 + sum_{i < x} h_i) // q, at most 255 (Pillow).
+    """Equalises each channel by its histogram h: x -> (q // 2 + sum_{i < x} h_i) // q, at most 255 (Pillow).
 
     q = (number of pixels - h at the highest value) // 255; a channel with q = 0 stays.
     """
     return np.asarray(ImageOps.equalize(Image.fromarray(texture)))
 
 
-# -- what an operation draws ------------------------------------------------------------------------------------------
+# -- their random numbers ---------------------------------------------------------------------------------------------
 
 
 class Operation(NamedTuple):
@@ -153,7 +140,7 @@ OPERATIONS: dict[str, Operation] = {
     "rotate": Operation(lambda rng: (rng.uniform(-45.0, 45.0),), rotate),
 }
 
-# The paper's "colour change" is read as hue_and_saturation, which its authors' code has in that place.
+# The paper's "colour change" is read as hue_and_saturation, which stands in its place in the authors' code.
 PAPER_OPERATIONS = (
     "posterise", "sharpness", "solarise", "equalise", "brightness", "hue_and_saturation", "autocontrast",
 )  # fmt: skip
@@ -174,7 +161,7 @@ _WHITE_U, _WHITE_V = 0.19783940, 0.46834220  # u' and v' of that white
 
 
 def to_space(texture: np.ndarray, space: str) -> np.ndarray:
-    """(..., 3) uint8 RGB to (..., 3) uint8 of one of `SPACES`."""
+    """Converts (..., 3) uint8 RGB to (..., 3) uint8 of one of `SPACES`."""
     r, g, b = np.moveaxis(texture, -1, 0).astype(np.float32)
     if space in _DIFFERENCES:
         red, blue = _DIFFERENCES[space][:2]
@@ -205,7 +192,7 @@ def to_space(texture: np.ndarray, space: str) -> np.ndarray:
 
 
 def from_space(converted: np.ndarray, space: str) -> np.ndarray:
-    """(..., 3) uint8 of one of `SPACES` to (..., 3) uint8 RGB, clipped."""
+    """Converts (..., 3) uint8 of one of `SPACES` to (..., 3) uint8 RGB, clipped."""
     p, q, s = np.moveaxis(converted, -1, 0).astype(np.float32)
     hue, level = converted[..., 0], np.arange(256, dtype=np.float32)
     if space in _DIFFERENCES:
@@ -225,7 +212,7 @@ def from_space(converted: np.ndarray, space: str) -> np.ndarray:
     if space == "Lab":
         x, z = _WHITE_X * _cube(root_y + (q - 128) / 500), _WHITE_Z * _cube(root_y - (s - 128) / 200)
     else:
-        # The limits 1/4 and 2 are OpenCV's; they tell only for codes that are no colour.
+        # The limits 1/4 and 2 are OpenCV's; they matter only for codes that are no colour.
         u, v = q * (354 / 255) - 134 + 13 * _WHITE_U * lightness, s * (262 / 255) - 140 + 13 * _WHITE_V * lightness
         quotient = np.clip(0.25 / np.where(v == 0, 1e-6, v), -0.25, 0.25)
         x, z = np.clip((9 * y * u * quotient, y * ((156 * lightness - 3 * u) * quotient - 5)), 0, 2)
@@ -241,22 +228,22 @@ def _pack(*planes: np.ndarray) -> np.ndarray:
 
 
 def _root(t: np.ndarray) -> np.ndarray:
-    """CIE's f(t): a cube root with a linear foot, so that L = 116 f(Y) - 16."""
+    """Computes CIE's f(t), a cube root with a linear foot: L = 116 f(Y) - 16."""
     return np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
 
 
 def _cube(f: np.ndarray) -> np.ndarray:
-    """The inverse of `_root`."""
+    """Inverts `_root`."""
     return np.where(f > 0.206893, f * f * f, (f - 16 / 116) / 7.787)
 
 
 def _to_linear() -> np.ndarray:
-    """sRGB's transfer function as a table (256,) float32: 8-bit value to linear light in [0, 1]."""
+    """Tabulates sRGB's transfer function, (256,) float32: 8-bit value to linear light in [0, 1]."""
     s = np.arange(256) / 255
     return np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
 def _from_linear(light: np.ndarray) -> np.ndarray:
-    """Linear light, clipped to [0, 1], to sRGB values in [0, 255]."""
+    """Converts linear light, clipped to [0, 1], to sRGB values in [0, 255]."""
     light = np.clip(light, 0, 1)
     return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** np.float32(1 / 2.4) - 0.055)

@@ -225,8 +225,8 @@ def noise_to_norm(case: Case) -> None:
     o, images = case.options, case.inputs["images"]
     noisy = (1 - o["noise_share"]) * images + o["noise_share"] * (case.inputs["noise"] + 1) / 2
     v = (case.keep("network", m_net(case, 2 * noisy - 1, o["levels"], "network.")) + 1) / 2
-    similarity, error = ms_ssim_l1(v, images, o["sigmas"], (0.01**2, 0.03**2), o["border"])
-    maps = o["alpha"] * (1 - similarity) + (1 - o["alpha"]) * error
+    similarity, error = ms_ssim_l1(v, images, o["sigmas"], (0.01**2, 0.03**2), "reflect")
+    maps = 0.84 * (1 - similarity) + 0.16 * error
     scores = maps.max(axis=(1, 2, 3))
     case.arrays |= {"out:scores": scores, "out:maps": maps, "out:reconstruction": np.clip(v, 0, 1)}
 

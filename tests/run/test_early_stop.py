@@ -21,6 +21,7 @@ from adref.data.examples import Images, TrainingSet, random_stream, resize, to_t
 from adref.data.layouts import list_images
 from adref.data.reader import read_image
 from adref.method import EarlyStop, Sources
+from adref.methods.noise_to_norm import method as noise_method
 from adref.methods.noise_to_norm.method import NoiseToNorm
 from adref.methods.noise_to_norm.options import Options
 from adref.run import loop as train_module
@@ -155,9 +156,10 @@ def validation_of(data: Path, share: float = 0.2) -> tuple[list[Path], list[Path
     return list(train.images), list(validation)
 
 
-def test_the_validation_loss_is_the_mean_over_images_of_fixed_noise(data, tmp_path):
+def test_the_validation_loss_is_the_mean_over_images_of_fixed_noise(data, tmp_path, monkeypatch):
     """Written out: three images in batches of two, each with the noise of its own place."""
-    run = run_of(data, tmp_path / "run", "--epochs", 1, "--validation-share", "0.3")
+    monkeypatch.setattr(noise_method, "VALIDATION_SHARE", 0.3)
+    run = run_of(data, tmp_path / "run", "--epochs", 1)
     options = Options(size=(32, 32), width=4, levels=2, sigmas=(0.5, 1.0))
     method, losses = NoiseToNorm(options).eval(), []
     method.load_state_dict(load_checkpoint(run)["model"])

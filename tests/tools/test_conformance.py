@@ -66,7 +66,7 @@ def test_every_layer_loss_metric_operation_and_method_has_a_case():
     inner = {
         "Encoder", "Step", "Bank",  # run inside of Autoencoder and UNet, of DiffusionUNet, of the method sernet
         "port_groups", "choose_rule", "overlap", "to_tensor", "random_stream", "check_images", "undefined_reason",
-        "bootstrap_auroc",  # draws
+        "bootstrap_auroc", "ppa", "dpa",  # draw
         "divergence", "solve_rectangle", "solve_charges",  # ways to one solution: poisson_blend
         *(name for name in vars(textures) if not name.startswith(("_", "apply"))),  # run by apply_operations
     }  # fmt: skip

@@ -169,10 +169,9 @@ def test_noise_comes_from_outside(kind, run_of, tmp_path):
     assert_near(RUN[kind](tmp_path / "out" / f"score.{kind}", images, noise), method.score(images, streams))
 
 
-@pytest.mark.parametrize("average", ["map", "reconstruction"])
 @torch.no_grad()
-def test_several_draws_of_the_noise(average):
-    options = METHODS["noise_to_norm"].Options(**SMALL["noise_to_norm"], noise_repeats=3, average=average)
+def test_several_draws_of_the_noise():
+    options = METHODS["noise_to_norm"].Options(**SMALL["noise_to_norm"], noise_repeats=3)
     method = golden.fill(METHODS["noise_to_norm"](options))
     images, noise, streams = noisy(method, 32, 64)
     (stage,) = export.stages(method)
@@ -184,7 +183,7 @@ def noisy(method, *size: int) -> tuple:
     """Images, the noise that adref would draw for them, and the streams that it would draw it from."""
     streams, again = ([np.random.default_rng(i) for i in range(3)] for _ in range(2))
     draws = range(method.options.noise_repeats)
-    noise = [torch.stack([draw_noise(rng, (3, *size), method.options) for rng in again]) for _ in draws]
+    noise = [torch.stack([draw_noise(rng, (3, *size)) for rng in again]) for _ in draws]
     return golden.hashed("images", 3, 3, *size), torch.stack(noise), streams
 
 
@@ -194,12 +193,12 @@ def test_sernet_is_two_stages_with_a_search_between(run_of, tmp_path):
     about = exported(run_of("sernet"), "onnx", tmp_path / "out")
     o = method.options
     (probability,) = onnx(tmp_path / "out" / "segment.onnx", images)
-    mask = repair_mask(probability, o.threshold, o.area * 32 * 64, o.connectivity, o.threshold_inclusive)
+    mask = repair_mask(probability, o.threshold, o.area * 32 * 64)
     assert 0 < mask.mean() < 1
     similar, _ = method.find_similar(images)
     assert_near(onnx(tmp_path / "out" / "rebuild.onnx", images, mask, similar), method.score(images))
     for stage in about["stages"]:
-        for words in ("repair_mask(probability, 0.505, 0.025 * H * W, 8, True)", "51.2 pixels", "checkpoint.pt"):
+        for words in ("repair_mask(probability, 0.505, 0.025 * H * W)", "51.2 pixels", "checkpoint.pt"):
             assert words in stage["note"]
 
 
@@ -232,13 +231,13 @@ def test_sernet_without_repair_is_one_stage(changes):
     assert_near(stage.module(images), method.score(images))
 
 
-@pytest.mark.parametrize("changes", [{"repair": "zero"}, {"repair": "mean", "feather": 1.5}])
+@pytest.mark.parametrize("changes", [{"repair": "zero"}, {"repair": "mean"}])
 @torch.no_grad()
 def test_sernet_with_a_repair_that_needs_no_search(changes):
     method = golden.fill(METHODS["sernet"](o := METHODS["sernet"].Options(**SMALL["sernet"], **changes)))
     first, second = export.stages(method)
     images = golden.hashed("images", 3, 3, 32, 64)
-    mask = repair_mask(first.module(images)[0], o.threshold, o.area * 32 * 64, o.connectivity, o.threshold_inclusive)
+    mask = repair_mask(first.module(images)[0], o.threshold, o.area * 32 * 64)
     assert mask.any() and list(second.inputs) == ["images", "mask"]
     assert_near(second.module(images, mask), method.score(images))
 

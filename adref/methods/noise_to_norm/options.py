@@ -1,4 +1,4 @@
-"""The constants of noise-to-norm: options with their sources, presets, ablations, and departures from the paper."""
+"""Options of noise-to-norm with their sources and readings, presets, ablations, and other departures."""
 
 import math
 from dataclasses import dataclass
@@ -12,254 +12,134 @@ INF = math.inf
 
 @dataclass(frozen=True)
 class Options:
-    """The constants of noise-to-norm and their other readings; the defaults are the paper preset."""
+    """The defaults are the paper preset; "SRMNet" and "PL4NN" are the code of these earlier works."""
 
-    size: tuple[int, int] = option(
-        (256, 256), "height,width of the network's input, multiples of 2^(levels - 1)", "section Experiments",
-        limits=(2, 65536),
-    )  # fmt: skip
-    # TODO here: D25: bilinear with antialiasing
+    size: tuple[int, int] = option((256, 256), "height,width of the network's input, multiples of 2^(levels - 1)",
+                                   "section Experiments", limits=(2, 65536))  # fmt: skip
     resize: Literal["bilinear", "antialias"] = option(
-        "antialias", "filter that brings a picture to --size", "adref", kind="silent", paper="256 x 256",
+        "antialias", "filter that resizes images to --size", "adref", kind="silent", paper="256 x 256",
         why="no filter is named",
     )  # fmt: skip
-    # the noise
-    noise_share: float = option(
-        0.3, "lambda, the share of the noise in the blend", "section Experiments", limits=(0, 1),
-    )  # fmt: skip
-    # TODO here: D1: mean 0.5, standard deviation 0.5
-    noise_mean: float = option(
-        0.5, "mean of the noise", "section Method", limits=(-10, 10), kind="ambiguous", paper="noise N(0.5, 0.5)",
-        why="the second number is called sigma in the same paragraph",
-    )  # fmt: skip
-    # TODO see ['D1']
-    noise_std: float = option(0.5, "standard deviation of the noise", "section Method", limits=(0, 10))
-    # TODO here: D2: N(0.5, 0.5) is added to the image in [-1, 1]
+    noise_share: float = option(0.3, "lambda, share of the noise in the blend", "section Experiments", limits=(0, 1))
     noise_domain: Literal["normalised", "pixel"] = option(
-        "normalised", "where mean and deviation hold: in [-1, 1], or in [0, 1]", "adref", kind="ambiguous",
-        paper="images brought to mean and deviation 0.5, noise 'from the same distribution'",
-        why="the formula; it shifts the picture by half of lambda. 'pixel': N(0.5, 0.5) in [0, 1], which is N(0, 1) "
-        "in [-1, 1], twice as strong and centred",
+        "normalised", "range in which the noise is N(0.5, 0.5): [-1, 1], or [0, 1]", "adref", kind="ambiguous",
+        paper="images normalised by mean and deviation 0.5, noise 'from the same distribution'",
+        why="the formula; it shifts the image by lambda / 2. pixel is N(0, 1) in [-1, 1]: twice as strong and centred",
     )  # fmt: skip
-    # TODO see ['D3']
-    test_noise: bool = option(True, "noise at test time", "section Method")
-    # TODO here: D3: one draw, fixed for each image
     noise_repeats: int = option(
-        1, "draws of the noise at test time", "adref", limits=(1, 10 ** 6), kind="silent",
-        paper="noise at test time, too",
-        why="no seed and no number of draws is given; a frozen generator (numpy's RandomState) makes it repeatable",
+        1, "draws of the noise at test time, whose reconstructions are averaged", "adref", limits=(1, 10**6),
+        kind="silent", paper="noise at test time, too", why="neither a number of draws nor a seed is given",
     )  # fmt: skip
-    # TODO see ['D3']
-    average: Literal["reconstruction", "map"] = option(
-        "reconstruction", "what the mean of several draws is taken of", "adref",
-    )  # fmt: skip
-    # the network
-    # TODO here: D5: 96 channels, 4 levels
-    width: int = option(
-        96, "channels of the first level", "U (SRMNet)", limits=(4, 65536), kind="silent", paper="an M-net",
-        why="SRMNet; 'four feature maps'",
-    )  # fmt: skip
-    # TODO see ['D5']
-    levels: int = option(4, "levels", "four maps are fused", limits=(2, 12))
-    # TODO here: D4: bilinear by half, noise first
-    down: Literal["bilinear", "bicubic", "nearest"] = option(
-        "bilinear", "how the input is shrunk", "U (SRMNet)", kind="silent", paper="the input is shrunk",
-        why="SRMNet; for a factor of two it is the mean of 2 x 2 pixels",
-    )  # fmt: skip
-    # TODO here: D6: one convolution for all levels
-    shared_stem: bool = option(
-        True, "one first convolution for the input at all levels", "U (SRMNet)", kind="silent", paper="nothing said",
-        why="SRMNet",
-    )  # fmt: skip
-    # TODO here: D7: 1x1 on one path; 1x1, 3x3, ReLU, 3x3 and channel attention on the other
+    width: int = option(96, "channels of the first level, even", "SRMNet", limits=(4, 65536), kind="silent",
+                        paper="an M-net", why="SRMNet's width")  # fmt: skip
+    levels: int = option(4, "levels of the M-net", "section Method: four maps are fused", limits=(2, 12))
     block: Literal["full", "min", "conv1x1", "skrdb"] = option(
-        "full", "residual attention with 3x3 convolutions, without; one 1x1 convolution; SRMNet's block", "adref",
-        kind="silent", paper="a figure that is missing; residual, pooling, convolutions, a 1x1 in both paths",
-        why="inferred: a published drop of 28.7 points from a mere 1x1 speaks for spatial convolutions in the block",
+        "full", "residual attention with 3x3 convolutions, without them; one 1x1 convolution; SRMNet's block", "adref",
+        kind="silent", paper="residual, global pooling, convolutions, a 1x1 in both paths; the figure is missing",
+        why="a published drop of 28.7 points from replacing it by a 1x1 speaks for spatial convolutions in the block",
     )  # fmt: skip
-    # TODO here: D8: on level 0 of the encoder, too
     block_level0: bool = option(
-        True, "a block on the first level of the encoder, too", "adref", kind="ambiguous",
-        paper="after each concatenation", why="there is no concatenation; SRMNet has its block there",
+        True, "a block on the encoder's first level, too", "adref", kind="ambiguous",
+        paper="after each concatenation", why="there is no concatenation on that level; SRMNet has its block there",
     )  # fmt: skip
-    # TODO here: D9: 8, ReLU, sigmoid
-    attention_reduction: int = option(
-        8, "narrowing of attention and fusion", "U (SRMNet)", limits=(1, INF), kind="silent", paper="nothing said",
-        why="SRMNet's ratio",
-    )  # fmt: skip
-    # TODO see ['D9']
-    activation: Literal["relu", "leaky_relu", "prelu", "gelu"] = option("relu", "of the blocks full and min", "adref")
-    # TODO here: D26: zeros
     padding: Literal["zeros", "reflect"] = option(
-        "zeros", "outside of the 3x3 convolutions", "U (SRMNet)", kind="silent", paper="nothing said",
-        why="SRMNet; the network then errs at the edge of the picture, and the map shows it (reflect is the other "
-        "way)",
+        "zeros", "border of the 3x3 convolutions", "SRMNet", kind="silent", paper="no word on it",
+        why="SRMNet; the network then errs at the edge of the image, and the map shows it (see NOTES.md)",
     )  # fmt: skip
-    # TODO here: D11: the output is the reconstruction itself
-    global_residual: bool = option(
-        False, "add the noisy input to the output", "adref", kind="silent", paper="nothing said",
-        why="SRMNet adds its input, which would hand a defect through",
-    )  # fmt: skip
-    # TODO see ['D11']
-    output_activation: Literal["none", "tanh"] = option("none", "of the output", "adref")
-    # loss and map
-    # TODO here: D12: 0.84
-    alpha: float = option(
-        0.84, "share of MS-SSIM in the loss; the rest is L1", "U (Zhao et al.)", limits=(0, 1), kind="silent",
-        paper="alpha, no value", why="Zhao et al.'s article, as recalled; the code of PL4NN and PORT has 0.025",
-    )  # fmt: skip
-    # TODO here: D13: 0.5, 1, 2, 4, 8; windows of 33 x 33
     sigmas: tuple[float, ...] = option(
-        (0.5, 1.0, 2.0, 4.0, 8.0), "of the Gaussian windows, ascending, pixels", "U (PL4NN)", limits=(0.01, 1000),
-        kind="silent", paper="sigma_1 to sigma_M",
-        why="PL4NN; Wang et al.'s five levels and exponents are another measure ('pyramid', for the loss alone: it "
-        "has no value for a pixel)",
+        (0.5, 1.0, 2.0, 4.0, 8.0), "deviations of the Gaussian windows, ascending, pixels", "PL4NN",
+        limits=(0.01, 1000), kind="silent", paper="sigma_1 to sigma_M", why="PL4NN",
     )  # fmt: skip
-    # TODO here: D14: their squares
     ssim_constants: Literal["squared", "literal"] = option(
-        "squared", "C1, C2 are 0.01, 0.03, or their squares (times 4 where the range is 2)", "adref",
-        kind="ambiguous", paper="C1 = 0.01, C2 = 0.03",
-        why="in PL4NN numbers of those names and values are squared when they are read",
+        "squared", "C1 and C2 are 0.01 and 0.03, or their squares", "adref", kind="ambiguous",
+        paper="C1 = 0.01, C2 = 0.03", why="PL4NN squares numbers of those names and values when it reads them",
     )  # fmt: skip
-    # TODO see ['D13']
-    ms_ssim: Literal["windows", "pyramid"] = option(
-        "windows",
-        "of the loss: Zhao et al.'s, or Wang et al.'s pyramid (sides above 160, its own constants, windows, border)",
-        "adref",
-    )  # fmt: skip
-    # TODO here: D16: [0, 1], not clipped
-    loss_range: Literal["unit", "network"] = option(
-        "unit", "loss of values in [0, 1], or in [-1, 1]", "adref", kind="silent", paper="nothing said",
-        why="SSIM's constants expect it",
-    )  # fmt: skip
-    # TODO here: D17: mirrored; mean of the colours' maps
-    border: Literal["reflect", "zero"] = option(
-        "reflect", "windows at the border", "adref", kind="silent", paper="nothing said",
-        why="zeros make the border of every map bright",
-    )  # fmt: skip
-    # TODO see ['D17']
-    channels: Literal["mean", "product", "port_groups"] = option(
-        "mean", "mean of the colours' maps, their product as in PORT, or PORT with its mistake", "adref",
-    )  # fmt: skip
-    # training
     epochs: int = option(500, "passes over the training images, at most", "section Experiments", limits=(0, INF))
-    # TODO here: D21: 4; decay 0.01
-    batch_size: int = option(
-        4, "images a step", "adref", limits=(1, INF), kind="silent", paper="nothing said",
-        why="fits 8 GB; torch's default",
-    )  # fmt: skip
-    # TODO here: D18: 1e-4 to 1e-6
+    batch_size: int = option(4, "images a step", "adref", limits=(1, INF), kind="silent", paper="no word on it",
+                             why="fits 8 GB")  # fmt: skip
     learning_rate: float = option(
-        0.0001, "AdamW's step size at the start", "U (SRMNet)", limits=(1e-12, 1000000.0), kind="contradiction",
-        paper="1e-6, annealed to 1e-6",
-        why="as printed the rate is constant and the network hardly moves; SRMNet's values",
+        1e-4, "AdamW's step size at the start", "SRMNet", limits=(1e-12, 1e6), kind="contradiction",
+        paper="1e-6, annealed to 1e-6", why="as printed it is constant and the network hardly moves; SRMNet's values",
     )  # fmt: skip
-    # TODO see ['D18']
-    least_rate: float = option(1e-06, "the step size where the cosine ends", "section Experiments", limits=(0, INF))
-    cosine_epochs: int = option(100, "half a period of the cosine", "section Experiments", limits=(1, INF))
-    # TODO here: D19: the rate rises again
     hold_after_cosine: bool = option(
-        False, "stay at --least-rate then, in place of rising again", "adref", kind="ambiguous",
-        paper="T_max 100, 500 epochs", why="as torch does; the option holds it",
+        False, "hold the rate after the cosine's 100 epochs; false: it rises again", "torch", kind="ambiguous",
+        paper="T_max 100, 500 epochs", why="torch's CosineAnnealingLR rises",
     )  # fmt: skip
-    betas: tuple[float, float] = option(
-        (0.5, 0.999), "AdamW's decay rates", "section Experiments", limits=(0, 0.999999),
-    )  # fmt: skip
-    # TODO see ['D21']
-    weight_decay: float = option(0.01, "AdamW's weight decay", "U (torch)", limits=(0, 1))
-    # TODO see ['D20']
     patience: int | None = option(
-        20, "epochs without a new minimum that end training; none: all images train, all epochs, last weights",
+        20, "stop after so many epochs without a lower loss; none: all images train, all epochs, last weights",
         "section Experiments", limits=(1, INF),
     )  # fmt: skip
-    # TODO here: D20: the validation loss, with noise that is fixed for each image; the best weights are kept
     monitor: Literal["validation", "train"] = option(
-        "validation", "of which loss", "adref", kind="ambiguous",
-        paper="stop when 'the loss' is no better for 20 epochs; 20 % validate",
-        why="the 20 % would be idle otherwise; at least one image validates where there are two, a single one trains "
-        "by its own loss; the share is of what --holdout leaves. 'train': all train",
+        "validation", "loss that --patience watches; train: no image is kept for validation", "adref",
+        kind="ambiguous", paper="stop when 'the loss' is no better for 20 epochs; 20 % validate",
+        why="the 20 % would be idle otherwise; each has fixed noise, and the best weights are kept",
     )  # fmt: skip
-    # TODO see ['D20']
-    validation_share: float = option(
-        0.2, "share of the training images that validate and do not train", "section Experiments",
-        limits=(0.001, 0.9),
-    )  # fmt: skip
-    # the map
-    # TODO here: D22: the loss as a map, its maximum
-    map_alpha: float | None = option(
-        None, "share of MS-SSIM in the map; none: --alpha", "adref", limits=(0, 1), kind="silent",
-        paper="MS-SSIM and L1 error of each pixel", why="no weights, no filter and no score are given",
-    )  # fmt: skip
-    # TODO see ['D22']
-    map_sigma: float = option(0.0, "Gaussian filter of the map, pixels at --size; 0: none", "adref", limits=(0, 1000))
-    # TODO see ['D22']
-    image_score: Literal["max", "mean"] = option("max", "how a map becomes a score", "adref")
 
 
 PRESETS = {
     "paper": {},
-    "literal": {"learning_rate": 1e-6},  # D18
     # Half the side, so the windows shrink with it; a sixth of the width.
     "tiny": {
         "size": (128, 128), "width": 16, "sigmas": (0.5, 1.0, 2.0, 4.0), "epochs": 100, "learning_rate": 1e-3,
     },
 }  # fmt: skip
 
-
 ABLATIONS = {
-    # the table of noise shares, and table 5. D24: what 'no-attention' is; D23: on which images of VisA
     **{f"lambda-{share}": {"noise_share": float(share)} for share in ("0", "0.2", "0.3", "0.4")},
-    "no-attention": {"block": "conv1x1"},
+    "no-attention": {"block": "conv1x1"},  # table 5
+    "literal": {"ssim_constants": "literal", "learning_rate": 1e-6},
 }
 
-
 DEVIATIONS = (
-    # D10
+    Deviation("corrupt", "silent", "no word on it", "new noise for each image and epoch, no augmentation",
+              "one noise for all could be learned"),
+    Deviation("NOISE_STD", "ambiguous", "noise N(0.5, 0.5)", "standard deviation 0.5", "called sigma next to it"),
+    Deviation(
+        "draw_noise", "silent", "no generator", "numpy's RandomState, seeded by one draw of the image's stream",
+        "numpy has frozen it: the noise is the same in every version",
+    ),
+    Deviation(
+        "MNet", "silent", "the input is shrunk; stems and output are not described",
+        "noise first, then bilinear halving; one stem for all levels; no activation and no residual at the output",
+        "SRMNet, but for its global residual, which would hand the defect through",
+    ),
+    Deviation("ResidualAttention", "silent", "no ratio, no activation", "8, ReLU, sigmoid", "SRMNet's ratio"),
     Deviation(
         "SelectiveKernelFusion", "mistake", "kernels chosen for each position",
         "weights for each channel, from a mean over all positions", "the module that is cited",
     ),
-    # D15
+    Deviation("ms_ssim_l1", "mistake", "G times L1, a filter times a number", "the filter of |u - v|", "PL4NN"),
     Deviation(
-        "ms_ssim_l1", "mistake", "G times L1, a filter times a number", "the filter applied to |u - v|",
-        "PL4NN and PORT",
+        "NoiseToNorm.compare", "silent", "no word on range, border and channels",
+        "[0, 1], not clipped; mirrored; mean of the channels' maps",
+        "the constants expect [0, 1]; zeros make the border of every map bright",
     ),
-    # D23
+    Deviation("ALPHA", "silent", "no value", "0.84", "Zhao et al.'s article, as recalled; PL4NN's code has 0.025"),
+    Deviation("NoiseToNorm.optimizer", "silent", "AdamW, no weight decay given", "0.01", "torch's default"),
     Deviation(
-        "adref.data", "silent", "90 % of VisA's normal images train", "the lists of VisA's authors",
-        "no list is named; their split_csv files are read where they are",
+        "NoiseToNorm.anomaly_map", "silent", "MS-SSIM and L1 error of each pixel; no weights, no image score",
+        "the loss of each pixel, without a filter; its maximum", "nothing else is printed",
     ),
-    # D24
     Deviation(
-        "ABLATIONS", "silent", "the body of the last table is lost", "'no-attention': 1x1 convolutions",
-        "as its text says",
+        "adref.data", "silent", "90 % of VisA's normal images train", "the lists of VisA's authors (split_csv)",
+        "no list is named",
     ),
-    # D27
-    Deviation(
-        "corrupt", "silent", "nothing said", "new noise for each image in each epoch, no augmentation",
-        "one noise for all could be learned; none is mentioned",
-    ),
+    Deviation("ABLATIONS", "silent", "table 5, its body is lost", "no-attention: 1x1 convolutions", "as its text says"),
 )  # fmt: skip
 
 
 def check(o: Options) -> None:
-    """Raises UserError for options that cannot work together."""
+    """Raises UserError for options that do not fit together."""
     if list(o.sigmas) != sorted(o.sigmas) or not o.sigmas:
         raise UserError(f"--sigmas takes numbers in ascending order; got {','.join(map(str, o.sigmas)) or 'none'}")
-    stride, reach = 2 ** (o.levels - 1), math.ceil(2 * max(o.sigmas))
     if o.width % 2:
         raise UserError(f"--width takes an even number, as the pixel shuffle quarters 2 x width; got {o.width}")
+    stride, reach = 2 ** (o.levels - 1), math.ceil(2 * max(o.sigmas))
     for axis, side in zip(("height", "width"), o.size):
         if side % stride:
             fits = math.ceil(side / stride) * stride
-            raise UserError(
-                f"--size: {o.levels} levels need multiples of {stride}; the {axis} is {side}, {fits} would do"
-            )
-        if o.border == "reflect" and side <= reach:
-            raise UserError(f"--size: a {axis} of {side} is not above {reach}, the reach of the widest of --sigmas")
+            raise UserError(f"--size: {o.levels} levels need multiples of {stride}; {axis} {side}, {fits} would do")
+        if side <= reach:
+            raise UserError(f"--size: {axis} {side} is not above {reach}, the reach of the widest of --sigmas")
         if o.padding == "reflect" and side < 2 * stride:
-            raise UserError(
-                f"--size: --padding reflect needs two pixels at the deepest level; a {axis} of {side} has one"
-            )
-        if o.ms_ssim == "pyramid" and side <= 160:
-            raise UserError(f"--size: a {axis} of {side} is not above 160, as --ms-ssim pyramid needs")
+            raise UserError(f"--size: --padding reflect needs two pixels at the deepest level; {axis} {side} has one")

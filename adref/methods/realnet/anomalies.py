@@ -1,4 +1,4 @@
-"""RealNet's anomalies: five sources, blended into a clean image."""
+"""RealNet's anomalies: five sources, each of which changes a clean image under a mask."""
 
 from collections.abc import Sequence
 
@@ -13,75 +13,81 @@ from adref.methods.realnet.nsa import NSA_RULES, NSARule, draw_nsa, nsa
 from adref.methods.realnet.options import Options
 from adref.ops.texture_anomaly import draw_mask, draw_texture
 
+# Constants of the code; for masks and textures they are those of DRAEM's code.
+PERLIN_ROTATION = 90.0  # the noise rotates by U(-d, d) degrees
+MASK_THRESHOLD = 0.5  # of the noise
+SDAS_OPACITY = (0.5, 1.0)  # delta of SDAS images, uniform; as in the article
 
-def masked_anomaly(image: Tensor, rng, o: Options, sources: Sources, kind: str) -> tuple[Tensor, Tensor]:
-    """Equation 1 of an SDAS picture or a texture under Perlin noise on the foreground."""
+
+def add_anomaly(
+    image: Tensor, rng: np.random.Generator, o: Options, sources: Sources, kind: str
+) -> tuple[Tensor, Tensor]:
+    """Adds an anomaly of one source to an image.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        rng: the random stream of this example.
+        o: the method's options.
+        sources: see `RealNet.corrupt`.
+        kind: one of `Options.anomaly_sources`.
+
+    Returns:
+        corrupted (3, H, W) and mask (H, W) in {0, 1}, which may be empty.
+    """
+    category, shape = sources.categories[sources.index], tuple(image.shape[1:])
+    if kind in ("cut_paste", "scar"):
+        return cut_paste(image, (draw_rectangle if kind == "cut_paste" else draw_scar)(rng, shape))
+    if kind == "nsa":
+        return nsa_anomaly(image, rng, sources, category)
     mask = draw_mask(
-        rng,
-        tuple(image.shape[1:]),
-        exponents=o.perlin_exponents,
-        degrees=o.perlin_rotation,
-        thresholds=o.mask_threshold,
+        rng, shape, exponents=o.perlin_exponents, degrees=PERLIN_ROTATION, thresholds=(MASK_THRESHOLD, MASK_THRESHOLD)
     )
-    mask = mask * foreground(to_bytes(image).permute(1, 2, 0).numpy(), sources.statistics[category(sources)])  # D15
+    mask = mask * foreground(to_bytes(image).permute(1, 2, 0).numpy(), sources.statistics[category])
     if kind == "sdas":
-        pictures = sources.anomalies[category(sources)]
-        picture, opacity = pictures[int(rng.integers(len(pictures)))], o.sdas_opacity
+        pictures = sources.anomalies[category]
+        picture, opacity = pictures[int(rng.integers(len(pictures)))], SDAS_OPACITY
     else:
         texture = draw_texture(
-            rng,
-            sources.textures,
-            sources.images,
-            own_share=o.own_texture_share,  # D16
-            operations=o.texture_operations,
-            operation_count=o.texture_operation_count,
-            channel_order=o.channel_order,
-        )
+            rng, sources.textures, sources.images, own_share=o.own_texture_share, operations="code", operation_count=3,
+            channel_order="rgb",
+        )  # fmt: skip
         picture, opacity = to_bytes(texture), o.texture_opacity
     mask = torch.from_numpy(mask.astype(np.float32))
-    return blend(image, picture, mask, rng.uniform(*opacity)), mask  # D14
+    return blend(image, picture, mask, rng.uniform(*opacity)), mask
 
 
-def nsa_anomaly(image: Tensor, rng, o: Options, sources: Sources, kind: str) -> tuple[Tensor, Tensor]:
-    """Patches of another normal image of the category, set in without seams (D18)."""
-    own = category(sources)
-    others = [i for i, name in enumerate(sources.categories) if name == own and i != sources.index] or [sources.index]
+def nsa_anomaly(image: Tensor, rng: np.random.Generator, sources: Sources, category: str) -> tuple[Tensor, Tensor]:
+    """Pastes patches of another normal image of the category seamlessly; see `add_anomaly`."""
+    same = [i for i, name in enumerate(sources.categories) if name == category and i != sources.index]
+    others = same or [sources.index]
     other = sources.images[others[int(rng.integers(len(others)))]].float() / 255
-    rule = NSA_RULES.get(own, NSARule())
+    rule = NSA_RULES.get(category, NSARule())
     patches = draw_nsa(rng, image.numpy(), other.numpy(), rule)
     corrupted, mask = nsa(image.numpy(), other.numpy(), patches, rule.mixed)
     return torch.from_numpy(corrupted), torch.from_numpy(mask)
 
 
-def cut_paste_anomaly(image: Tensor, rng, o: Options, sources: Sources, kind: str) -> tuple[Tensor, Tensor]:
-    """A piece of the image itself, in another place (D19)."""
-    draw = draw_rectangle if kind == "cut_paste" else draw_scar
-    return cut_paste(image, draw(rng, tuple(image.shape[1:])))
-
-
-def category(sources: Sources) -> str:
-    """The category of the image at hand."""
-    return sources.categories[sources.index]
-
-
-def to_bytes(picture: Tensor) -> Tensor:
-    """Values in [0, 1] as the nearest of 8 bits."""
-    return (255 * picture).round().byte()
-
-
 def blend(image: Tensor, picture: Tensor, mask: Tensor, opacity: float) -> Tensor:
-    """Equation 1 in 8-bit values, cut off to whole ones as in the code; exactly I where M is 0, P where delta is 1.
+    """Blends a picture into an image (equation 1) in 8-bit values, truncated as in the code.
 
     Args:
         image: I, (3, H, W) in [0, 1].
         picture: P, (3, H, W) uint8.
         mask: M, (H, W) in {0, 1}.
         opacity: delta.
+
+    Returns:
+        A, (3, H, W); exactly I where M is 0, P where delta is 1.
     """
     mixed = ((1 - opacity) * to_bytes(image).double() + opacity * picture.double()).floor().float() / 255
     return torch.where(mask > 0, mixed, image)
 
 
-def foreground_rule(images: Sequence[Tensor], name: str, options: Options) -> Rule | None:
-    """The rule of a category's foreground; None: everything (D15)."""
-    return choose_rule([image.permute(1, 2, 0).numpy() for image in images], name, options.foreground)
+def to_bytes(image: Tensor) -> Tensor:
+    """Rounds values in [0, 1] to uint8."""
+    return (255 * image).round().byte()
+
+
+def foreground_rule(images: Sequence[Tensor], category: str, options: Options) -> Rule | None:
+    """Chooses how to find the foreground in the images (3, H, W) of a category; None: everything is foreground."""
+    return choose_rule([image.permute(1, 2, 0).numpy() for image in images], category, options.foreground)

@@ -1,8 +1,6 @@
-"""Where the object is, by a threshold for each category: RealNet's rules, as data.
+"""The foreground, to which RealNet confines anomalies: thresholds by category, from the authors' code.
 
-X. Zhang, M. Xu, X. Zhou, "RealNet: A Feature Selection Network with Realistic Synthetic Anomaly for Anomaly Detection",
-CVPR 2024, confines its anomalies to the object; which threshold finds it is in its code only. The rules are made for
-pictures of 256 x 256 pixels. Pictures are numpy arrays with the channels last.
+The rules are made for images of 256 x 256 pixels. Images are numpy arrays with the channels last.
 """
 
 import warnings
@@ -17,10 +15,10 @@ from adref.options import Notice
 
 
 def triangle(image: np.ndarray) -> int:
-    """The threshold farthest below the line from the histogram's peak to the end of its longer tail.
+    """Computes the threshold farthest below the line from the histogram's peak to the end of its longer tail.
 
     G. Zack, W. Rogers, S. Latt, "Automatic measurement of sister chromatid exchange frequency", J. Histochem.
-    Cytochem. 1977, as OpenCV has it. With the counts h, the peak p (the first) and the last empty level l before the
+    Cytochem. 1977, as in OpenCV. With the counts h, the peak p (the first) and the last empty level l before the
     tail, mirrored if the tail is on the right, the result is one below the first level i in (l, p] that maximises
 
         h_p i - (p - l) h_i,   l itself where nothing is above 0
@@ -29,8 +27,8 @@ def triangle(image: np.ndarray) -> int:
         image: uint8, any shape.
 
     Returns:
-        t in [-1, 255]: the upper class is value > t. For a picture of one value v > 1 that is v - 1, so all of it; -1
-        for 1, and 1 for 0, as in OpenCV.
+        t in [-1, 255]: the upper class is value > t. For an image of one value v, as in OpenCV: v - 1 for v > 1, -1
+        for v = 1, and 1 for v = 0.
     """
     h = np.bincount(image.ravel(), minlength=256)
     filled, p = np.flatnonzero(h), int(h.argmax())
@@ -45,16 +43,16 @@ def triangle(image: np.ndarray) -> int:
 
 
 class Rule(NamedTuple):
-    """How to find a category's object; the sides are those of squares, in pixels, and 1 changes nothing."""
+    """Finds a category's foreground by a threshold, then closing and opening."""
 
     threshold: Literal["otsu", "triangle"]
     channel: Literal["grey", "red", "green", "blue"]  # grey: OpenCV's
     object: Literal["bright", "dark"]  # above the threshold, or not above it
-    closing: int
+    closing: int  # side of the square in pixels; 1 changes nothing
     opening: int
 
 
-# By the name of the category; None: everything is object.
+# By the category's name; None: everything is foreground.
 RULES: dict[str, Rule | None] = {
     # MVTec AD
     **dict.fromkeys(("carpet", "leather", "tile", "wood", "cable", "transistor")),
@@ -79,14 +77,17 @@ RULES: dict[str, Rule | None] = {
 
 
 def foreground(image: np.ndarray, rule: Rule | None) -> np.ndarray:
-    """The object's pixels: threshold, then closing, then opening with squares; the frame mirrors the mask.
+    """Finds the foreground: threshold, then closing, then opening with squares; the frame mirrors the mask.
 
     Args:
         image: uint8 (H, W, 3), RGB.
-        rule: of `RULES`; None: everything is object.
+        rule: of `RULES`; None: everything is foreground.
 
     Returns:
-        (H, W) bool; all or nothing for a picture of one colour.
+        (H, W) bool; all True or all False for an image of one colour.
+
+    Raises:
+        ValueError: another shape or type.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
@@ -101,26 +102,24 @@ def foreground(image: np.ndarray, rule: Rule | None) -> np.ndarray:
     return scipy.ndimage.grey_opening(mask, size=(rule.opening, rule.opening)) > 0
 
 
-def choose_rule(
-    images: Sequence[np.ndarray], name: str, kind: Literal["rules", "none", "bright", "dark", "auto"] = "rules"
-) -> Rule | None:
-    """The rule for all images of a category; None: everything is object.
+def choose_rule(images: Sequence[np.ndarray], category: str, kind: str) -> Rule | None:
+    """Chooses the rule for all images of a category; None: everything is foreground.
 
     Args:
-        images: uint8 (H, W, 3) each; looked at for "auto" alone.
-        name: of the category.
-        kind: "rules": that of `RULES`, with a notice, as another category may have the same name; everything where it
-            has none. "bright" and "dark": Otsu's classes. "auto": that of the two which is not most of the frame, 5
-            pixels wide, of the images together.
+        images: uint8 (H, W, 3) each; only "auto" uses them.
+        category: its name.
+        kind: "rules": that of `RULES`, with a notice because another category may have the same name; None for an
+            unknown category. "none": None. "bright", "dark": Otsu's upper or lower class. "auto": the class that holds
+            less than half of the frame, 5 pixels wide, of all images together.
     """
     if kind == "none":
         return None
     if kind == "rules":
-        if name in RULES:
-            where = "everywhere" if RULES[name] is None else " ".join(map(str, RULES[name]))
-            text = f"anomalies of {name} lie where RealNet's code puts those of its category: {where}"
+        if category in RULES:
+            where = "everywhere" if RULES[category] is None else " ".join(map(str, RULES[category]))
+            text = f"anomalies of {category} lie where RealNet's code puts those of its category: {where}"
             warnings.warn(f"{text} (--foreground none: everywhere)", Notice, stacklevel=2)
-        return RULES.get(name)
+        return RULES.get(category)
     if kind == "auto":
         shares = []
         for image in images:

@@ -9,60 +9,30 @@ from adref.layers.efficientnet import EfficientNetB4
 from adref.layers.mobilenet import MobileNetV2
 from adref.layers.resnet import ResNet
 
+# Layers that each reconstruction network gets, by architecture (table of efficiency).
 BLOCKS = {"A": ((0,), (1,), (2,), (3,)), "B": ((0, 1, 2, 3),), "C": ((0, 1), (2, 3))}
 
 
-class FeatureResidual(nn.Module):
-    """One convolution behind group norm and SiLU, and a shortcut: (B, channels, H, W) -> (B, width, H', W').
-
-        x' + conv3x3(R(SiLU(GN(x)))),   x' = x, its 1 x 1 convolution where the widths differ, or R'(x)
-
-    Args:
-        channels: of the input.
-        width: of the output.
-        resample: R and R': "down" is the mean of 2 x 2 pixels in both places, "up" two different 4 x 4 transposed
-            convolutions of stride 2; `width` is then `channels`.
-        groups: of the group norm.
-    """
-
-    def __init__(self, channels: int, width: int, resample: str = "none", groups: int = 32):
-        super().__init__()
-        self.norm = nn.GroupNorm(groups, channels)
-        if resample == "up":
-            self.resample, self.shortcut = (nn.ConvTranspose2d(channels, channels, 4, 2, 1) for _ in range(2))
-        elif resample == "down":
-            self.resample = self.shortcut = nn.AvgPool2d(2)
-        else:
-            self.resample = nn.Identity()
-            self.shortcut = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
-        self.convolution = nn.Conv2d(channels, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> (B, width, H', W')."""
-        return self.shortcut(x) + self.convolution(self.resample(F.silu(self.norm(x))))
-
-
 class FeatureUNet(nn.Module):
-    """G_k of RealNet: features (B, m, H, W) -> (B, m, H, W), all 0 before training; H and W multiples of 4.
+    """G_k of RealNet: a U-Net on features, whose output is 0 before training.
 
     Three levels of m / 2, m and 2 m channels, two residual blocks each on the way down, three on the way up; attention
-    behind every block of the lower two levels, and between the two blocks of the middle.
+    after every block of the lower two levels, and between the two blocks of the middle.
 
     Args:
-        channels: m, a multiple of 2 `groups` and of `head_width`.
-        groups: of every group norm.
-        head_width: channels of each head of the attention.
+        channels: m of input and output, a multiple of 2 `groups`.
+        groups: of every group norm; a head of the attention has twice as many channels (code: 32 and 64).
     """
 
     stride = 4
 
-    def __init__(self, channels: int, groups: int = 32, head_width: int = 64):
+    def __init__(self, channels: int, groups: int):
         super().__init__()
 
-        def block(before: int, after: int, attend: bool, resample: str | None = None) -> nn.Sequential:
-            layers = [FeatureResidual(before, after, groups=groups)]
-            layers += [SelfAttention(after, head_width=head_width, groups=groups)] if attend else []
-            layers += [FeatureResidual(after, after, resample, groups)] if resample else []
+        def block(before: int, after: int, attend: bool, upsample: bool = False) -> nn.Sequential:
+            layers = [FeatureResidual(before, after, "none", groups)]
+            layers += [SelfAttention(after, head_width=2 * groups, groups=groups)] if attend else []
+            layers += [FeatureResidual(after, after, "up", groups)] if upsample else []
             return nn.Sequential(*layers)
 
         w = channels // 2
@@ -77,16 +47,16 @@ class FeatureUNet(nn.Module):
             if level < 2:
                 self.down.append(FeatureResidual(now, now, "down", groups))
                 skips.append(now)
-        self.middle = nn.Sequential(*block(now, now, True), FeatureResidual(now, now, groups=groups))
+        self.middle = nn.Sequential(*block(now, now, True), FeatureResidual(now, now, "none", groups))
         self.up = nn.ModuleList()
         for level in (2, 1, 0):
             for i in range(3):
-                self.up.append(block(now + skips.pop(), levels[level], level > 0, "up" if level and i == 2 else None))
+                self.up.append(block(now + skips.pop(), levels[level], level > 0, level > 0 and i == 2))
                 now = levels[level]
         self.out = nn.Sequential(nn.GroupNorm(groups, w), nn.SiLU(), zeroed(nn.Conv2d(w, channels, 3, padding=1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> the same shape; H and W multiples of 4."""
+        """Maps (B, channels, H, W) to the same shape; H and W multiples of 4."""
         skips = []
         for step in self.down:
             x = step(x)
@@ -97,43 +67,47 @@ class FeatureUNet(nn.Module):
         return self.out(x)
 
 
-class ResidualUnit(nn.Module):
-    """x + conv1x1(ReLU(conv(ReLU(x)))) without biases: (B, channels, H, W) -> the same shape.
+class FeatureResidual(nn.Module):
+    """One convolution after group norm and SiLU, and a shortcut: (B, channels, H, W) -> (B, width, H', W').
+
+        x' + conv3x3(R(SiLU(GN(x)))),   x' = x, its 1 x 1 convolution where the widths differ, or R'(x)
 
     Args:
-        channels: of input and output.
-        hidden: between the convolutions.
-        side: of the first one.
+        channels: of the input.
+        width: of the output.
+        resample: R and R': "none"; "down", the mean of 2 x 2 pixels for both; "up", two different 4 x 4 transposed
+            convolutions of stride 2, where `width` is `channels`.
+        groups: of the group norm.
     """
 
-    def __init__(self, channels: int, hidden: int, side: int = 3):
+    def __init__(self, channels: int, width: int, resample: str, groups: int):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.ReLU(),
-            nn.Conv2d(channels, hidden, side, padding=side // 2, bias=False),
-            nn.ReLU(),
-            nn.Conv2d(hidden, channels, 1, bias=False),
-        )
+        self.norm = nn.GroupNorm(groups, channels)
+        if resample == "up":
+            self.resample, self.shortcut = (nn.ConvTranspose2d(channels, channels, 4, 2, 1) for _ in range(2))
+        elif resample == "down":
+            self.resample = self.shortcut = nn.AvgPool2d(2)
+        else:
+            self.resample = nn.Identity()
+            self.shortcut = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
+        self.convolution = nn.Conv2d(channels, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> the same shape."""
-        return x + self.layers(x)
+        """Maps (B, channels, H, W) to (B, width, H', W')."""
+        return self.shortcut(x) + self.convolution(self.resample(F.silu(self.norm(x))))
 
 
 class SimpleNetwork(nn.Module):
-    """The authors' network for EfficientNet-B4 and for many categories (their code alone has it).
+    """The G_k of the authors' code for EfficientNet-B4 and for many categories; the article does not have it.
 
-    Two steps down, with instance norm behind each convolution, `depth` residual units, two steps up with skips:
-    features (B, C, H, W) -> (B, C, H, W), H and W multiples of 4.
+    Two steps down, with instance norm after each convolution, residual units, two steps up with skips.
 
     Args:
-        channels: C, any.
-        depth: residual units in the middle.
+        channels: C of input and output.
+        depth: number of residual units in the middle.
     """
 
-    stride = 4
-
-    def __init__(self, channels: int, depth: int = 12):
+    def __init__(self, channels: int, depth: int):
         super().__init__()
         c = channels
 
@@ -144,31 +118,53 @@ class SimpleNetwork(nn.Module):
             return nn.Sequential(*layers, nn.AvgPool2d(2))
 
         self.first, self.second = stage(c, c, 2 * c), stage(2 * c, 2 * c, 4 * c)
-        self.units = nn.Sequential(*(ResidualUnit(4 * c, 2 * c) for _ in range(depth)), nn.ReLU())
+        self.units = nn.Sequential(*(ResidualUnit(4 * c, 2 * c, side=3) for _ in range(depth)), nn.ReLU())
         self.up = nn.Sequential(nn.ConvTranspose2d(8 * c, 2 * c, 4, 2, 1), nn.ReLU())
         self.out = nn.ConvTranspose2d(4 * c, c, 4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> the same shape; H and W multiples of 4."""
+        """Maps (B, channels, H, W) to the same shape; H and W multiples of 4."""
         b1 = self.first(x)  # (B, 2 C, H/2, W/2)
         b2 = self.second(b1)  # (B, 4 C, H/4, W/4)
         x = self.up(torch.cat((self.units(b2), b2), dim=1))  # (B, 2 C, H/2, W/2)
         return self.out(torch.cat((x, b1), dim=1))
 
 
-class Discriminator(nn.Module):
-    """Residuals (B, N, h, w) -> logits (B, 2, H, W): two residual units, and convolutions between enlargements.
+class ResidualUnit(nn.Module):
+    """x + conv1x1(ReLU(conv(ReLU(x)))) without biases: (B, channels, H, W) -> the same shape.
 
     Args:
-        channels: N.
-        size: (H, W) of the logits. The last two convolutions run at twice the sides of the residuals.
-        side: of the convolutions, 3 or 1.
-        align_corners: of the enlargements.
+        channels: of input and output.
+        hidden: channels between the convolutions.
+        side: of the first convolution, odd.
     """
 
-    def __init__(self, channels: int, size: tuple[int, int], side: int = 3, align_corners: bool = True):
+    def __init__(self, channels: int, hidden: int, side: int):
         super().__init__()
-        self.size, self.align_corners = size, align_corners
+        self.layers = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(channels, hidden, side, padding=side // 2, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(hidden, channels, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, channels, H, W) to the same shape."""
+        return x + self.layers(x)
+
+
+class Discriminator(nn.Module):
+    """Turns residuals into logits: two residual units, then convolutions and bilinear enlargements.
+
+    Args:
+        channels: N of the residuals.
+        size: (H, W) of the logits. The last two convolutions run at twice the sides of the residuals.
+        side: of the convolutions, 3 or 1.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, int], side: int):
+        super().__init__()
+        self.size = size
 
         def convolution(before: int, after: int) -> nn.Conv2d:
             return nn.Conv2d(before, after, side, padding=side // 2)
@@ -181,21 +177,21 @@ class Discriminator(nn.Module):
         self.out = nn.Sequential(convolution(8, 4), nn.ReLU(), convolution(4, 2))
 
     def forward(self, residuals: Tensor) -> Tensor:
-        """(B, channels, h, w) -> (B, 2, *size)."""
+        """Maps (B, channels, h, w) to (B, 2, *size)."""
         x = self.reduce(self.units(residuals))
-        x = self.out(enlarge(x, tuple(2 * side for side in x.shape[2:]), self.align_corners))
-        return enlarge(x, self.size, self.align_corners)
+        x = self.out(enlarge(x, tuple(2 * side for side in x.shape[2:])))
+        return enlarge(x, self.size)
 
 
-def enlarge(x: Tensor, size: tuple[int, int], align_corners: bool = True) -> Tensor:
-    """Bilinear resizing of (B, C, h, w) to `size`."""
+def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes (B, C, h, w) to `size`, bilinear with aligned corners as everywhere in the code."""
     if tuple(x.shape[2:]) == tuple(size):
         return x
-    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 def build_backbone(name: str) -> nn.Module:
-    """A backbone by name, randomly initialised."""
+    """Builds a backbone by name, randomly initialised."""
     if name == "efficientnet_b4":
         return EfficientNetB4()
     return MobileNetV2() if name == "mobilenet_v2" else ResNet(name)

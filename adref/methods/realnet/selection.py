@@ -1,107 +1,104 @@
-"""RealNet's feature selection (AFS) and reconstruction residual selection (RRS)."""
+"""RealNet's selection of feature channels (AFS) and of residual channels (RRS)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adref.ops.all_reduce import all_reduce_mean
+
+RRS_MOMENTUM = 0.9  # of the running statistics, in the sense of torch.nn.BatchNorm2d (code)
+
 
 def min_max(difference: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """F of equation 4: n = (d - min) / (max - min + 1e-4), minimum and maximum over some axes of (..., h, w)."""
+    """Normalises (..., h, w) over some axes by F of equation 4: (d - min) / (max - min + 1e-4)."""
     low, high = difference.amin(axes, keepdim=True), difference.amax(axes, keepdim=True)
     return (difference - low) / (high - low + 1e-4)
 
 
-def afs_losses(
-    difference: Tensor, mask: Tensor, over: str = "batch", align: str = "mask", align_corners: bool = True
-) -> Tensor:
-    """Equation 4 of a batch, for each channel.
+def afs_losses(difference: Tensor, mask: Tensor, align: str) -> Tensor:
+    """Computes equation 4 of one batch for each channel; minimum and maximum are those of the channel in the batch.
 
     Args:
         difference: squared differences of features (B, C, h, w).
         mask: (B, 1, H, W) in {0, 1}.
-        over: "batch" or "image", of which `min_max` takes minimum and maximum.
-        align: "mask" takes every (H / h)-th pixel of the mask, "feature" enlarges the features.
-        align_corners: of that.
+        align: "mask" samples the mask at every (H / h)-th pixel, "feature" enlarges the normalised features.
 
     Returns:
-        (C,). A channel that never differs has the mask's share of the pixels.
+        (C,); the mask's share of the pixels for a channel whose differences are all equal.
     """
-    axes, losses = (0, 2, 3) if over == "batch" else (2, 3), []
+    losses = []
     if align == "mask":
         mask = F.interpolate(mask, difference.shape[2:], mode="nearest")
     for part in difference.split(64 if align == "feature" else difference.shape[1], dim=1):
-        part = min_max(part, axes)
-        if align == "feature":  # in parts: a layer of 2048 channels at 256 x 256 would be 8 GB
-            part = F.interpolate(part, mask.shape[2:], mode="bilinear", align_corners=align_corners)
+        part = min_max(part, (0, 2, 3))
+        if align == "feature":  # 64 channels at a time: 2048 channels at 256 x 256 would take 8 GB
+            part = F.interpolate(part, mask.shape[2:], mode="bilinear", align_corners=True)
         losses.append((part - mask).square().mean((0, 2, 3)))
     return torch.cat(losses)
 
 
 def select(losses: Tensor, count: int) -> Tensor:
-    """Indices of the `count` smallest losses (C,), ascending; of equal ones the smaller index, NaN as the largest."""
+    """Returns the indices of the `count` smallest losses (C,), ascending.
+
+    Among equal losses the smaller index comes first; NaN counts as the largest finite loss.
+    """
     finite = losses[losses.isfinite()]
     losses = losses.nan_to_num(nan=float(finite.max()) if len(finite) else 0.0)
     return losses.sort(stable=True).indices[:count].sort().values
 
 
 class ResidualSelection(nn.Module):
-    """RRS: for each image the residuals with the largest maximum, then those with the largest mean.
+    """RRS: selects, for each image, the residuals with the largest maxima, then those with the largest means.
 
-    They are ranked behind a batch norm without affine part, whose statistics are kept here. It scales each channel by
-    a positive number, so that maximum and mean are normalised in place of all pixels: the same but for rounding.
+    They are ranked after a batch norm without affine part. It scales each channel by a positive number, so it suffices
+    to normalise the maximum and the mean of a channel instead of all its pixels.
 
     Args:
         channels: C of the residuals.
-        by_max: how many by the maximum.
-        by_mean: how many by the mean.
-        momentum: of the running statistics, as of `torch.nn.BatchNorm2d`.
-        normalised: passes on normalised residuals, not raw ones.
-        ranked: in descending order; else by index.
+        by_max: number of channels selected by the maximum.
+        by_mean: number of channels selected by the mean.
+        normalised: returns normalised residuals instead of raw ones.
     """
 
-    # Joins means of a number of elements with those of other processes; adref.distributed puts its own here.
-    pool = staticmethod(lambda mean, elements: (mean, elements))
-
-    def __init__(
-        self,
-        channels: int,
-        by_max: int,
-        by_mean: int,
-        momentum: float = 0.9,
-        normalised: bool = False,
-        ranked: bool = True,
-    ):
+    def __init__(self, channels: int, by_max: int, by_mean: int, normalised: bool):
         super().__init__()
-        self.by_max, self.by_mean, self.momentum = by_max, by_mean, momentum
-        self.normalised, self.ranked = normalised, ranked
+        self.by_max, self.by_mean, self.normalised = by_max, by_mean, normalised
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def statistics(self, residuals: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Mean and variance (C,) of (B, C, H, W) over all pixels of the batch, and how many pixels that are."""
-        own = residuals[:, 0].numel()
-        mean, pixels = self.pool(residuals.mean((0, 2, 3)), own)
+    @staticmethod
+    def statistics(residuals: Tensor) -> tuple[Tensor, Tensor, int | Tensor]:
+        """Returns mean and variance (C,) of (B, C, H, W) over the pixels of all processes, and the number of these."""
+        count = residuals[:, 0].numel()
+        mean, pixels = all_reduce_mean(residuals.mean((0, 2, 3)), count)
         # three times as fast as torch's var
-        variance, _ = self.pool((residuals - mean[:, None, None]).square().mean((0, 2, 3)), own)
+        variance, _ = all_reduce_mean((residuals - mean[:, None, None]).square().mean((0, 2, 3)), count)
         return mean, variance, pixels
 
     @torch.no_grad()
     def rank(self, residuals: Tensor) -> Tensor:
-        """Equation 7: indices (B, by_max + by_mean) of channels of (B, C, H, W); in training, new statistics."""
+        """Ranks channels (equation 7) and, in training, updates the running statistics.
+
+        Args:
+            residuals: (B, C, H, W).
+
+        Returns:
+            indices (B, by_max + by_mean) in descending order of the maximum, then of the mean; a channel may be in
+            both parts.
+        """
         mean, variance = self.running_mean, self.running_var
         if self.training:
             mean, variance, pixels = self.statistics(residuals)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * pixels / (pixels - 1), self.momentum)
+            self.running_mean.lerp_(mean, RRS_MOMENTUM)
+            self.running_var.lerp_(variance * pixels / (pixels - 1), RRS_MOMENTUM)
         scale = (variance + 1e-5).rsqrt()
         lists = []
         for count, values in ((self.by_max, residuals.amax((2, 3))), (self.by_mean, residuals.mean((2, 3)))):
-            order = ((values - mean) * scale).sort(dim=1, descending=True, stable=True).indices[:, :count]
-            lists.append(order if self.ranked else order.sort(dim=1).values)
+            lists.append(((values - mean) * scale).sort(dim=1, descending=True, stable=True).indices[:, :count])
         return torch.cat(lists, dim=1)
 
     def forward(self, residuals: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> selected (B, by_max + by_mean, H, W), and their indices."""
+        """Maps (B, C, H, W) to the selected residuals (B, by_max + by_mean, H, W) and their indices."""
         indices = self.rank(residuals)
         if self.normalised and self.training:  # with a gradient through the statistics
             mean, variance, _ = self.statistics(residuals)

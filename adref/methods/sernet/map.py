@@ -1,4 +1,4 @@
-"""SeRNet's anomaly map: colour difference in CIELAB and multi-scale gradient similarity."""
+"""The terms of SeRNet's anomaly map: CIELAB and multi-scale gradient magnitude similarity."""
 
 from typing import Literal
 
@@ -9,16 +9,12 @@ from torch import Tensor
 
 from adref.ops.textures import to_space
 
-# -- colour and structure ---------------------------------------------------------------------------------------------
-
 _XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
-
-
 _WHITE = (0.95047, 1.0, 1.08883)  # D65, 2 degrees
 
 
 def cielab(images: Tensor) -> Tensor:
-    """sRGB to CIELAB under D65: (B, 3, H, W) in [0, 1] -> L in [0, 100], a and b.
+    """Converts sRGB to CIELAB under D65: (B, 3, H, W) in [0, 1] -> L in [0, 100], a and b.
 
     IEC 61966-2-1 and CIE 15. With linear light v = c / 12.92 up to 0.04045, else ((c + 0.055) / 1.055)^2.4, and X, Y, Z
     relative to white, f(t) = t^(1/3) above (6/29)^3, else ((29/3)^3 t + 16) / 116:
@@ -41,13 +37,9 @@ def cielab(images: Tensor) -> Tensor:
 
 
 def msgms(
-    x: Tensor,
-    y: Tensor,
-    scales: int = 4,
-    grey: bool = False,
-    padding: Literal["zero", "replicate", "none"] = "zero",
+    x: Tensor, y: Tensor, scales: int = 4, grey: bool = False, padding: Literal["zero", "replicate", "none"] = "zero"
 ) -> Tensor:
-    """Multi-scale gradient magnitude similarity: (B, C, H, W) in [0, 1] twice -> (B, 1, H, W), 1 where alike.
+    """Computes multi-scale gradient magnitude similarity: (B, C, H, W) in [0, 1] twice -> (B, 1, H, W), 1 where equal.
 
     W. Xue et al., "Gradient Magnitude Similarity Deviation", IEEE TIP 2014; over scales: V. Zavrtanik et al.,
     "Reconstruction by inpainting for visual anomaly detection" (RIAD), Pattern Recognition 2021. With Prewitt's
@@ -55,58 +47,56 @@ def msgms(
 
         GMS = (2 g_x g_y + c) / (g_x^2 + g_y^2 + c),   c = 0.0026 = 170 / 255^2
 
-    of both pictures, averaged 2 x 2 for every further scale; the maps, enlarged to H x W (bilinear, half-pixel
-    centres), are averaged over the scales, then over the channels. The gradient has no sign: a negative scores 1, too,
-    but for the frame where zeros are set around.
+    of both images, averaged 2 x 2 for every further scale; the maps, enlarged to H x W (bilinear, half-pixel
+    centres), are averaged over the scales, then over the channels. The gradient has no sign: the negative of an image
+    scores 1, too, except in the frame with zero padding.
 
     Args:
-        x: pictures, sides of at least 3 x 2^(scales - 1) pixels.
-        y: like `x`.
-        scales: how many.
-        grey: of the channels' mean instead, after a 3 x 3 median filter (zeros outside) at every scale.
-        padding: around the pictures before the gradient: zeros, the outermost pixels repeated, or nothing: then the map
-            has a pixel less on each side before it is enlarged.
+        x, y: images, sides of at least 3 x 2^(scales - 1) pixels.
+        scales: number of scales.
+        grey: whether to take the mean of the channels, after a 3 x 3 median filter (zero padding) at every scale.
+        padding: of the images before the gradient. "none": the map is enlarged from one pixel less on each side.
     """
-    least = 3 * 2 ** (scales - 1)
-    if x.ndim != 4 or x.shape != y.shape or scales < 1 or min(x.shape[2:]) < least:
+    min_side = 3 * 2 ** (scales - 1)
+    if x.ndim != 4 or x.shape != y.shape or scales < 1 or min(x.shape[2:]) < min_side:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-        raise ValueError(f"expected two (B, C, H, W) of one shape, sides of {least} or more, got {shapes}")
+        raise ValueError(f"expected two (B, C, H, W) of one shape, sides of {min_side} or more, got {shapes}")
     if padding not in ("zero", "replicate", "none"):
         raise ValueError(f"expected zero, replicate or none, got {padding!r}")
-    size, pair, total = x.shape[2:], (x, y), 0.0  # apart: the gradients of one of them are often not asked for
+    size, pair, total = x.shape[2:], (x, y), 0.0
     if grey:
-        pair = tuple(picture.mean(dim=1, keepdim=True) for picture in pair)
+        pair = tuple(images.mean(dim=1, keepdim=True) for images in pair)
     for scale in range(scales):
-        pair = tuple(F.avg_pool2d(picture, 2) for picture in pair) if scale else pair
-        a, b = (_gradient(_median(picture) if grey else picture, padding) for picture in pair)  # (B, C, h, w)
+        pair = tuple(F.avg_pool2d(images, 2) for images in pair) if scale else pair
+        a, b = (_gradient(_median(images) if grey else images, padding) for images in pair)  # (B, C, h, w)
         similarity = ((2 * a * b + 0.0026) / (a * a + b * b + 0.0026)).mean(dim=1, keepdim=True)
-        # The mean of the channels first: it commutes with the enlargement.
+        # The mean of the channels commutes with the enlargement.
         total = total + F.interpolate(similarity, size, mode="bilinear", align_corners=False)
     return total / scales
 
 
-def _gradient(pictures: Tensor, padding: str) -> Tensor:
-    """Prewitt's gradient magnitude of (n, C, H, W): the same shape, or two pixels less a side."""
+def _gradient(images: Tensor, padding: str) -> Tensor:
+    """Computes Prewitt's gradient magnitude of (B, C, H, W): the same shape, or two pixels less a side."""
     if padding != "none":
-        pictures = F.pad(pictures, (1, 1, 1, 1), mode={"zero": "constant"}.get(padding, padding))
-    rows = (pictures[..., :-2, :] + pictures[..., 1:-1, :] + pictures[..., 2:, :]) / 3
-    columns = (pictures[..., :-2] + pictures[..., 1:-1] + pictures[..., 2:]) / 3
+        images = F.pad(images, (1, 1, 1, 1), mode={"zero": "constant"}.get(padding, padding))
+    rows = (images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]) / 3
+    columns = (images[..., :-2] + images[..., 1:-1] + images[..., 2:]) / 3
     across, down = rows[..., :-2] - rows[..., 2:], columns[..., :-2, :] - columns[..., 2:, :]
     return torch.sqrt(across * across + down * down + 1e-12)
 
 
-def _median(pictures: Tensor) -> Tensor:
-    """The median of 3 x 3 pixels, zeros outside, of (..., H, W)."""
-    padded = F.pad(pictures, (1, 1, 1, 1))
+def _median(images: Tensor) -> Tensor:
+    """Filters (..., H, W) with the median of 3 x 3 pixels, zero padding."""
+    padded = F.pad(images, (1, 1, 1, 1))
     return padded.unfold(-2, 3, 1).unfold(-2, 3, 1).flatten(-2).median(dim=-1).values
 
 
 def edgrec_colour(x: Tensor, y: Tensor) -> Tensor:
-    """EdgRec's difference of colour: (B, 3, H, W) in [0, 1] twice -> (B, 1, H, W) whole numbers below 256 (D20).
+    """Computes EdgRec's difference of colour: (B, 3, H, W) in [0, 1] twice -> (B, 1, H, W) whole numbers below 256.
 
-    Its code (github.com/liutongkun/EdgRec, ColorlossLab.py, test.py) cuts 180 x off to 8 bits, takes OpenCV's 8-bit
-    Lab, and subtracts, squares and adds in 8 bits: modulo 256. A mean filter of 11 x 11, rounded, follows it. The Lab
-    here is within 2 of OpenCV's, which has whole-number tables; after the modulo that can be any difference.
+    Its code (github.com/liutongkun/EdgRec, ColorlossLab.py, test.py) truncates 180 x to 8 bits, takes OpenCV's 8-bit
+    Lab, and subtracts, squares and adds in 8 bits: modulo 256. The Lab here is within 2 of OpenCV's, which uses
+    integer tables; after the modulo that can be any difference.
     """
     a, b = (to_space((180 * z).permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8), "Lab")[..., 1:] for z in (x, y))
     difference = (a - b) * (a - b)

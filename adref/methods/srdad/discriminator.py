@@ -12,33 +12,43 @@ from torch import Tensor, nn
 from adref.layers.channel_cross_attention import CrossFusion
 from adref.layers.unet import convolution_block, init_convolutions, upsampling_block
 
+SE_RATIO = 16  # squeeze and excitation's
+
+# Cross attention, UCTransNet's code.
+TOKEN_SIDES = (16, 8, 4, 2)  # pixels a token's side at each level
+LAYERS = 4
+ATTENTION_HEADS = 4  # full-width, averaged
+ATTENTION = {  # reading -> arguments of `CrossFusion`
+    "uctransnet": {
+        "attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official", "add_input": True,
+    },
+    "printed": {  # equations 12 and 14 to the letter, the outputs handed to the decoder as they are
+        "attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14", "add_input": False,
+    },
+}  # fmt: skip
+
 
 class ResSE(nn.Module):
-    """relu(shortcut(x) + s * u): u two convolutions of x, s one factor a channel, from the means of u.
+    """relu(x + s * u): u two convolutions of x, s one factor a channel, from the means of u.
 
-    s = sigmoid(V2 relu(V1 mean(u))), V1: C -> max(C // ratio, 1), V2 back, no biases.
+    s = sigmoid(V2 relu(V1 mean(u))), V1: C -> max(C // 16, 1), V2 back, no biases.
 
     Args:
-        channels_in: of the input.
-        channels: C of the output.
-        ratio: by which V1 narrows.
-        projected: the shortcut is a 1x1 convolution with batch norm, not the input itself.
+        channels: C.
     """
 
-    def __init__(self, channels_in: int, channels: int, ratio: int = 16, projected: bool = False):
+    def __init__(self, channels: int):
         super().__init__()
-        self.body = convolution_block(channels_in, channels)[:-1]  # the last ReLU comes after the sum
-        narrow = max(channels // ratio, 1)
+        self.body = convolution_block(channels, channels)[:-1]  # the last ReLU comes after the sum
+        narrow = max(channels // SE_RATIO, 1)
         self.squeeze = nn.Linear(channels, narrow, bias=False)
         self.excite = nn.Linear(narrow, channels, bias=False)
-        projection = (nn.Conv2d(channels_in, channels, 1), nn.BatchNorm2d(channels)) if projected else ()
-        self.shortcut = nn.Sequential(*projection)  # empty: the identity
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels_in, H, W) -> (B, C, H, W)."""
+        """Computes the block: (B, C, H, W) -> (B, C, H, W)."""
         u = self.body(x)
         s = torch.sigmoid(self.excite(torch.relu(self.squeeze(u.mean(dim=(2, 3))))))
-        return torch.relu(self.shortcut(x) + s[:, :, None, None] * u)
+        return torch.relu(x + s[:, :, None, None] * u)
 
 
 class ResSEUNet(nn.Module):
@@ -46,37 +56,18 @@ class ResSEUNet(nn.Module):
 
     Args:
         width: channels c of the first level.
-        res_se: "entry": convolution, then Res-SE; "projected": Res-SE alone, its shortcut projected; "none": two
-            convolutions.
-        se_ratio: of the squeeze.
-        fusion: what the skips pass through, built for the widths (c, 2c, 4c, 8c); None: plain skips.
-        channels: of the input (two pictures side by side in the channel axis).
+        fusion: the cross attention of the skips, for maps of c, 2c, 4c, 8c channels; None: plain skips.
+        channels: of the input, two images side by side.
         classes: output channels.
     """
 
-    stride = 16
-
-    def __init__(
-        self,
-        width: int = 40,
-        res_se: Literal["entry", "projected", "none"] = "entry",
-        se_ratio: int = 16,
-        fusion: CrossFusion | None = None,
-        channels: int = 6,
-        classes: int = 2,
-    ):
+    def __init__(self, *, width: int, fusion: CrossFusion | None, channels: int = 6, classes: int = 2):
         super().__init__()
         c = width
         widths = (c, 2 * c, 4 * c, 8 * c, 8 * c)
-
-        def level(i: int, o: int) -> nn.Module:
-            if res_se == "none":
-                return convolution_block(i, o)
-            if res_se == "projected":
-                return ResSE(i, o, se_ratio, projected=True)
-            return nn.Sequential(*convolution_block(i, o, 1), ResSE(o, o, se_ratio))
-
-        self.levels = nn.ModuleList(level(i, o) for i, o in zip((channels, *widths), widths))
+        self.levels = nn.ModuleList(
+            nn.Sequential(*convolution_block(i, o, 1), ResSE(o)) for i, o in zip((channels, *widths), widths)
+        )
         self.pool = nn.MaxPool2d(2)
         self.fusion = fusion
         steps = ((8 * c, 4 * c, 8 * c), (4 * c, 2 * c, 4 * c), (2 * c, c, 2 * c), (c, c, c))  # in, out, skip
@@ -86,7 +77,7 @@ class ResSEUNet(nn.Module):
         self.apply(init_convolutions)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) -> logits (B, classes, H, W)."""
+        """Computes logits: (B, channels, H, W) -> (B, classes, H, W)."""
         skips = []
         for i, level in enumerate(self.levels):
             x = level(x if i == 0 else self.pool(x))
@@ -97,3 +88,13 @@ class ResSEUNet(nn.Module):
         for up, block, skip in zip(self.ups, self.blocks, reversed(skips)):
             x = block(torch.cat((up(x), skip), dim=1))
         return self.out(x)
+
+
+def cross_fusion(
+    *, size: tuple[int, int], width: int, attention: Literal["uctransnet", "printed"], dropout: float
+) -> CrossFusion:
+    """Builds the cross attention of a `ResSEUNet` of this width for images of this size."""
+    return CrossFusion(
+        size=size, widths=tuple(width * 2**level for level in range(4)), patches=TOKEN_SIDES, layers=LAYERS,
+        heads=ATTENTION_HEADS, dropout=dropout, **ATTENTION[attention],
+    )  # fmt: skip
