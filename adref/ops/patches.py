@@ -1,8 +1,8 @@
-"""Anomalies made of the object's own material: a patch of a normal image, altered, turned, and set in elsewhere.
+"""Rectangular patches of an image: random sizes and places on an object, and a warp that rotates and scales.
 
-The steps of SRDAD's natural anomaly generation (Scientific Reports 2025, section on Eqs 3 to 5); sizes and acceptance
-rules after NSA: H. Schlueter et al., "Natural Synthetic Anomalies for Self-Supervised Anomaly Detection and
-Localization", ECCV 2022. Functions named `draw_...` spend random numbers; the others are pure. Pictures are (C, H, W).
+The steps of SRDAD's natural anomalies (Scientific Reports 2025, equations 3 to 5); sizes and rules of acceptance after
+NSA: H. Schlueter et al., "Natural Synthetic Anomalies for Self-Supervised Anomaly Detection and Localization", ECCV
+2022. Only functions named `draw_...` use random numbers. Images are (C, H, W).
 """
 
 import math
@@ -13,14 +13,15 @@ import numpy as np
 
 def draw_lognormal_size(
     rng: np.random.Generator,
-    median: float = 28.0,
-    sigma: float = 0.75,
-    limits: tuple[float, float] = (4.0, 128.0),
-    aspect_sigma: float = 0.4,
-    aspect_limit: float = 3.0,
-    longest: float = 160.0,
+    *,
+    median: float,
+    sigma: float,
+    limits: tuple[float, float],
+    aspect_sigma: float,
+    aspect_limit: float,
+    longest: float,
 ) -> tuple[float, float]:
-    """Height and width of a patch, in pixels of a picture of side 256, not yet rounded.
+    """Draws height and width of a patch, not yet rounded, from a lognormal distribution.
 
     The equivalent side d = exp(N(ln median, sigma^2)) is clipped to `limits`, the aspect a = exp(N(0, aspect_sigma^2))
     to [1 / aspect_limit, aspect_limit]; width = d sqrt(a), height = d / sqrt(a), both clipped to [limits[0], longest].
@@ -32,9 +33,9 @@ def draw_lognormal_size(
 
 
 def draw_gamma_size(
-    rng: np.random.Generator, height: tuple[float, float] = (0.03, 0.4), width: tuple[float, float] = (0.03, 0.4)
+    rng: np.random.Generator, height: tuple[float, float], width: tuple[float, float]
 ) -> tuple[float, float]:
-    """NSA's sizes: height and width of a patch as shares of the picture's, independent of each other.
+    """Draws height and width of a patch as shares of the image's, independent of each other (NSA).
 
     Half of a side is 0.03 + Gamma(shape 2, scale 0.05), clipped to the limits given.
     """
@@ -42,15 +43,15 @@ def draw_gamma_size(
     return 2 * float(np.clip(half[0], *height)), 2 * float(np.clip(half[1], *width))
 
 
-def draw_listed_size(rng: np.random.Generator, sizes: np.ndarray, jitter: float = 0.1) -> tuple[float, float]:
-    """A row of `sizes`, (n, 3) height, width, weight, drawn by weight; each side times U(1 - jitter, 1 + jitter)."""
+def draw_listed_size(rng: np.random.Generator, sizes: np.ndarray, jitter: float) -> tuple[float, float]:
+    """Draws a row of `sizes`, (n, 3) height, width and weight, by weight; each side times U(1 - jitter, 1 + jitter)."""
     row = sizes[rng.choice(len(sizes), p=sizes[:, 2] / sizes[:, 2].sum())]
     factors = rng.uniform(1 - jitter, 1 + jitter, size=2)
     return float(row[0] * factors[0]), float(row[1] * factors[1])
 
 
 class ObjectPixels:
-    """Where an object lies: random pixels of it, and its share of any rectangle in a few operations.
+    """Draws pixels of an object, and computes its share of a rectangle in constant time.
 
     Args:
         mask: (H, W) bool, not empty.
@@ -62,27 +63,27 @@ class ObjectPixels:
         self.table = np.pad(mask, ((1, 0), (1, 0))).astype(np.int64).cumsum(axis=0).cumsum(axis=1)  # summed area
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Row and column, uniform over the pixels of the object."""
+        """Draws row and column, uniformly over the pixels of the object."""
         return divmod(int(self.places[rng.integers(len(self.places))]), self.mask.shape[1])
 
     def share(self, top: int, left: int, height: int, width: int) -> float:
-        """The object's share of a rectangle that lies inside the picture."""
+        """Computes the object's share of a rectangle that lies inside the image."""
         table, bottom, right = self.table, top + height, left + width
         inside = table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
         return inside / (height * width)
 
 
 def draw_source(
-    rng: np.random.Generator, pixels: ObjectPixels, size: tuple[int, int], share: float = 0.5, tries: int = 200
+    rng: np.random.Generator, pixels: ObjectPixels, size: tuple[int, int], share: float, tries: int
 ) -> tuple[int, int] | None:
-    """Top and left of a patch whose centre is drawn from the object, shifted inward to fit the picture.
+    """Draws top and left of a patch whose centre lies on the object, shifted inward to fit the image.
 
     Args:
-        rng: the stream of this sample.
+        rng: the random stream.
         pixels: of the object.
-        size: (height, width), at most the picture's.
-        share: of the patch that must lie on the object.
-        tries: after which None is returned.
+        size: (height, width), at most the image's.
+        share: least share of the patch on the object.
+        tries: draws after which None is returned.
     """
     for _ in range(tries):
         top, left = _inward(pixels.draw(rng), size, pixels.mask.shape)
@@ -92,23 +93,23 @@ def draw_source(
 
 
 def draw_place(
-    rng: np.random.Generator, pixels: ObjectPixels, support: np.ndarray, share: float = 0.25, tries: int = 200
+    rng: np.random.Generator, pixels: ObjectPixels, support: np.ndarray, share: float, tries: int
 ) -> tuple[int, int] | None:
-    """Top and left of a patch's new place, drawn alike; `share` of its support (h, w) bool must lie on the object.
+    """Draws top and left of a patch's new place in the same way; `share` is of its support, (h, w) bool.
 
-    A canvas larger than the picture overhangs it, top or left then being negative.
+    A canvas larger than the image overhangs it, and top or left are negative then.
     """
     for _ in range(tries):
         top, left = _inward(pixels.draw(rng), support.shape, pixels.mask.shape)
-        ours, theirs = overlap((top, left), support.shape, pixels.mask.shape)
-        on_object = np.count_nonzero(pixels.mask[ours] & support[theirs])
+        in_image, in_patch = overlap((top, left), support.shape, pixels.mask.shape)
+        on_object = np.count_nonzero(pixels.mask[in_image] & support[in_patch])
         if on_object >= share * np.count_nonzero(support):
             return top, left
     return None
 
 
 def _inward(centre: tuple[int, int], size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
-    """Top and left of a rectangle about `centre`, moved into the picture; a larger one keeps the picture covered."""
+    """Centres a rectangle and moves it into the image, or, where it is larger, over all of it: its top and left."""
     corners = []
     for middle, side, length in zip(centre, size, shape):
         room = length - side
@@ -117,25 +118,25 @@ def _inward(centre: tuple[int, int], size: tuple[int, int], shape: tuple[int, in
 
 
 def overlap(corner: tuple[int, int], size: tuple[int, int], shape: tuple[int, int]) -> tuple[tuple, tuple]:
-    """The part that a rectangle shares with the picture, as (rows, columns) slices of the picture and of itself."""
+    """Intersects a rectangle with the image: (rows, columns) slices of the image and of the rectangle."""
     starts = [max(place, 0) for place in corner]
     ends = [max(min(place + side, n), start) for place, side, n, start in zip(corner, size, shape, starts)]
-    ours = tuple(slice(start, end) for start, end in zip(starts, ends))
-    return ours, tuple(slice(s - place, e - place) for s, e, place in zip(starts, ends, corner))
+    in_image = tuple(slice(start, end) for start, end in zip(starts, ends))
+    return in_image, tuple(slice(s - place, e - place) for s, e, place in zip(starts, ends, corner))
 
 
 class Warped(NamedTuple):
-    """A turned and scaled patch."""
+    """Holds a rotated and scaled patch."""
 
     values: np.ndarray  # (C, h', w') float64, 0 outside the support
     support: np.ndarray  # (h', w') bool: pixels that depend on the patch alone
 
 
 def warp(patch: np.ndarray, angle: float, scale: float) -> Warped:
-    """Turns a patch about its centre, counter-clockwise as seen on a screen, and scales it; one bilinear interpolation.
+    """Rotates a patch about its centre, counter-clockwise on a screen, and scales it in one bilinear interpolation.
 
-    The canvas has h' = ceil(s (h |cos| + w |sin|)) and w' = ceil(s (w |cos| + h |sin|)) pixels; pixel centres stand at
-    whole coordinates, and both centres coincide.
+    The canvas has h' = ceil(s (h |cos| + w |sin|)) rows and w' = ceil(s (w |cos| + h |sin|)) columns; pixel centres
+    have integer coordinates, and both centres coincide.
 
     Args:
         patch: (C, h, w), sides of at least 2.
@@ -147,7 +148,7 @@ def warp(patch: np.ndarray, angle: float, scale: float) -> Warped:
     """
     h, w = patch.shape[1:]
     cos, sin = math.cos(angle), math.sin(angle)
-    # Whole numbers up to rounding stay whole: a quarter turn must not add a row.
+    # Whole numbers up to rounding stay whole: a rotation by 90 degrees must not add a row.
     height = math.ceil(scale * (h * abs(cos) + w * abs(sin)) - 1e-9)
     width = math.ceil(scale * (w * abs(cos) + h * abs(sin)) - 1e-9)
     v, u = np.arange(height)[:, None] - (height - 1) / 2, np.arange(width) - (width - 1) / 2

@@ -23,7 +23,7 @@ from adref.train import main
 COMMON = ["--batch-size", "3", "--epochs", "2", "--workers", "0", "--device", "cpu"]
 METHODS = {
     "draem": ["--size", "64,64", "--reconstruction-width", "4", "--discriminator-width", "4", "--score-window", "5"],
-    "srdad": ["--size", "64,64", "--width", "12", "--depths", "1,1,1", "--window", "4", "--aspp-width", "24",
+    "srdad": ["--size", "64,64", "--width", "12", "--window", "4", "--aspp-width", "24",
               "--discriminator-width", "4", "--score-window", "5", "--attention-dropout", "0"],
     "vit_autoencoder": ["--preset", "tiny", "--size", "64,64", "--width", "16", "--depth", "1", "--heads", "2",
                         "--memory-items", "8", "--decoder-width", "16"],

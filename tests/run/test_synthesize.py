@@ -10,9 +10,9 @@ from PIL import Image
 from adref.data.examples import Images, random_stream
 from adref.data.layouts import find_category
 from adref.method import Sources
-from adref.methods.srdad.anomalies import survey
+from adref.methods.srdad.anomalies import object_side
 from adref.methods.srdad.method import corrupt
-from adref.methods.srdad.options import Options, resolve
+from adref.methods.srdad.options import Options
 from adref.run.config import Flags
 from adref.run.sources import split
 from adref.synthesize import main
@@ -28,7 +28,7 @@ def test_shows_the_examples_of_training(data, tmp_path, capsys):
     out = tmp_path / "out"
     assert call("srdad", "--data", data, "--out", out, "--n", 5, "--seed", 3, *SMALL) == 0
     told = json.loads((out / "statistics.json").read_text())
-    assert told["corrupted"] == 5 <= told["examples"] and told["options"]["epochs"] == 500
+    assert told["corrupted"] == 5 <= told["examples"] and told["options"]["recipe"] == "srdad"
     rows = (out / "statistics.csv").read_text().splitlines()
     assert len(rows) == 6 and rows[0].startswith("example,mask_share,visible_share_of_mask,milliseconds,patches")
     assert "Sheet: " in capsys.readouterr().out
@@ -36,9 +36,9 @@ def test_shows_the_examples_of_training(data, tmp_path, capsys):
                          "too_small", "solve_milliseconds"}  # fmt: skip
     # The first corrupted example, made again from the parts of training.
     category = find_category(data, "part")
-    options = resolve(Options(size=(64, 64), window=4, width=12))
+    options = Options(size=(64, 64), window=4, width=12)
     images = Images([r.path for r in split(category, Flags(seed=3))[0]], options.size)
-    sources = Sources(images=images, survey=survey(images, "part", options))
+    sources = Sources(images=images, statistics=object_side(images, "part", options))
     order = random_stream(3, "order train", 0).permutation(len(images))
     for position, index in enumerate(order):
         batch = corrupt(images[int(index)].float() / 255, random_stream(3, "corrupt", 0, position), options, sources)
@@ -84,17 +84,16 @@ def test_no_weights_are_made(data, tmp_path, monkeypatch):
         ([], "a method must stand first"),
         (["srdad", "--n", "0"], "--n takes 1 or more; got 0"),
         (["srdad", "--n", "few"], "--n takes a whole number; got 'few'"),
-        (["srdad", "--patch-coun", "uniform"], "unknown option --patch-coun; known: --patch-count"),
+        (["srdad", "--patch-siz", "histogram"], "unknown option --patch-siz; known: --patch-size"),
         (["srdad", "--epochz", "1"], "unknown option --epochz"),
         (["srdad", "--out", "DATA"], "--out DATA exists already"),
         (["srdad", "--data", "DATA/none"], "DATA/none"),
-        (["srdad", "--anomaly-probability", "0"], "srdad corrupted none of 100 examples; see the options that mix"),
         (
             ["srdad", "--rotation", "-10,10"],
             "argument --rotation: expected at least one argument (a value that begins with a minus",
         ),
-        (["srdad", "--patch-side-limits", "2,2", "--anomaly-probability", "1"], "100 came out empty: {'patches'"),
         (["srdad", "--patch-size", "histogram"], "needs --defect-sizes FILE"),
+        (["srdad", "--patch-size", "histogram", "--defect-sizes", "DATA/sizes.csv"], "came out empty: {'patches'"),
         (["srdad", "--size", "200,64", "--window", "8"], "--size: a height of 200 does not fit"),
         (
             ["--sizes-from", "DATA/part/ground_truth", "--out", "DATA/none/a.csv"],
@@ -110,6 +109,7 @@ def test_refuses(arguments, words, data, tmp_path, capsys):
     base = {"--data": data, "--n": 1, "--out": tmp_path / "out"}
     if arguments and arguments[0] == "srdad":
         base |= dict(zip(SMALL[::2], SMALL[1::2]))
+    (data / "sizes.csv").write_text("2,2,1\n")  # patches without an inside
     before = sorted(tmp_path.rglob("*"))
     assert (
         call(*arguments, *(word for key, value in base.items() if key not in arguments for word in (key, value))) == 2

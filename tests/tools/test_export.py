@@ -28,7 +28,7 @@ SPEC.loader.exec_module(export)
 SMALL = {
     "draem": {"size": (64, 64), "reconstruction_width": 4, "discriminator_width": 4, "score_window": 5},
     "srdad": {
-        "size": (64, 64), "width": 12, "window": 4, "depths": (1, 1, 1), "aspp_width": 24,
+        "size": (64, 64), "width": 12, "window": 4, "aspp_width": 24,
         "unet_width": 4, "score_window": 5,
     },
     "vit_autoencoder": {

@@ -25,12 +25,12 @@ SCALE = (0.8, 1.2)  # equation 4: s from U(0.8, 1.2)
 SEPARABILITY = 0.75  # Otsu's eta below which auto takes the full image
 OBJECT_SHARES = (0.03, 0.97)  # shares of the object outside which auto takes the full image
 LEAST_OBJECT = 64  # pixels, below which the full image is taken
-# Of a patch's sides, in pixels of an image of side 256.
+# of a patch's sides, in pixels of an image of side 256
 LOGNORMAL = {"median": 28.0, "sigma": 0.75, "limits": (4.0, 128.0), "aspect_sigma": 0.4, "aspect_limit": 3.0,
              "longest": 160.0}  # fmt: skip
 
 # NSA's code.
-MOST_PATCHES = (3, 4)  # on an object, on a full image
+MOST_PATCHES = (3, 4)  # n of N = 1 + Binomial(n - 1, 0.5), on an object and on a full image
 GAMMA_LIMITS = (0.03, 0.4)  # of half a patch's side, as a share of the image's
 SOURCE_SHARE = 0.5  # least share of a patch that lies on the object where it is cut
 PLACE_SHARE = 0.25  # and where it is set in
@@ -57,7 +57,7 @@ def natural_anomaly(
         the anomalous image (3, H, W), equal to `image` wherever no patch lies; Y (H, W) bool.
     """
     pixels, blended, covered = patches.ObjectPixels(mask), image.copy(), np.zeros(mask.shape, bool)
-    count = draw_count(rng, full=bool(mask.all()))
+    count = 1 + int(rng.binomial(MOST_PATCHES[int(mask.all())] - 1, 0.5))  # N
     notes = {"object": mask, "patches": count, "no_source": 0, "no_place": 0, "too_small": 0, "solve_milliseconds": 0.0}
     for _ in range(count):
         drawn = draw_patch(image, rng, pixels, options, sources)
@@ -86,19 +86,10 @@ def natural_anomaly(
     return (blended if covered.any() else image), covered
 
 
-def draw_count(rng: np.random.Generator, full: bool) -> int:
-    """Draws N, the patches of an image: 1 + Binomial(n - 1, 0.5); `full`: the object fills the image."""
-    return 1 + int(rng.binomial(MOST_PATCHES[int(full)] - 1, 0.5))
-
-
 def draw_patch(
     image: np.ndarray, rng: np.random.Generator, pixels: patches.ObjectPixels, options: Options, sources: Sources
 ) -> tuple[patches.Warped, tuple[int, int]] | str:
-    """Draws an altered patch and the top and left of its new place.
-
-    Returns:
-        both, or "no_source" or "no_place" where no place on the object was found.
-    """
+    """Draws an altered patch and the top and left of its new place; "no_source" or "no_place" where there is none."""
     height, width = draw_size(rng, image.shape[1:], options, sources)
     source = patches.draw_source(rng, pixels, (height, width), SOURCE_SHARE, TRIES)
     if source is None:
@@ -123,7 +114,7 @@ def draw_size(rng: np.random.Generator, shape: tuple[int, int], options: Options
 
 
 class Alteration(NamedTuple):
-    """The random numbers of one patch (equation 4)."""
+    """Holds the random numbers of one patch (equation 4)."""
 
     noise: np.ndarray | float  # (3, h, w), added
     factor: float  # of the brightness
@@ -154,10 +145,7 @@ def draw_alteration(rng: np.random.Generator, shape: tuple[int, ...], options: O
 
 
 def alter(patch: np.ndarray, numbers: Alteration) -> patches.Warped:
-    """Adds noise and changes the brightness of a patch (3, h, w), then rotates and scales it (equations 3 and 4).
-
-    The bilinear warp comes last, so it smooths the noise a little.
-    """
+    """Changes brightness and noise of a patch (3, h, w), then warps it, which smooths the noise (equations 3 and 4)."""
     return patches.warp(patch * numbers.factor + numbers.offset + numbers.noise, numbers.angle, numbers.scale)
 
 
@@ -219,11 +207,7 @@ def object_side(images: Sequence[Tensor], category: str, options: Options) -> st
 def texture_anomaly(
     image: Tensor, rng: np.random.Generator, options: Options, sources: Sources
 ) -> tuple[Tensor, Tensor]:
-    """Pastes a texture under a Perlin mask, with the constants of DRAEM's code at full size whatever the preset.
-
-    Returns:
-        the anomalous image (3, H, W); Y (1, H, W) in {0, 1}.
-    """
+    """Pastes a texture under a Perlin mask Y (1, H, W), by the constants of DRAEM's code at full size."""
     texture = draw_texture(
         rng, sources.textures, sources.images, own_share=options.own_texture_share, operations="code",
         operation_count=3, channel_order="rgb",

@@ -18,23 +18,17 @@ SE_RATIO = 16  # squeeze and excitation's
 TOKEN_SIDES = (16, 8, 4, 2)  # pixels a token's side at each level
 LAYERS = 4
 ATTENTION_HEADS = 4  # full-width, averaged
-ATTENTION = {  # reading -> arguments of `CrossFusion`
-    "uctransnet": {
-        "attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official", "add_input": True,
-    },
-    "printed": {  # equations 12 and 14 to the letter, the outputs handed to the decoder as they are
-        "attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14", "add_input": False,
-    },
+ATTENTION = {  # reading -> arguments of `CrossFusion`; "printed": equations 12 and 14, nothing added to the outputs
+    "uctransnet": {"attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official",
+                   "add_input": True},
+    "printed": {"attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14", "add_input": False},
 }  # fmt: skip
 
 
 class ResSE(nn.Module):
-    """relu(x + s * u): u two convolutions of x, s one factor a channel, from the means of u.
+    """Computes relu(x + s * u): u two convolutions of x, s one factor for each of C channels, from the means of u.
 
     s = sigmoid(V2 relu(V1 mean(u))), V1: C -> max(C // 16, 1), V2 back, no biases.
-
-    Args:
-        channels: C.
     """
 
     def __init__(self, channels: int):
@@ -52,7 +46,7 @@ class ResSE(nn.Module):
 
 
 class ResSEUNet(nn.Module):
-    """Five levels c, 2c, 4c, 8c, 8c with max-pooling between them, and skips from the first four.
+    """Segments maps on five levels of c, 2c, 4c, 8c, 8c channels, with cross attention on the first four as skips.
 
     Args:
         width: channels c of the first level.

@@ -1,7 +1,7 @@
 """SRDAD: natural anomalies, a Swin-UNet that reconstructs, a U-Net with cross attention that discriminates.
 
-"SRDAD", Scientific Reports 2025, article s41598-025-10303-8. Source: its text, without the bodies of its tables; no code
-of its authors is known. What it leaves open comes from the code of the works that it builds on: DRAEM, Swin-Unet,
+"SRDAD", Scientific Reports 2025, article s41598-025-10303-8. Source: its text, without the bodies of its tables; no
+code of its authors is known. What it leaves open comes from the code of the works that it builds on: DRAEM, Swin-Unet,
 UCTransNet and NSA. `--ablation literal` takes every value as printed, where that can be run.
 
 A patch of a normal image is altered and blended in elsewhere on the object. A Swin-UNet with ASPP and gated skips

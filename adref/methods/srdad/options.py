@@ -20,19 +20,16 @@ class Options:
                                    limits=(32, 65536))  # fmt: skip
     resize: Literal["bilinear", "antialias"] = option(
         "bilinear", "filter that resizes images to --size", "DRAEM's code", kind="silent", paper="resize to 256 x 256",
-        why="DRAEM's filter: half-pixel centres, no antialias",
-    )  # fmt: skip
+        why="DRAEM's filter: half-pixel centres, no antialias")  # fmt: skip
 
     # the object
     object_mask: Literal["auto", "bright", "dark", "full", "mvtec"] = option(
         "auto", "side of Otsu's threshold that is the object, or the full image; auto: by the frames of the training "
         "images, mvtec: by the category's name", "Eq 1", kind="mistake", paper="the brighter side is the object",
-        why="a dark part on a bright ground would have its anomalies on the ground",
-    )  # fmt: skip
+        why="a dark part on a bright ground would have its anomalies on the ground")  # fmt: skip
     mask_morphology: Literal["closing", "opening"] = option(
         "closing", "of the object's mask, 3 x 3, once", "Eq 2", kind="contradiction",
-        paper="'closing', with the sign of opening", why="the text names it twice",
-    )  # fmt: skip
+        paper="'closing', with the sign of opening", why="the text names it twice")  # fmt: skip
 
     # the anomalies
     anomaly: Literal["natural", "draem"] = option("natural", "patches of the image itself, or DRAEM's textures",
@@ -40,27 +37,23 @@ class Options:
     patch_size: Literal["lognormal", "nsa_gamma", "histogram"] = option(
         "lognormal", "distribution of patch sizes; histogram: of --defect-sizes", "adref", kind="silent",
         paper="an empirical distribution of real defects, not given",
-        why="masks of the test set would leak it; these sizes are guessed, not measured",
-    )  # fmt: skip
+        why="masks of the test set would leak it; these sizes are guessed, not measured")  # fmt: skip
     transformations: Literal["all", "one"] = option(
         "all", "of each patch: noise, brightness, rotation and scale; one: noise or brightness, and rotation or scale",
         "Eq 3", kind="ambiguous", paper="a set of transformations", why="the shorter reading; one is drawn evenly",
     )  # fmt: skip
     noise: Literal["fixed", "drawn", "variance"] = option(
         "fixed", "standard deviation of the noise: L (--noise-level), |N(0, L^2)| for each patch, or sqrt(L)", "Eq 4",
-        kind="mistake", paper="sigma ~ N(0, 0.05)", why="a standard deviation cannot be negative",
-    )  # fmt: skip
+        kind="mistake", paper="sigma ~ N(0, 0.05)", why="a standard deviation cannot be negative")  # fmt: skip
     noise_level: float = option(0.05, "L of the noise that is added to each pixel and channel of a patch", "Eq 4",
                                 limits=(0, 1))  # fmt: skip
     brightness_mode: Literal["multiply", "add"] = option(
         "multiply", "P (1 + delta) or P + delta, delta from U(-0.2, 0.2)", "Eq 4", kind="ambiguous",
         paper="brightness adjusted by U(-0.2, 0.2)",
-        why="P + delta has the gradients of P: blending leaves nothing of delta",
-    )  # fmt: skip
+        why="P + delta has the gradients of P: blending leaves nothing of delta")  # fmt: skip
     rotation: tuple[float, float] = option(
         (0.0, 360.0), "degrees, drawn uniformly from here (write --rotation=-10,10)", "Eq 4", limits=(-360, 360),
-        kind="contradiction", paper="U(0, 2 pi), and 'angles seen in production'", why="the formula",
-    )  # fmt: skip
+        kind="contradiction", paper="U(0, 2 pi), and 'angles seen in production'", why="the formula")  # fmt: skip
     poisson_lambda: float | None = option(
         None, "lambda of Eq 5, the weight of the image's values on dR; none: infinite", "adref", limits=(1e-6, 1e12),
         kind="ambiguous", paper="a weight lambda without a value", why="Perez et al. (2003) fix the values on dR",
@@ -68,13 +61,11 @@ class Options:
     object_constraint: Literal["multiply", "clip_region"] = option(
         "multiply", "cut to the object once, after all patches, or each region before it is blended", "section Method",
         kind="ambiguous", paper="multiplication with M after blending",
-        why="as written, which leaves a seam at the object's edge; clip_region does not",
-    )  # fmt: skip
+        why="as written, which leaves a seam at the object's edge; clip_region does not")  # fmt: skip
     label: Literal["region", "changed"] = option(
         "region", "Y: Omega within M, or its pixels that changed visibly", "adref", kind="ambiguous",
         paper="'precisely marks' the region",
-        why="the words; an invisible patch is a false label then, which changed, after NSA, drops",
-    )  # fmt: skip
+        why="the words; an invisible patch is a false label then, which changed, after NSA, drops")  # fmt: skip
     own_texture_share: float = option(0.0, "of DRAEM's anomalies: share of textures that are moved training images",
                                       "adref", limits=(0, 1))  # fmt: skip
 
@@ -85,18 +76,15 @@ class Options:
     width: int = option(96, "channels of the first level of both Swin networks", "Eq 6", limits=(1, INF))
     window: int = option(
         8, "side of their attention windows in tokens", "Swin Transformer's code", limits=(2, INF), kind="silent",
-        paper="no window", why="its value for 256 pixels; Swin-Unet's 7 divides no map here",
-    )  # fmt: skip
+        paper="no window", why="its value for 256 pixels; Swin-Unet's 7 divides no map here")  # fmt: skip
     aspp_width: int = option(192, "channels of each branch of ASPP", "adref", limits=(1, INF), kind="silent",
                              paper="no widths", why="4 x 192 = 768, so no projection is needed")  # fmt: skip
     residual: Literal["level", "block"] = option(
         "level", "part of the decoder that each W bridges", "Eq 8", kind="ambiguous", paper="each decoder block",
-        why="19,408,023 parameters for the paper's 19.4 M; a W for each block gives 19,602,231",
-    )  # fmt: skip
+        why="19,408,023 parameters for the paper's 19.4 M; a W for each block gives 19,602,231")  # fmt: skip
     gates: Literal["channel", "spatial"] = option(
         "channel", "a gate for each channel, or one for each token", "Eq 9", kind="ambiguous",
-        paper="element-wise; 'spatial' in a caption", why="the equation",
-    )  # fmt: skip
+        paper="element-wise; 'spatial' in a caption", why="the equation")  # fmt: skip
     skips: Literal["final_sum", "inline"] = option(
         "final_sum", "gated skips are summed at level 1 (by linears and bilinear upsampling), or each at its level",
         "Eq 10", kind="mistake", paper="a sum of maps of four shapes", why="the sum is impossible as printed",
@@ -110,31 +98,26 @@ class Options:
     discriminator: Literal["srdad", "draem"] = option("srdad", "with Res-SE and cross attention, or DRAEM's", "table 4")
     discriminator_width: int = option(
         40, "channels of the first level of SRDAD's", "adref", limits=(1, INF), kind="ambiguous",
-        paper="27.8 M parameters, no widths", why="28,283,402: the multiple of 8 that comes nearest",
-    )  # fmt: skip
+        paper="27.8 M parameters, no widths", why="28,283,402: the multiple of 8 that comes nearest")  # fmt: skip
     attention: Literal["uctransnet", "printed"] = option(
         "uctransnet", "cross attention of channels as UCTransNet's code, or of tokens as Eqs 12 and 14 "
         "(discriminator.ATTENTION)", "UCTransNet's code", kind="contradiction",
         paper="'channel' attention; softmax(Q K^T / sqrt(d)) V of tokens, no norm, no path from T itself",
-        why="the module that it cites, and Eq 11's unequal widths",
-    )  # fmt: skip
+        why="the module that it cites, and Eq 11's unequal widths")  # fmt: skip
     attention_dropout: float = option(0.1, "rate on tokens and attention", "UCTransNet's code", limits=(0, 0.99))
     unet_width: int = option(64, "channels of the first level of DRAEM's U-Net", "DRAEM's code", limits=(1, INF))
     discriminator_input: Literal["image_first", "reconstruction_first"] = option(
         "image_first", "order of the two images in the six channels", "section Method", kind="silent",
-        paper="anomalous and reconstructed", why="the order of the words; DRAEM's code has the other",
-    )  # fmt: skip
+        paper="anomalous and reconstructed", why="the order of the words; DRAEM's code has the other")  # fmt: skip
     score_window: int = option(
         21, "side s of the score's mean filter, odd, pixels at --size", "DRAEM's code", limits=(1, INF), kind="silent",
-        paper="the symbol s", why="DRAEM's; a lone k x k response then scores at most k^2 / 441",
-    )  # fmt: skip
+        paper="the symbol s", why="DRAEM's; a lone k x k response then scores at most k^2 / 441")  # fmt: skip
 
     # training
     recipe: Literal["srdad", "draem"] = option(
         "srdad", "loss weights, optimizer, schedule, order and rotation of images (options.RECIPES)",
         "section Experiments", kind="silent", paper="whether the rows of table 4 share a recipe",
-        why="row draem is DRAEM with all its values; --recipe and --anomaly give all rows the same",
-    )  # fmt: skip
+        why="row draem is DRAEM with all its values; --recipe and --anomaly give all rows the same")  # fmt: skip
     rotation_probability: float | None = option(
         None, "share of clean images that are rotated first; none: the recipe's, srdad 0, draem 0.3", "adref",
         limits=(0, 1), kind="silent", paper="no augmentation of clean images", why="none is named; DRAEM's code has it",
@@ -143,14 +126,13 @@ class Options:
                                 "section Experiments", limits=(0, INF))  # fmt: skip
     length_unit: Literal["epochs", "iterations"] = option(
         "epochs", "what --epochs counts", "adref", kind="mistake", paper="500 iterations",
-        why="500 steps are 16 passes; the fall at 400 mirrors DRAEM's epochs",
-    )  # fmt: skip
+        why="500 steps are 16 passes; the fall at 400 mirrors DRAEM's epochs")  # fmt: skip
     batch_size: int = option(8, "images a step", "section Experiments", limits=(1, INF))
     learning_rate: float = option(1e-4, "the optimizer's step size", "section Experiments", limits=(0, INF))
 
 
 class Recipe(NamedTuple):
-    """What a row of table 4 trains with, besides its networks and anomalies."""
+    """Sets how a row of table 4 trains, besides its networks and anomalies."""
 
     l2_weight: float  # equation 18
     ssim_weight: float
@@ -206,27 +188,27 @@ ABLATIONS = {
 
 DEVIATIONS = (
     Deviation("anomalies.object_mask", "silent", "a grey image; nothing on textures or on parts that fill the image",
-              "8-bit luma; auto takes the full image where Otsu's eta is below 0.75 or the object covers less than 3 or "
-              "more than 97 %; a mask below 64 pixels becomes the full image",
+              "8-bit luma; auto takes the full image where Otsu's eta is below 0.75 or the object covers less than 3 % "
+              "or more than 97 %; a mask below 64 pixels becomes the full image",
               "a Gaussian histogram has eta 0.637, a uniform one 0.75, two clean levels 1"),
-    Deviation("anomalies.draw_count", "silent", "N patches", "1 + Binomial(n - 1, 0.5), n 3 on objects, 4 on full images",
-              "as NSA, whose 4 is for textures; here parts that fill the image count with them"),
+    Deviation("anomalies.MOST_PATCHES", "silent", "N patches", "1 + Binomial(n - 1, 0.5), n 3 on objects, 4 on full "
+              "images", "as NSA, whose 4 is for textures; here parts that fill the image count with them"),
     Deviation("anomalies.draw_patch", "silent", "patches of the target object", "of the same image, half on the object "
               "where cut and a quarter where set in, else another of 200 draws", "NSA's shares; NSA cuts from another "
               "image; a canvas larger than the image overhangs it"),
     Deviation("anomalies.natural_anomaly", "silent", "equation 5 alone", "source gradients, clipped, not rounded",
               "NSA mixes the gradients on textures, OpenCV rounds to 8 bits"),
     Deviation("method.ANOMALY_PROBABILITY", "silent", "nothing said", "half of the examples are corrupted", "DRAEM"),
-    Deviation("reconstructor.DEPTHS", "silent", "no depths, no heads", "2, 2, 2 blocks with 3, 6, 12 heads, none in the "
-              "bottleneck, no stochastic depth, skips from behind the blocks, a linear output",
+    Deviation("reconstructor.DEPTHS", "silent", "no depths, no heads", "2, 2, 2 blocks with 3, 6, 12 heads, none in "
+              "the bottleneck, no stochastic depth, skips from behind the blocks, a linear output",
               "19,408,023 parameters for the paper's 19.4 M; Swin-Unet's 2, 2, 2, 2 alone has 27.2 M"),
     Deviation("reconstructor.SwinUNet", "silent", "branches of ASPP", "batch norm on the convolutions, no projection",
               "DeepLabv3's, whose projection the widths make unnecessary"),
     Deviation("discriminator.ResSE", "silent", "the name Res-SE", "a convolution, then two with squeeze and excitation "
               "(ratio 16) beside the identity", "the shortest layout with both parts of the name"),
     Deviation("discriminator.TOKEN_SIDES", "silent", "no sizes", "tokens of 16, 8, 4, 2 pixels, 4 layers, 4 heads; X_i "
-              "is added to what returns", "UCTransNet's at 256 pixels, without the dropout behind its attention and its "
-              "initialisation of the MLPs"),
+              "is added to what returns", "UCTransNet's at 256 pixels, without the dropout behind its attention and "
+              "its initialisation of the MLPs"),
     Deviation("SRDAD.forward", "silent", "an anomaly map", "the softmax of two logits, no detach between the networks",
               "DRAEM"),
     Deviation("SRDAD.loss", "silent", "SSIM of 'the means of the images'; gamma 'typically' 2, the symbol alpha_t",
@@ -240,8 +222,8 @@ DEVIATIONS = (
               "counted; srdad- has more in its reconstructor than srdad"),
     Deviation("SRDAD", "mistake", "heavier than DRAEM", "33.8 against 198.0 G multiply-adds an image",
               "counted, attention's products among them (without: 30.9)"),
-    Deviation("PRESETS", "substitution", "one size, noise on all patches", "tiny: no noise, labels only where something "
-              "shows, a higher rate", "at an eighth of the steps and less, with noise it learns to find noise alone"),
+    Deviation("PRESETS", "substitution", "one size, noise on all patches", "tiny: no noise, labels only where "
+              "something shows, a higher rate", "at an eighth of the steps, with noise it learns to find noise alone"),
 )  # fmt: skip
 
 

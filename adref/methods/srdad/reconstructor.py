@@ -22,7 +22,7 @@ SWIN_UNET = {"bottleneck_depth": 2, "aspp_width": None, "residual": "none", "ski
 
 
 class Stage(nn.Module):
-    """Swin blocks of one level, every second one shifted, with residual linears in the decoder (equation 8).
+    """Applies the Swin blocks of one level, every second one shifted, with residual linears (equation 8).
 
     Args:
         width, heads, size, window: as in `SwinBlock`.
@@ -48,7 +48,7 @@ class Stage(nn.Module):
 
 
 class GatedSkip(nn.Module):
-    """F = sigmoid(W1 [E, D]) * (W2 E): the decoder decides what it takes over from the encoder (equation 9).
+    """Gates the encoder's map by the decoder's: F = sigmoid(W1 [E, D]) * (W2 E) (equation 9).
 
     Args:
         width: channels C of both maps.
@@ -61,12 +61,12 @@ class GatedSkip(nn.Module):
         self.value = nn.Linear(width, width)  # W2
 
     def forward(self, encoded: Tensor, decoded: Tensor) -> Tensor:
-        """Gates the encoder's map (equation 9): E and D, (B, H, W, C) each -> F, (B, H, W, C)."""
+        """Computes F: E and D, (B, H, W, C) each -> F, (B, H, W, C)."""
         return torch.sigmoid(self.gate(torch.cat((encoded, decoded), dim=-1))) * self.value(encoded)
 
 
 class SwinUNet(nn.Module):
-    """Patch embedding, encoder stages, bottleneck, decoder stages, and the fourfold expansion to pixels.
+    """Reconstructs images: patch embedding, encoder, bottleneck, ASPP, decoder, fourfold expansion to pixels.
 
     Args:
         size: (H, W) in pixels; see `valid_side`.
@@ -181,28 +181,23 @@ class SwinUNet(nn.Module):
         Raises:
             ValueError: missing keys (the first three named), or a shape that differs.
         """
-        last, loaded, missing = len(self.stages), {}, []
-        for name, ours in self.state_dict().items():
-            part, _, rest = name.partition(".")
-            if part in ("stages", "merges"):
-                level, _, rest = rest.partition(".")
-                theirs = f"layers.{level}.{rest}" if part == "stages" else f"layers.{level}.downsample.{rest}"
-            elif part in ("embed", "embed_norm", "bottleneck", "norm"):
-                theirs = {"embed": "patch_embed.proj", "embed_norm": "patch_embed.norm", "norm": "norm",
-                          "bottleneck": f"layers.{last}"}[part] + f".{rest}"  # fmt: skip
-            else:
-                continue
-            if theirs not in state:
-                missing.append(theirs)
-                continue
-            loaded[name] = state[theirs]
-            layer, _, tensor = name.rpartition(".")
-            if tensor == "relative_position_bias_table" and loaded[name].ndim == 2:
-                loaded[name] = resize_bias_table(loaded[name], self.get_submodule(layer).window)
-            if loaded[name].shape != ours.shape:
-                raise ValueError(f"{theirs} has shape {tuple(state[theirs].shape)}, expected {tuple(ours.shape)}")
+        parts = {"embed": "patch_embed.proj", "embed_norm": "patch_embed.norm"}
+        for i in range(len(self.stages)):
+            parts |= {f"stages.{i}": f"layers.{i}", f"merges.{i}": f"layers.{i}.downsample"}
+        parts |= {"bottleneck": f"layers.{len(self.stages)}", "norm": "norm"}
+        names = {f"{ours}.{key}": f"{theirs}.{key}" for ours, theirs in parts.items()
+                 for key in self.get_submodule(ours).state_dict()}  # fmt: skip
+        missing = [theirs for theirs in names.values() if theirs not in state]
         if missing:
             raise ValueError(f"no Swin checkpoint: {len(missing)} keys are missing, the first {missing[:3]}")
+        loaded, expected = {}, self.state_dict()
+        for ours, theirs in names.items():
+            layer, _, tensor = ours.rpartition(".")
+            given, shape = state[theirs], expected[ours].shape
+            resized = tensor == "relative_position_bias_table" and given.ndim == 2
+            loaded[ours] = resize_bias_table(given, self.get_submodule(layer).window) if resized else given
+            if loaded[ours].shape != shape:
+                raise ValueError(f"{theirs} has shape {tuple(given.shape)}, expected {tuple(shape)}")
         self.load_state_dict(loaded, strict=False)
 
 

@@ -1,4 +1,4 @@
-"""Sizes, places and warps of patches: their distributions, acceptance rules and slow loops."""
+"""Patches: distributions of sizes, rules of places, and warps against slow loops and scipy."""
 
 import cmath
 import itertools
@@ -20,12 +20,16 @@ from adref.ops.patches import (
     warp,
 )
 
+LOGNORMAL = {"median": 28.0, "sigma": 0.75, "limits": (4.0, 128.0), "aspect_sigma": 0.4, "aspect_limit": 3.0,
+             "longest": 160.0}  # fmt: skip
+GAMMA = (0.03, 0.4)
+
 # -- sizes ------------------------------------------------------------------------------------------------------------
 
 
 def test_lognormal_sizes_have_the_quantiles_of_the_specification():
     rng = np.random.default_rng(0)
-    sizes = np.array([draw_lognormal_size(rng) for _ in range(30000)])
+    sizes = np.array([draw_lognormal_size(rng, **LOGNORMAL) for _ in range(30000)])
     d = np.sqrt(sizes.prod(axis=1))
     np.testing.assert_allclose(np.quantile(d, [0.05, 0.25, 0.5, 0.75, 0.95]), [8.2, 16.9, 28.0, 46.5, 96.3], rtol=0.03)
     assert d.mean() == pytest.approx(36.1, rel=0.02)
@@ -45,41 +49,28 @@ def above(steps_d: float, steps_a: float):
 
 
 def test_lognormal_sizes_by_hand():
-    assert draw_lognormal_size(above(0, 0)) == pytest.approx((28, 28), rel=1e-12)
-    # width = d sqrt(a), height = d / sqrt(a)
-    d, root = 28 * math.exp(0.75), math.exp(0.2)
-    assert draw_lognormal_size(above(1, 1)) == pytest.approx((d / root, d * root), rel=1e-12)
-    assert draw_lognormal_size(above(1, -1)) == pytest.approx((d * root, d / root), rel=1e-12)
-    settings = {"median": 10.0, "sigma": 0.1, "aspect_sigma": 0.6}
+    """width = d sqrt(a), height = d / sqrt(a), with every limit in turn."""
+    d, root, root3 = 28 * math.exp(0.75), math.exp(0.2), math.sqrt(3)
+    for steps, size in (((0, 0), (28, 28)), ((1, 1), (d / root, d * root)), ((1, -1), (d * root, d / root)),
+                        ((9, 0), (128, 128)), ((-9, 0), (4, 4)), ((0, 9), (28 / root3, 28 * root3)),
+                        ((9, 9), (128 / root3, 160)), ((9, -9), (160, 128 / root3)),
+                        ((-9, 9), (4, 4 * root3))):  # fmt: skip
+        assert draw_lognormal_size(above(*steps), **LOGNORMAL) == pytest.approx(size, rel=1e-12)
+    others = {"median": 10.0, "sigma": 0.1, "aspect_sigma": 0.6, "limits": (6.0, 40.0), "aspect_limit": 1.44,
+              "longest": 44.0}  # fmt: skip
     d, root = 10 * math.exp(0.2), math.exp(0.15)
-    assert draw_lognormal_size(above(2, 0.5), **settings) == pytest.approx((d / root, d * root), rel=1e-12)
-
-
-def test_limits_of_lognormal_sizes():
-    assert draw_lognormal_size(above(9, 0)) == (128, 128)
-    assert draw_lognormal_size(above(-9, 0)) == (4, 4)
-    assert draw_lognormal_size(above(0, 9)) == pytest.approx((28 / math.sqrt(3), 28 * math.sqrt(3)), rel=1e-12)
-    assert draw_lognormal_size(above(9, 9)) == pytest.approx((128 / math.sqrt(3), 160), rel=1e-12)
-    assert draw_lognormal_size(above(9, -9)) == pytest.approx((160, 128 / math.sqrt(3)), rel=1e-12)
-    assert draw_lognormal_size(above(-9, 9)) == pytest.approx((4, 4 * math.sqrt(3)), rel=1e-12)
-    settings = {"limits": (6.0, 40.0), "aspect_limit": 1.44, "longest": 44.0}
-    assert draw_lognormal_size(above(0, 9), **settings) == pytest.approx((28 / 1.2, 28 * 1.2), rel=1e-12)
-    assert draw_lognormal_size(above(9, 9), **settings) == pytest.approx((40 / 1.2, 44), rel=1e-12)
-    assert draw_lognormal_size(above(-9, -9), **settings) == pytest.approx((6 * 1.2, 6), rel=1e-12)
+    for steps, size in (((2, 0.5), (d / root, d * root)), ((99, 9), (40 / 1.2, 44)), ((-99, -9), (6 * 1.2, 6))):
+        assert draw_lognormal_size(above(*steps), **others) == pytest.approx(size, rel=1e-12)
 
 
 def test_gamma_sizes_have_the_quantiles_of_the_specification():
     rng = np.random.default_rng(1)
-    sizes = np.array([draw_gamma_size(rng) for _ in range(20000)])
-    for side in 256 * sizes.T:  # pixels of a picture of side 256
+    sizes = np.array([draw_gamma_size(rng, GAMMA, GAMMA) for _ in range(20000)])
+    for side in 256 * sizes.T:  # pixels of a image of side 256
         np.testing.assert_allclose(np.quantile(side, [0.05, 0.5, 0.95]), [24, 58, 137], rtol=0.03)
         assert side.mean() == pytest.approx(66, rel=0.02)
     assert 0.06 < sizes.min() < 0.065 and sizes.max() == 0.8
     assert np.corrcoef(sizes.T)[0, 1] == pytest.approx(0, abs=0.03)
-
-
-def test_gamma_sizes_keep_their_own_limits():
-    rng = np.random.default_rng(2)
     sizes = np.array([draw_gamma_size(rng, (0.15, 0.2), (0.12, 0.12)) for _ in range(500)])
     assert sizes[:, 0].min() == 0.3 and sizes[:, 0].max() == 0.4 and len(np.unique(sizes[:, 0])) > 50
     assert (sizes[:, 1] == 0.24).all()
@@ -88,7 +79,7 @@ def test_gamma_sizes_keep_their_own_limits():
 def test_listed_sizes_are_drawn_by_weight_with_jitter():
     rng = np.random.default_rng(3)
     rows = np.array([[10.0, 20.0, 1.0], [100.0, 50.0, 6.0], [1000.0, 900.0, 0.0], [3.0, 4.0, 3.0]])
-    sizes = np.array([draw_listed_size(rng, rows) for _ in range(6000)])
+    sizes = np.array([draw_listed_size(rng, rows, jitter=0.1) for _ in range(6000)])
     row = np.abs(np.log(sizes[:, None, 0] / rows[:, 0])).argmin(axis=1)
     np.testing.assert_allclose(np.bincount(row, minlength=4) / len(row), [0.1, 0.6, 0, 0.3], atol=0.02)
     factors = sizes / rows[row, :2]
@@ -96,8 +87,6 @@ def test_listed_sizes_are_drawn_by_weight_with_jitter():
         np.testing.assert_allclose(np.quantile(side, [0, 0.25, 0.5, 0.75, 1]), [0.9, 0.95, 1, 1.05, 1.1], atol=0.006)
     assert factors.min() >= 0.9 and factors.max() <= 1.1
     assert np.corrcoef(factors.T)[0, 1] == pytest.approx(0, abs=0.05)
-    wide = np.array([draw_listed_size(rng, rows[:1], jitter=0.5) for _ in range(500)]) / rows[0, :2]
-    assert 0.5 <= wide.min() < 0.52 and 1.48 < wide.max() <= 1.5
     assert draw_listed_size(rng, rows[:1], jitter=0.0) == (10, 20)
 
 
@@ -132,7 +121,7 @@ def test_share_equals_a_slow_count():
 
 
 def slow_corner(centre, size, shape) -> tuple[int, int]:
-    """The rectangle moves pixel by pixel until it lies in the picture, or, where it is larger, the picture in it."""
+    """The rectangle moves pixel by pixel until it lies in the image, or, where it is larger, the image in it."""
     corner = []
     for middle, side, length in zip(centre, size, shape):
         place = middle - side // 2
@@ -157,8 +146,7 @@ def slow_place(rng, mask: np.ndarray, support: np.ndarray, share: float, tries: 
     return None
 
 
-@pytest.mark.parametrize("size", [(2, 2), (5, 4), (4, 7), (13, 3), (13, 18)])
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize(("size", "share"), [((2, 2), 0.8), ((5, 4), 0.5), ((13, 3), 0.3), ((13, 18), 0.3)])
 def test_sources_equal_a_slow_loop(size, share):
     mask, found = blob(), []
     for seed in range(15):
@@ -171,9 +159,9 @@ def test_sources_equal_a_slow_loop(size, share):
         assert patch.shape == size and patch.mean() >= share
 
 
-@pytest.mark.parametrize("shape", [(3, 3), (6, 5), (13, 18), (20, 6), (5, 30), (24, 31)])
-@pytest.mark.parametrize("share", [0.1, 0.25, 0.7])
-def test_places_equal_a_slow_loop(shape, share):  # also where the canvas is larger than the picture
+@pytest.mark.parametrize(("shape", "share"), [((3, 3), 0.7), ((6, 5), 0.25), ((20, 6), 0.25), ((24, 31), 0.1)])
+def test_places_equal_a_slow_loop(shape, share):
+    """Also where the canvas is larger than the image."""
     mask = blob()
     for seed in range(15):
         support = np.random.default_rng(seed + 100).random(shape) < 0.7
@@ -184,22 +172,11 @@ def test_places_equal_a_slow_loop(shape, share):  # also where the canvas is lar
 
 
 def test_a_share_that_is_just_enough_is_accepted():
-    mask = np.zeros((4, 6), bool)
+    mask, rng = np.zeros((4, 6), bool), np.random.default_rng(0)
     mask[:, :3] = True
     pixels, whole = ObjectPixels(mask), np.ones((4, 6), bool)
-    assert draw_source(np.random.default_rng(0), pixels, (4, 6)) == (0, 0)  # half, the default
-    assert draw_source(np.random.default_rng(0), pixels, (4, 6), share=0.51) is None
-    assert draw_place(np.random.default_rng(0), pixels, whole, share=0.5) == (0, 0)
-    assert draw_place(np.random.default_rng(0), pixels, whole, share=0.51) is None
-    mask[0, 0] = False
-    assert draw_source(np.random.default_rng(0), ObjectPixels(mask), (4, 6)) is None
-    mask[:, 1:3], mask[0, 0] = False, True
-    mask[:2, 1] = True  # a quarter: the default of places
-    pixels = ObjectPixels(mask)
-    assert draw_place(np.random.default_rng(0), pixels, whole) == (0, 0)
-    assert draw_source(np.random.default_rng(0), pixels, (4, 6)) is None
-    mask[0, 0] = False
-    assert draw_place(np.random.default_rng(0), ObjectPixels(mask), whole) is None
+    for share, place in ((0.5, (0, 0)), (0.51, None)):
+        assert draw_source(rng, pixels, (4, 6), share, 200) == draw_place(rng, pixels, whole, share, 200) == place
 
 
 def test_the_support_alone_counts():
@@ -209,12 +186,12 @@ def test_the_support_alone_counts():
     mask[4, 4] = True
     pixels, support = ObjectPixels(mask), np.zeros((9, 9), bool)
     support[3:6, 3:6] = True
-    assert draw_place(np.random.default_rng(0), pixels, support, share=1 / 9) == (0, 0)
-    assert draw_place(np.random.default_rng(0), pixels, support, share=0.12) is None
-    assert draw_place(np.random.default_rng(0), pixels, ~support, share=1.0) == (0, 0)
+    assert draw_place(np.random.default_rng(0), pixels, support, 1 / 9, 200) == (0, 0)
+    assert draw_place(np.random.default_rng(0), pixels, support, 0.12, 200) is None
+    assert draw_place(np.random.default_rng(0), pixels, ~support, 1.0, 200) == (0, 0)
 
 
-@pytest.mark.parametrize("tries", [1, 7, 200])
+@pytest.mark.parametrize("tries", [1, 7])
 def test_after_the_tries_there_is_none(tries):
     mask = np.zeros((9, 11), bool)
     mask[4, 2:9] = True
@@ -231,31 +208,26 @@ def test_after_the_tries_there_is_none(tries):
         assert rng.bit_generator.state == other.bit_generator.state
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 4), (4, 3), (9, 11)])
-@pytest.mark.parametrize("row", [0, 4, 8])
-@pytest.mark.parametrize("column", [0, 5, 10])
-def test_patches_are_shifted_inward(size, row, column):
-    mask = np.zeros((9, 11), bool)
-    mask[row, column] = True
-    expected = tuple(
-        {0: 0, (n - 1) // 2: (n - 1) // 2 - side // 2, n - 1: n - side}[middle]
-        for middle, side, n in zip((row, column), size, mask.shape)
-    )
-    rng = np.random.default_rng(7)
-    assert draw_source(rng, ObjectPixels(mask), size, share=0.0) == expected
-    assert draw_place(rng, ObjectPixels(mask), np.ones(size, bool), share=0.0) == expected
+def test_patches_are_shifted_inward():
+    for (row, column), size, corner in (((0, 0), (3, 4), (0, 0)), ((8, 10), (3, 4), (6, 7)), ((4, 5), (4, 3), (2, 4)),
+                                        ((0, 10), (9, 11), (0, 0)), ((8, 0), (1, 1), (8, 0))):  # fmt: skip
+        mask = np.zeros((9, 11), bool)
+        mask[row, column] = True
+        pixels, rng = ObjectPixels(mask), np.random.default_rng(7)
+        assert draw_source(rng, pixels, size, 0.0, 200) == corner
+        assert draw_place(rng, pixels, np.ones(size, bool), 0.0, 200) == corner
 
 
-@pytest.mark.parametrize(("row", "top"), [(0, -8), (1, -8), (2, -8), (3, -7), (5, -5), (8, -2), (10, 0), (11, 0)])
-def test_a_larger_canvas_overhangs_and_covers_the_picture(row, top):
-    mask = np.zeros((12, 10), bool)
-    mask[row, 3] = True
-    place = draw_place(np.random.default_rng(8), ObjectPixels(mask), np.ones((20, 4), bool), share=0.0)
-    assert place == (top, 1)
+def test_a_larger_canvas_overhangs_and_covers_the_image():
+    for row, top in ((0, -8), (2, -8), (3, -7), (5, -5), (8, -2), (10, 0), (11, 0)):
+        mask = np.zeros((12, 10), bool)
+        mask[row, 3] = True
+        support = np.ones((20, 4), bool)
+        assert draw_place(np.random.default_rng(8), ObjectPixels(mask), support, 0.0, 200) == (top, 1)
 
 
 def slow_overlap(corner, size, shape) -> tuple[np.ndarray, np.ndarray]:
-    """Which pixels of the picture and of the rectangle meet."""
+    """Marks the pixels of the image and of the rectangle that meet."""
     ours, theirs = np.zeros(shape, bool), np.zeros(size, bool)
     for i, j in np.ndindex(size):
         y, x = corner[0] + i, corner[1] + j
@@ -264,7 +236,7 @@ def slow_overlap(corner, size, shape) -> tuple[np.ndarray, np.ndarray]:
     return ours, theirs
 
 
-@pytest.mark.parametrize("size", [(3, 4), (9, 4), (3, 12), (10, 12)])
+@pytest.mark.parametrize("size", [(3, 4), (10, 12)])
 def test_overlap_equals_a_slow_loop(size):
     shape = (7, 9)
     for corner in itertools.product(range(1 - size[0], shape[0]), range(1 - size[1], shape[1])):
@@ -274,9 +246,12 @@ def test_overlap_equals_a_slow_loop(size):
         for found, wanted in zip(marked, expected):
             np.testing.assert_array_equal(found, wanted)
         y, x = np.mgrid[: size[0], : size[1]]
-        picture_y, picture_x = np.mgrid[: shape[0], : shape[1]]
-        np.testing.assert_array_equal(picture_y[ours], y[theirs] + corner[0])
-        np.testing.assert_array_equal(picture_x[ours], x[theirs] + corner[1])
+        image_y, image_x = np.mgrid[: shape[0], : shape[1]]
+        np.testing.assert_array_equal(image_y[ours], y[theirs] + corner[0])
+        np.testing.assert_array_equal(image_x[ours], x[theirs] + corner[1])
+    for corner in ((10, 0), (-5 - size[0], 0), (0, 9)):  # they do not meet
+        ours, theirs = overlap(corner, size, shape)
+        assert np.ones(shape)[ours].size == np.ones(size)[theirs].size == 0
 
 
 # -- warps ------------------------------------------------------------------------------------------------------------
@@ -304,12 +279,7 @@ def slow_warp(patch: np.ndarray, angle: float, scale: float) -> tuple[np.ndarray
     return values, support
 
 
-ANGLES = [0.3, 1.0, 2.2, 3.9, 5.5, -0.7]
-SIZES = [(2, 2), (2, 9), (7, 10), (16, 5)]
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("angle", ANGLES)
+@pytest.mark.parametrize(("size", "angle"), [((2, 2), 0.3), ((2, 9), 3.9), ((7, 10), 1.0), ((16, 5), -0.7)])
 def test_warp_equals_a_slow_loop(size, angle):
     for scale in (0.8, 0.97, 1.2, 2.3):
         patch = noise(*size)
@@ -320,8 +290,7 @@ def test_warp_equals_a_slow_loop(size, angle):
         assert found.values.dtype == np.float64 and found.support.dtype == bool
 
 
-@pytest.mark.parametrize("scale", [0.8, 1.0, 1.2])
-@pytest.mark.parametrize("angle", ANGLES)
+@pytest.mark.parametrize(("angle", "scale"), [(0.3, 0.8), (2.2, 1.0), (3.9, 1.2), (5.5, 1.1)])
 def test_warp_agrees_with_scipy_on_the_support(angle, scale):
     patch = noise(15, 22)
     found = warp(patch, angle, scale)
@@ -335,16 +304,13 @@ def test_warp_agrees_with_scipy_on_the_support(angle, scale):
     assert found.support.sum() == pytest.approx(scale**2 * 14 * 21, rel=0.1)
 
 
-@pytest.mark.parametrize("size", [(2, 3), (8, 8), (7, 12), (31, 64)])
-@pytest.mark.parametrize("quarters", [-5, -2, -1, 0, 1, 2, 3, 4, 101])
-def test_quarter_turns_are_exact(size, quarters):  # counter-clockwise, as numpy.rot90 turns
-    patch = noise(*size)
-    found = warp(patch, quarters * math.pi / 2, 1.0)
-    expected = np.rot90(patch, quarters, axes=(1, 2))
-    assert found.values.shape == expected.shape and found.support.all()
-    np.testing.assert_allclose(found.values, expected, rtol=0, atol=1e-11)
-    if quarters == 0:
-        np.testing.assert_array_equal(found.values, patch)
+def test_rotations_by_quarters_are_exact():
+    """Counter-clockwise, as numpy.rot90."""
+    for size, quarters in (((2, 3), 1), ((8, 8), 2), ((7, 12), -5), ((31, 64), 101), ((5, 4), 0)):
+        patch = noise(*size)
+        found, expected = warp(patch, quarters * math.pi / 2, 1.0), np.rot90(patch, quarters, axes=(1, 2))
+        assert found.values.shape == expected.shape and found.support.all()
+        np.testing.assert_allclose(found.values, expected, rtol=0, atol=0 if quarters == 0 else 1e-11)
         assert not np.shares_memory(found.values, patch)
 
 
@@ -353,20 +319,6 @@ def test_a_mark_to_the_right_moves_up():
     patch[0, 20, 38] = 1
     y, x = np.unravel_index(warp(patch, math.radians(30), 1.0).values[0].argmax(), (57, 57))
     assert (y - 28, x - 28) == (-9, 16)  # 18 pixels: sin 30 = 0.5 up, cos 30 = 0.866 to the right
-
-
-@pytest.mark.parametrize(("angle", "scale"), [(0.0, 2.0), (0.0, 0.8), (0.6, 1.2), (4.0, 2.0), (math.pi / 2, 2.0)])
-def test_linear_ramps_stay_linear(angle, scale):
-    """Bilinear interpolation is exact on a x + b y + c, and so is the geometry: centre on centre."""
-    v, u = np.mgrid[:11, :14] - np.array([5, 6.5])[:, None, None]
-    patch = np.stack((u, v, 0.3 * u - 2 * v + 7))
-    found = warp(patch, angle, scale)
-    rows, columns = np.mgrid[: found.support.shape[0], : found.support.shape[1]]
-    z = (columns - columns.mean() - 1j * (rows - rows.mean())) * cmath.exp(-1j * angle) / scale
-    expected = np.stack((z.real, -z.imag, 0.3 * z.real + 2 * z.imag + 7))
-    assert found.support.sum() > 0.6 * scale**2 * 11 * 14
-    np.testing.assert_allclose(found.values[:, found.support], expected[:, found.support], rtol=0, atol=1e-12)
-    assert (found.values[:, ~found.support] == 0).all()
 
 
 def test_scale_two_by_hand():
@@ -393,7 +345,7 @@ def test_size_of_the_canvas():
     assert warp(np.zeros((1, 3, 4)), 0.0, 1.01).support.shape == (4, 5)
 
 
-@pytest.mark.parametrize("angle", [0.0, *ANGLES, math.pi, math.pi / 4])
+@pytest.mark.parametrize("angle", [0.0, 2.2, math.pi / 4])
 def test_nothing_but_the_patch_enters_the_support(angle):
     """A constant stays that constant, bit for bit, and what lies around the patch in memory is never read."""
     rng = np.random.default_rng(11)
@@ -408,17 +360,3 @@ def test_nothing_but_the_patch_enters_the_support(angle):
         np.testing.assert_array_equal(inside.support, ones.support)
         np.testing.assert_array_equal(inside.values, warp(around[:, 3:-4, 5:-6].copy(), angle, scale).values)
         assert inside.values.min() >= 0 and inside.values.max() <= 1
-
-
-def test_a_pixel_of_the_frame_reaches_its_neighbourhood_only():
-    patch = np.zeros((1, 12, 12))
-    base = warp(patch, 0.5, 1.1).values
-    patch[0, 0, 11] = 1
-    rows, columns = np.nonzero((warp(patch, 0.5, 1.1).values != base)[0])
-    assert 0 < len(rows) <= 9 and np.ptp(rows) <= 3 and np.ptp(columns) <= 3
-
-
-@pytest.mark.parametrize(("corner", "size"), [((10, 0), (5, 3)), ((-5, 0), (3, 3)), ((0, 9), (2, 2))])
-def test_overlap_of_rectangles_that_do_not_meet_is_empty(corner, size):
-    ours, theirs = overlap(corner, size, (7, 9))
-    assert np.ones((7, 9))[ours].size == np.ones(size)[theirs].size == 0
