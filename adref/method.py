@@ -180,6 +180,34 @@ class Method(Trainable):
         return {}
 
 
+class Sampler(Trainable):
+    """A generative model that draws images, which `python -m adref.synthesize RUN` writes to files.
+
+    `Options` also has `strength`, `strength_per` and `file_format`.
+    """
+
+    sampling: tuple[str, ...] = ()  # names of the options that `set_sampling` changes
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the kinds of images that the model draws, by label."""
+        raise NotImplementedError
+
+    def set_sampling(self, changes: dict) -> None:
+        """Changes options of `sampling` of a trained model.
+
+        Raises:
+            UserError: values that do not fit it.
+        """
+        raise NotImplementedError
+
+    def sample_images(
+        self, labels: Sequence[int], rngs: Sequence[np.random.Generator], strengths: Sequence[float]
+    ) -> Tensor:
+        """Draws images, uint8 (B, 3, H, W), one for each label (its index in `labels`), stream and strength."""
+        raise NotImplementedError
+
+
 def check_images(images: Tensor, stride: int = 1, size: tuple[int, int] | None = None) -> None:
     """The public edge of every method.
 

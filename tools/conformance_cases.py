@@ -537,8 +537,7 @@ def of_synthesis() -> Iterator[Case]:
         {},
         "float64",
     )
-    for spacing in ("leading", "trailing", "even"):
-        yield piece(spacing, sdas_schedule.spaced_steps, {"total": 1000}, "exact", count=20, spacing=spacing)
+    yield piece("", sdas_schedule.spaced_steps, {"total": 1000}, "exact", count=20)
     state = {"x": h("x", 2, 3, 8, 8, scale=4, shift=-2), "eps": h("eps", 2, 3, 8, 8, scale=4, shift=-2)}
     yield piece("", sdas.clamped, state, abar=0.3)
     gaussian = {"image": h("x", 2, 3, 8, 8, scale=2, shift=-1), "mean": h("mean", 2, 3, 8, 8, scale=2, shift=-1),

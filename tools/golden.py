@@ -12,6 +12,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import hash_recipe
 import numpy as np
@@ -368,7 +369,7 @@ def feature_unet() -> list[float]:
     blocks = [
         FeatureResidual(16, width, kind, 4) for width, kind in ((16, "none"), (24, "none"), (16, "up"), (16, "down"))
     ]
-    layers = (*blocks, FeatureUNet(16, 4, 8), ResidualUnit(16, 8), SimpleNetwork(16, 2))
+    layers = (*blocks, FeatureUNet(16, groups=4), ResidualUnit(16, 8, side=3), SimpleNetwork(16, depth=2))
     return digest(*(fill(layer)(maps) for layer in layers))
 
 
@@ -387,20 +388,20 @@ def backbones() -> list[float]:
 
 
 def feature_selection() -> list[float]:
-    """Computes AFS losses by both ranges and both alignments."""
+    """Computes AFS losses by both alignments."""
     difference, mask = hashed("difference", 2, 5, 8, 12), (hashed("mask", 2, 1, 32, 48) > 0.7).float()
-    return digest(*(afs_losses(difference, mask, o, a) for o in ("batch", "image") for a in ("mask", "feature")))
+    return digest(*(afs_losses(difference, mask, align=align) for align in ("mask", "feature")))
 
 
 def residual_selection() -> list[float]:
     """Runs RRS in training and evaluation, and the discriminator."""
     maps, outputs = hashed("maps", 2, 12, 8, 12), []
-    for form in ({}, {"normalised": True, "ranked": False}):
-        rrs = ResidualSelection(12, 3, 4, **form)
+    for normalised in (False, True):
+        rrs = ResidualSelection(12, by_max=3, by_mean=4, normalised=normalised)
         for mode in (True, False):
             outputs += [t.float() for t in rrs.train(mode)(maps)]
         outputs += [rrs.running_mean, rrs.running_var]
-    return digest(*outputs, *(fill(Discriminator(12, (32, 48), side))(maps) for side in (3, 1)))
+    return digest(*outputs, *(fill(Discriminator(12, size=(32, 48), side=side))(maps) for side in (3, 1)))
 
 
 def sdas() -> list[float]:
@@ -423,7 +424,7 @@ def sdas() -> list[float]:
             self.calls += 1
             return (4 * hashed(f"{self.name} {self.calls}", *shape) - 2).numpy().astype(kind)
 
-    for changes in ({}, {"sampler": "ddim", "ddim_eta": 0.5}):
+    for changes in ({}, {"sampler": "ddim"}):
         method.options = dataclasses.replace(options, sampling_steps=4, **changes)
         numbers += digest(method.sample([0, 1], [Hashed("first"), Hashed("second")], [0.0, 0.2]))
     return numbers + digest(method.invert(batch.image, [0, 1]), method.average.out[2].weight)
@@ -442,16 +443,17 @@ def cut_and_paste() -> list[float]:
 
 def realnet() -> list[float]:
     """Runs RealNet at its smallest size, both networks; see `train_step`."""
-    own = {"size": (128, 128), "backbone": "mobilenet_v2", "widths": (16, 16, 32, 16), "groups": 4, "head_width": 8}
+    own = {"size": (128, 128), "backbone": "mobilenet_v2", "widths": (16, 16, 32, 16), "groups": 4}
     numbers = []
     for network in ("simple", "unet"):
-        options = RealNet.Options(**own, network=network, depth=1, learning_rate=1e-3, score_window=8)
-        method = fill(RealNet(options)).eval()
+        options = RealNet.Options(**own, network=network, learning_rate=1e-3, score_window=8)
+        with mock.patch.object(realnet_method, "SIMPLE_DEPTH", 1):
+            method = fill(RealNet(options)).eval()
         method.selected_0.copy_(torch.arange(4, 20))
         images, corrupted = (hashed(name, 2, 3, 128, 128) for name in ("images", "corrupted"))
         outcome = method(images)
         numbers += digest(*outcome.rebuilt, outcome.residuals, outcome.chosen, *method.score(images))
-        method.add_afs_losses(images, corrupted, mask := (hashed("mask", 2, 1, 128, 128) > 0.9).float(), range(4))
+        method.add_afs_losses(images, corrupted, mask := (hashed("mask", 2, 1, 128, 128) > 0.9).float())
         numbers += digest(*(getattr(method, f"afs_losses_{k}") for k in range(4)))
         batch = realnet_method.Batch(images, corrupted, mask)
         layers = ("discriminator.out.2", *(["networks.0.out.2"] if network == "unet" else []))

@@ -184,19 +184,17 @@ def tables(g, r) -> None:
     theirs = g.diffusion._extract_into_tensor(diffusion(g).alphas_cumprod, picked, (3, 1, 1, 1))
     compare("at", theirs, sdas_schedule.at(whole.abar, picked))
     print("ddim20:", sorted(g.respace.space_timesteps(1000, "ddim20")))
-    print("20:", sorted(g.respace.space_timesteps(1000, "20")))
-    accepted, differ = [], {"leading": [], "even": []}
+    accepted, differ = [], []
     for count in range(1, 1001):
-        for spacing, text in (("leading", f"ddim{count}"), ("even", str(count))):
-            lists = []
-            for function in (lambda t=text: sorted(g.respace.space_timesteps(1000, t)),
-                             lambda c=count, s=spacing: sdas_schedule.spaced_steps(1000, c, s)):  # fmt: skip
-                try:
-                    lists.append(function())
-                except ValueError:
-                    lists.append(None)
-            differ[spacing] += [count] if lists[0] != lists[1] else []
-            accepted += [count] if spacing == "leading" and lists[0] else []
+        lists = []
+        for function in (lambda c=count: sorted(g.respace.space_timesteps(1000, f"ddim{c}")),
+                         lambda c=count: sdas_schedule.spaced_steps(1000, c)):  # fmt: skip
+            try:
+                lists.append(function())
+            except ValueError:
+                lists.append(None)
+        differ += [count] if lists[0] != lists[1] else []
+        accepted += [count] if lists[0] else []
     print("counts that ddimN takes:", len(accepted), sum(accepted), "differences", differ)
 
 
@@ -239,7 +237,8 @@ def losses(g, r) -> None:
         terms = process.training_losses(unet, image, drawn, {"y": labels}, noise)
         print(f"loss, T = {steps}, {kind}: " + ", ".join(f"{k} {digits(*v)}" for k, v in sorted(terms.items())))
         means = {key: terms[key].mean().item() for key in ("mse", "vb", "loss")}
-        method = sdas.SDAS(sdas_options.Options(**LEAST, steps=steps, sampling_steps=10))
+        method = sdas.SDAS(sdas_options.Options(**LEAST))
+        method.schedule = sdas_schedule.schedule_of(sdas_schedule.linear_betas(steps))
         copy_weights(unet, method.network)
         ours = method.loss(sdas.Batch(image, noise, drawn, labels))
         print(f"    means {digits(*means.values())} ours {digits(*(ours[k] for k in ('simple', 'vlb', 'total')))}")
@@ -283,12 +282,9 @@ def samplers(g, r) -> None:
         ("g", "ancestral, guided", {**plain, "guidance_scale": 20.0}, {}),
         ("r", "ancestral, guided, s 0.2", {**plain, "guidance_scale": 20.0}, {"s": 0.2}),
         ("g", "ddim", ddim, {"eta": 0.0}),
-        ("g", "ddim, eta 0.5", {**ddim, "ddim_eta": 0.5}, {"eta": 0.5}),
         ("r", "ddim, s 0.02", ddim, {"s": 0.02}),
-        ("r", "ddim, eta 0.5, s 0.02", {**ddim, "ddim_eta": 0.5}, {"eta": 0.5, "s": 0.02}),
         ("g", "ddim, guided", {**ddim, "guidance_scale": 20.0}, {"eta": 0.0}),
-        ("r", "ddim, guided, eta 0.5, s 0.02", {**ddim, "guidance_scale": 20.0, "ddim_eta": 0.5},
-         {"eta": 0.5, "s": 0.02}),
+        ("r", "ddim, guided, s 0.02", {**ddim, "guidance_scale": 20.0}, {"s": 0.02}),
     ]  # fmt: skip
     for source, name, options, arguments in cases:
         count = options["sampling_steps"]
@@ -322,7 +318,7 @@ def samplers(g, r) -> None:
 
 def small_parts(g) -> None:
     """The moving average of the weights, and pictures as bytes."""
-    method = sdas.SDAS(sdas_options.Options(**LEAST, ema_decay=0.9, ema_warmup=False))
+    method = sdas.SDAS(sdas_options.Options(**LEAST, ema_warmup=False))
     source, target = their_unet(g, 3), their_unet(g, 3)
     copy_weights(target, method.average)
     with torch.no_grad():
@@ -331,7 +327,8 @@ def small_parts(g) -> None:
     copy_weights(source, method.network)
     for _ in range(2):
         g.nn.update_ema(target.parameters(), source.parameters(), rate=0.9)
-        method.after_step()
+        with mock.patch.object(sdas, "EMA_DECAY", 0.9):
+            method.update_average()
     compare("average", target.out[2].weight, method.average.out[2].weight)
     x = 2.4 * hashed("picture", 2, 3, *SIZE) - 1.2
     theirs = np.clip((x.numpy() + 1) * 127.5, a_min=0, a_max=255).astype(np.uint8)  # as RealNet's sample.py has it
@@ -347,22 +344,23 @@ def feature_networks(r) -> None:
     with torch.device("meta"):
         for channels in (128, 256, 512, 768):
             print("feature u-net", channels, sum(p.numel() for p in unet_of(channels).parameters()),
-                  sum(p.numel() for p in FeatureUNet(channels).parameters()))  # fmt: skip
-    theirs, ours = fill(unet_of(64)).float(), FeatureUNet(64).eval()
+                  sum(p.numel() for p in FeatureUNet(channels, groups=32).parameters()))  # fmt: skip
+    theirs, ours = fill(unet_of(64)).float(), FeatureUNet(64, groups=32).eval()
     theirs.load_state_dict(theirs.state_dict())
     ours.load_state_dict({key: theirs.state_dict()[unet_name(key, theirs)] for key in ours.state_dict()})
     assert len(ours.state_dict()) == len(theirs.state_dict())
     x = 4 * hashed("features", 2, 64, 8, 12) - 2
     compare("feature u-net", theirs(x), ours(x))
 
-    theirs, ours = fill(r.simple.SimpleUnet(6, 3)), SimpleNetwork(6, 3).double().eval()
+    theirs, ours = fill(r.simple.SimpleUnet(6, 3)), SimpleNetwork(6, depth=3).double().eval()
     copy_weights(theirs, ours, TO_REALNET["simple"])
     x = 4 * hashed("features", 2, 6, 8, 12).double() - 2
     compare("simple network", theirs(x), ours(x))
 
     planes, strides = {"block1": 24, "block2": 40}, {"block1": 4, "block2": 8}
     theirs = fill(r.rrs.RRS(planes, strides, ["max", "mean"], [10, 12], 2, False))
-    ours, judge = ResidualSelection(64, 10, 12).double().eval(), Discriminator(22, (32, 32)).double().eval()
+    ours = ResidualSelection(64, by_max=10, by_mean=12, normalised=False).double().eval()
+    judge = Discriminator(22, size=(32, 32), side=3).double().eval()
     ours.running_mean.copy_(theirs.bn_idx.running_mean), ours.running_var.copy_(theirs.bn_idx.running_var)
     judge.load_state_dict({k: theirs.state_dict()[realnet_name(k, TO_REALNET["discriminator"])]
                            for k in judge.state_dict()})  # fmt: skip
@@ -385,12 +383,13 @@ def feature_networks(r) -> None:
         compare(f"running mean, training {training}", theirs.bn_idx.running_mean, ours.running_mean)
         compare(f"running variance, training {training}", theirs.bn_idx.running_var, ours.running_var)
     for by in (68, 128, 256):
-        both = (r.rrs.RRS(planes, strides, ["max", "mean"], [by, by], 2, False), Discriminator(2 * by, (256, 256)))
+        theirs = r.rrs.RRS(planes, strides, ["max", "mean"], [by, by], 2, False)
+        both = (theirs, Discriminator(2 * by, size=(256, 256), side=3))
         print("discriminator", 2 * by, [sum(p.numel() for p in module.parameters()) for module in both])
     # Blocks of strides 2 and 4, as those of EfficientNet-B4: what lies between is 2 x the finest block, not image / 2.
     theirs = fill(r.rrs.RRS(planes, {"block1": 2, "block2": 4}, ["max", "mean"], [10, 12], 2, False))
     inputs["image"] = torch.zeros(2, 3, 16, 16)
-    judge = Discriminator(22, (16, 16)).double().eval()
+    judge = Discriminator(22, size=(16, 16), side=3).double().eval()
     judge.load_state_dict({k: theirs.state_dict()[realnet_name(k, TO_REALNET["discriminator"])]
                            for k in judge.state_dict()})  # fmt: skip
     ours.running_mean.copy_(theirs.bn_idx.running_mean), ours.running_var.copy_(theirs.bn_idx.running_var)
@@ -434,7 +433,7 @@ def selection(r) -> None:
             size = {4: (8, 8), 8: (4, 4)}[block["stride"]]
             ours = sum(
                 afs_losses((enlarge(b["feats"][layer["idx"]]["feat"], size)
-                            - enlarge(b["gt_feats"][layer["idx"]]["feat"], size)).square(), b["mask"])
+                            - enlarge(b["gt_feats"][layer["idx"]]["feat"], size)).square(), b["mask"], align="mask")
                 for b in batches
             )  # fmt: skip
             indices = afs.indexes[f"{block['name']}_{layer['idx']}"].tolist()

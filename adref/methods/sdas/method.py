@@ -1,45 +1,45 @@
-"""SDAS: anomalous pictures from a diffusion model of normal ones, by a little too much noise on the way back.
+"""SDAS: draws anomalous images from a diffusion model of normal ones, whose reverse variance is multiplied by 1 + s.
 
 X. Zhang, M. Xu, X. Zhou, "RealNet: A Feature Selection Network with Realistic Synthetic Anomaly for Anomaly Detection",
 CVPR 2024 (arXiv 2403.05897), section on strength-controllable diffusion anomaly synthesis. Code of the authors:
-github.com/cnulab/RealNet (commit ab75012), called "code". The text that was at hand had lost its formulas; they are
+github.com/cnulab/RealNet (commit ab75012), called "code" below. Source: HTML text without formulas; all equations are
 reconstructed from its words, the code and the works that it builds on: DDPM (Ho et al., 2020), improved DDPM (Nichol,
 Dhariwal, 2021), guided diffusion (Dhariwal, Nichol, 2021), DDIM (Song et al., 2021).
 
-A diffusion model learns the normal pictures of one or of many categories. Sampled with its reverse variance multiplied
-by 1 + s, it makes whole pictures that depart from them; `python -m adref.synthesize RUN` writes them as files, and
-`realnet` blends their pixels into normal images. It is a model of pictures and scores none.
+A diffusion model learns the normal images of one or of many categories. Sampled with more variance it draws whole
+images that depart from them; `python -m adref.synthesize RUN` writes them to files, and `realnet` blends them into
+normal images. It scores no images.
 
-What an audit should know before it trusts the article:
-- s multiplies the variance, hence sqrt(1 + s) the standard deviation, in text and code alike (equation 7).
-- At t = 50 of 20 steps the upper end of the learned variance is 300 times the lower one, and the last step that follows
-  removes noise of std 0.01 at most: grainy samples at s = 0 mean that variance or average are not trained yet.
-- Equation 6 weighs a sum over all T steps with 0.001; the loss of one drawn step therefore weighs 0.001 T = 1 (D6).
+An audit should know
+- s multiplies the variance, hence sqrt(1 + s) the standard deviation, in text and code (equation 7).
+- At t = 50 of 20 steps the upper end of the learned variance is 300 times the lower one, and the last step, which
+  follows, removes noise of std 0.01 at most: grainy images at s = 0 mean that variance or average are not trained yet.
+- Equation 6 weighs a sum over all T steps by 0.001; the loss of one drawn step therefore weighs 0.001 T = 1.
 - With the code's fixed decay 23 % of the first weights are still in the average after 14,560 updates: harmless from
-  ImageNet weights, useless from random ones (D9).
+  ImageNet weights, useless from random ones.
 
 Symbols
     x_0, x_t, t    image in [-1, 1], noisy image, step           beta, abar    noise of a step, product of 1 - beta
     eps, v         predicted noise, predicted variance           btilde        variance of q(x_{t-1} | x_t, x_0)
-    s              strength of the anomaly                       Sigma         variance of a step back
+    s              strength of the anomaly                       Sigma         variance of a reverse step
 
-Equations (reconstructed, numbered here)
-    (1) x_t = sqrt(abar) x_0 + sqrt(1 - abar) noise                          SDAS.loss
-    (2) q(x_{t-1} | x_t, x_0) = N(c1 x_0 + c2 x_t, btilde)                   schedule_of
-    (3) x_0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar), mu = c1 x_0 + c2 x_t; x_0 is clamped in sampling
-                                                                             SDAS.variational, SDAS.sample
-    (4) Sigma = exp(f log beta + (1 - f) log btilde), f = (v + 1) / 2        SDAS.log_variance
-    (5) L_t = KL(q || N(mu, Sigma)), L_0 = -log p(x_0 | mu, Sigma)           SDAS.variational
-    (6) L = |noise - eps|^2 + lambda sum_t L_t                               SDAS.loss
-    (7) x_{t-1} = mu + sqrt((1 + s) Sigma) noise                             SDAS.sample
-    (8) eta = 0: x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1}) eps + sqrt(s V) noise   SDAS.sample
+Equations (numbered here)
+    (1) x_t = sqrt(abar) x_0 + sqrt(1 - abar) noise                                            SDAS.loss
+    (2) q(x_{t-1} | x_t, x_0) = N(c1 x_0 + c2 x_t, btilde)                                     schedule.schedule_of
+    (3) x_0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar), mu = c1 x_0 + c2 x_t; sampling clamps x_0
+                                                                                 SDAS.variational, SDAS.sample, clamped
+    (4) Sigma = exp(f log beta + (1 - f) log btilde), f = (v + 1) / 2                          SDAS.log_variance
+    (5) L_t = KL(q || N(mu, Sigma)), L_0 = -log p(x_0 | mu, Sigma)                             SDAS.variational
+    (6) L = |noise - eps|^2 + lambda sum_t L_t                                                 SDAS.loss
+    (7) x_{t-1} = mu + sqrt((1 + s) Sigma) noise                                               SDAS.sample
+    (8) x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1}) eps + sqrt(s V) noise            SDAS.sample
 
 Algorithms and tables
-    (Algorithm 1) the perturbed way back, step by step                       SDAS.sample
-    (Algorithm S1) the same on DDIM's deterministic steps                    SDAS.sample
+    (Algorithm 1) perturbed ancestral sampling                                                 SDAS.sample
+    (Algorithm S1) perturbed DDIM sampling                                                     SDAS.sample
 
 Not built
-    Table S6, whose values are not in the text at hand; adref.study synthesis has Frechet distances, no perceptual ones.
+    Table S6, whose values the source does not have; DDIM with eta above 0; other spacings of the steps.
 """
 
 import copy
@@ -54,43 +54,41 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adref.layers.diffusion_unet import DiffusionUNet, NoisyClassifier
-from adref.layers.published import published_state
-from adref.method import Sources, Stage, Trainable
-from adref.methods.sdas.options import ABLATIONS, PRESETS, SAMPLING, Options, check, classes_of
+from adref.layers.published import load_published, published_state
+from adref.method import Sampler, Sources, Stage
+from adref.methods.sdas.options import ABLATIONS, PRESETS, SAMPLING, STEPS, Options, check, classes_of
 from adref.methods.sdas.schedule import Schedule, at, linear_betas, respace, schedule_of, spaced_steps
-from adref.options import Notice, UserError
+from adref.options import Notice, UserError, replace
+
+VLB_WEIGHT = 0.001  # lambda of equation 6 (section on SDAS)
+CLIP = 1.0  # largest norm of the gradient; 0: any (code)
+EMA_DECAY = 0.9999  # of the moving average of the weights, which samples (code)
 
 
 class Batch(NamedTuple):
     image: Tensor  # x_0, (B, 3, H, W) in [-1, 1]
     noise: Tensor  # (B, 3, H, W), standard normal
     step: Tensor  # t, (B,) int64 below T
-    label: Tensor  # (B,) int64, place of the category among `Options.categories`
-
-
-# -- one training example ---------------------------------------------------------------------------------------------
+    label: Tensor  # (B,) int64, index of the category in `Options.categories`
 
 
 def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: Sources) -> Batch:
-    """One training example: an image, a uniform step, noise, and the label of the image's category.
+    """Draws a uniform step and noise for an image, and looks up its label.
 
     Args:
         image: (3, H, W) in [0, 1].
-        rng: the stream of this example.
+        rng: the random stream of this example.
         options: the method's options.
-        sources: `index` and `categories` are needed where there are labels.
+        sources: `index` and `categories` are needed with labels.
     """
     label = options.categories.index(sources.categories[sources.index]) if classes_of(options) else 0
-    step = int(rng.integers(options.steps))
+    step = int(rng.integers(STEPS))
     noise = torch.from_numpy(rng.standard_normal(image.shape, np.float32))
     return Batch(2 * image - 1, noise, torch.tensor(step), torch.tensor(label))
 
 
-# -- the model --------------------------------------------------------------------------------------------------------
-
-
-class SDAS(Trainable):
-    """A diffusion model of normal pictures, and its samplers."""
+class SDAS(Sampler):
+    """A diffusion model of normal images, and its samplers."""
 
     Options = Options
     presets = PRESETS
@@ -101,28 +99,24 @@ class SDAS(Trainable):
     def __init__(self, options: Options = Options()):
         super().__init__(options)
         check(o := self.options)
-        self.classes = classes_of(o)  # D4
-        form = {"multipliers": o.multipliers, "blocks": o.blocks, "head_width": o.head_width}
-        form |= {"attention": o.attention_factors, "groups": o.groups}  # D2, D15
-        self.network = DiffusionUNet(width=o.width, classes=self.classes, dropout=o.dropout, **form)
+        self.classes = classes_of(o)
+        form = {"multipliers": o.multipliers, "blocks": o.blocks, "attention": o.attention_factors}
+        form |= {"head_width": o.head_width, "groups": o.groups}
+        self.network = DiffusionUNet(width=o.width, classes=self.classes, **form)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.classifier = None
-        if o.guidance_scale > 0:  # D8
+        self.stages = (Stage("train", o.epochs, parts=o.accumulation),)
+        if o.guidance_scale > 0:
             self.classifier = NoisyClassifier(self.classes, o.size, width=o.classifier_width, **form)
-        self.stages = (Stage("train", o.epochs, parts=o.accumulation),)  # D1, D3
-        if self.classifier is not None:
             self.stages += (Stage("classify", o.classifier_epochs, parts=o.accumulation),)
-        self.schedule = schedule_of(linear_betas(o.steps, o.betas))
+        self.schedule = schedule_of(linear_betas(STEPS))
 
     # -- training
 
     def loss(self, batch: Batch, stage: str = "train") -> dict[str, Tensor]:
-        """Equation 6 of a drawn step (D6), terms "simple" and "vlb", the latter unweighted; or cross-entropy.
-
-        "total" is simple + weight vlb, weight = lambda T or lambda.
-        """
-        o, abar = self.options, self.schedule.abar
+        """Computes equation 6 of the drawn steps ("simple", "vlb" unweighted, "total"), or the classifier's loss."""
+        abar = self.schedule.abar
         kept, added = at(abar.sqrt(), batch.step), at((1 - abar).sqrt(), batch.step)
         noisy = kept * batch.image + added * batch.noise  # equation 1
         if stage == "classify":
@@ -132,24 +126,20 @@ class SDAS(Trainable):
         eps, v = self.network(noisy, batch.step, labels).float().chunk(2, dim=1)
         simple = F.mse_loss(eps, batch.noise)
         vlb = self.variational(batch.image, noisy, batch.step, eps.detach(), v).mean()
-        weight = o.vlb_weight * (o.steps if o.vlb_weight_mode == "sum" else 1)
+        weight = VLB_WEIGHT * (len(abar) if self.options.vlb_weight_mode == "sum" else 1)  # lambda T or lambda
         return {"simple": simple, "vlb": vlb, "total": simple + weight * vlb}
 
     def log_variance(self, v: Tensor, log_beta: Tensor | float, log_variance: Tensor | float) -> Tensor:
-        """Equation 4: log Sigma from the raw output v and the logarithms of its two ends (D5)."""
+        """Computes equation 4: log Sigma from the raw output v and the logarithms of its two ends."""
         share = (v + 1) / 2 if self.options.variance == "half_shift" else v
         return share * log_beta + (1 - share) * log_variance
 
     def variational(self, image: Tensor, noisy: Tensor, step: Tensor, eps: Tensor, v: Tensor) -> Tensor:
-        """Equation 5 at each image's step: (B,), a mean over pixels and channels, in `vlb_unit`s.
-
-        L_0 is the likelihood of 8-bit values: of the Gaussian, between 1 / 255 below and above; the lowest and the
-        highest value take all that lies beyond. x_0 of equation 3 is not clamped here.
-        """
+        """Computes equation 5 at each image's step: (B,), a mean over pixels and channels, in bits."""
         table = self.schedule
         log_variance = self.log_variance(v, at(table.beta.log(), step), at(table.log_variance, step))
         inverse = 1 / table.abar
-        guess = at(inverse.sqrt(), step) * noisy - at((inverse - 1).sqrt(), step) * eps  # equation 3
+        guess = at(inverse.sqrt(), step) * noisy - at((inverse - 1).sqrt(), step) * eps  # equation 3, not clamped
         c1, c2 = at(table.c1, step), at(table.c2, step)
         mean, true_mean = c1 * guess + c2 * noisy, c1 * image + c2 * noisy
         true_log = at(table.log_variance, step)
@@ -157,7 +147,7 @@ class SDAS(Trainable):
         kl = 0.5 * (kl.exp() - kl - 1 + (true_mean - mean) ** 2 * (-log_variance).exp())
         first = -log_likelihood(image, mean, 0.5 * log_variance)
         terms = torch.where(step[:, None, None, None] == 0, first, kl).mean(dim=(1, 2, 3))
-        return terms / math.log(2) if self.options.vlb_unit == "bits" else terms
+        return terms / math.log(2)
 
     def optimizer(self, stage: str = "train"):
         """Makes Adam at a constant rate; each step updates the moving average of the weights."""
@@ -168,65 +158,58 @@ class SDAS(Trainable):
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
     def after_backward(self, stage: str, last: bool) -> None:
-        """Clips the norm of the gradient (D3).
+        """Clips the norm of the gradient, once or after every part of the batch.
 
         The gradient of n equal parts is their mean, 1 / n of the code's sum: clipped at 1 / n, it has the code's
         direction. The last, smaller batch of an epoch has parts that weigh by their size.
         """
         o = self.options
         by_code = o.accumulation_rule == "code"
-        if o.clip and (last or by_code):
+        if CLIP and (last or by_code):
             network = self.network if stage == "train" else self.classifier
-            torch.nn.utils.clip_grad_norm_(network.parameters(), o.clip / (o.accumulation if by_code else 1))
+            torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP / (o.accumulation if by_code else 1))
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Updates the moving average of the weights: decay d, or min(d, (1 + n) / (10 + n)) after n updates (D9)."""
+        """Updates the moving average of the weights: decay d, or min(d, (1 + n) / (10 + n)) after n updates."""
         self.updates += 1
-        share = torch.full_like(self.updates, 1 - self.options.ema_decay, dtype=torch.float64)  # of the new weights
+        share = torch.full_like(self.updates, 1 - EMA_DECAY, dtype=torch.float64)  # of the new weights
         if self.options.ema_warmup:
             share = (9 / (10 + self.updates.double())).clamp(min=share)  # 1 - (1 + n) / (10 + n)
         share = share.to(next(self.network.parameters()).dtype)
-        for average, own in zip(self.average.parameters(), self.network.parameters()):
-            average.lerp_(own, share)
+        for average, new in zip(self.average.parameters(), self.network.parameters()):
+            average.lerp_(new, share)
 
     def load_weights(self, states: list[dict], part: str = "method") -> None:
-        """Public weights of guided diffusion, `256x256_diffusion.pt` or the authors' files; then of its classifier.
-
-        A table of labels that does not fit is left as it is and named in a notice (D14).
+        """Loads weights of guided diffusion (256x256_diffusion.pt) or of the authors, then of a classifier.
 
         Raises:
-            UserError: another number of files, or keys that do not fit.
+            UserError: another number of files, or files that do not fit (see `load_public`).
         """
         networks = [n for n in (self.network, self.classifier) if n is not None]
         if not 1 <= len(states) <= len(networks):
             raise UserError(f"--weights takes {len(networks)} file(s) at most for sdas; got {len(states)}")
-        for network, state in zip(networks, states):
-            load_public(network, state)
+        try:
+            for network, state in zip(networks, states):
+                load_public(network, state)
+        except ValueError as error:
+            raise UserError(f"--weights: {error}") from None
         self.average.load_state_dict(self.network.state_dict())
 
     # -- sampling
 
     @torch.no_grad()
     def sample(
-        self,
-        labels: Sequence[int],
-        rngs: Sequence[np.random.Generator],
-        strengths: Sequence[float],
+        self, labels: Sequence[int], rngs: Sequence[np.random.Generator], strengths: Sequence[float],
         start: Tensor | None = None,
-    ) -> Tensor:
-        """Pictures from noise, drawn by the averaged weights with the perturbed reverse process (equations 3, 7, 8).
-
-        Algorithm 1; with `sampler` "ddim" Algorithm S1.
-
-        Every step but the last adds noise. DDIM computes eps anew from the clamped x_0, and adds one noise twice where
-        `ddim_eta` is above 0, as the code does.
+    ) -> Tensor:  # fmt: skip
+        """Draws images by the averaged weights: Algorithm 1 or S1; each step adds noise, except the last.
 
         Args:
-            labels: place of the category of each picture; they tell nothing to a model without labels.
-            rngs: the stream of each.
-            strengths: s of each.
-            start: the noise to begin with, (B, 3, H, W), as from `invert`; None: drawn.
+            labels: index of each image's category; ignored by a model without labels.
+            rngs: the random stream of each image.
+            strengths: s of each image.
+            start: the first noise, (B, 3, H, W), as from `invert`; None: drawn.
 
         Returns:
             (B, 3, H, W) in about [-1, 1], not clipped.
@@ -246,8 +229,6 @@ class SDAS(Trainable):
             step = table.steps[j].to(device).expand(len(x))
             eps, v = self.average(x, step, label if self.classes else None).float().chunk(2, dim=1)
             log_variance = self.log_variance(v, math.log(beta), log_least)
-            if j < o.last_steps_fixed_small:  # D12
-                log_variance = torch.full_like(v, log_least)
             guess, implied = clamped(x, eps, abar)
             if o.sampler == "ancestral":
                 mean = c1 * guess + c2 * x
@@ -255,24 +236,39 @@ class SDAS(Trainable):
                     mean = mean + o.guidance_scale * log_variance.exp() * self.classifier_gradient(x, step, label)
                 spread = ((1 + s) * log_variance.exp()).sqrt()  # equation 7
             else:
-                eps = implied
+                eps = implied  # by the clamped x_0
                 if o.guidance_scale:
                     eps = eps - math.sqrt(1 - abar) * o.guidance_scale * self.classifier_gradient(x, step, label)
                     guess = (x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
-                own = o.ddim_eta * math.sqrt((1 - before) / (1 - abar) * (1 - abar / before))
-                mean = math.sqrt(before) * guess + math.sqrt(max(1 - before - own**2, 0)) * eps
-                fixed = {"beta": math.log(beta), "beta_tilde": log_least}.get(o.ddim_variance)  # D11
-                v_t = log_variance if fixed is None else torch.full_like(v, fixed)
-                spread = own + (s * v_t.exp()).sqrt()  # equation 8
+                mean = math.sqrt(before) * guess + math.sqrt(1 - before) * eps
+                fixed = {"ddim-beta": math.log(beta), "ddim-btilde": log_least}.get(o.sampler)
+                log_v = log_variance if fixed is None else torch.full_like(v, fixed)
+                spread = (s * log_v.exp()).sqrt()  # equation 8
             x = mean if j == 0 else mean + spread * noise()
         return x
 
+    def sample_images(self, labels: Sequence[int], rngs: Sequence, strengths: Sequence[float]) -> Tensor:
+        """Draws images by `sample` as uint8 (B, 3, H, W)."""
+        return to_bytes(self.sample(labels, rngs, strengths))
+
+    @property
+    def labels(self) -> list[str]:
+        """The categories; "all" for a model of several categories without labels."""
+        return list(self.options.categories) if self.classes or len(self.options.categories) == 1 else ["all"]
+
+    def set_sampling(self, changes: dict) -> None:
+        """Changes options of `sampling`; raises UserError for values that do not fit the model."""
+        options = replace(self.options, changes)
+        check(options)
+        if options.guidance_scale > 0 and self.classifier is None:
+            raise UserError("--guidance-scale: the run was trained without it and has no classifier")
+        self.options = options
+
     @torch.no_grad()
     def invert(self, images: Tensor, labels: Sequence[int]) -> Tensor:
-        """Noise from which DDIM without noise makes the images: (B, 3, H, W) in [-1, 1] -> the same shape.
+        """Computes the noise from which DDIM at strength 0 draws given images, (B, 3, H, W) in [-1, 1].
 
-        What `sample` makes of it as `start`, with sampler "ddim" and strength 0, looks like the images once the model
-        is trained; the authors stop their training by that.
+        The authors stop their training once `sample` turns it back into the images.
         """
         table, x = self.sampling_schedule(), images
         label = torch.tensor(list(labels), device=x.device)
@@ -286,28 +282,28 @@ class SDAS(Trainable):
         return x
 
     def classifier_gradient(self, x: Tensor, step: Tensor, label: Tensor) -> Tensor:
-        """The gradient of the classifier's log-probability of the label: (B, 3, H, W)."""
+        """Computes the gradient of the classifier's log-probability of the label: (B, 3, H, W)."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             chosen = self.classifier(x, step).float().log_softmax(dim=1).gather(1, label[:, None])
             return torch.autograd.grad(chosen.sum(), x)[0]
 
     def sampling_schedule(self) -> Schedule:
-        """The tables of the steps back (D10)."""
-        o = self.options
-        return respace(self.schedule, spaced_steps(o.steps, o.sampling_steps, o.spacing))
+        """Returns the schedule of the reverse steps."""
+        return respace(self.schedule, spaced_steps(len(self.schedule.steps), self.options.sampling_steps))
 
 
 def clamped(x: Tensor, eps: Tensor, abar: float) -> tuple[Tensor, Tensor]:
-    """x_0 of equation 3, clamped to [-1, 1], and the noise that it implies: (B, 3, H, W) all."""
+    """Computes x_0 of equation 3, clamped to [-1, 1], and the noise that it implies: (B, 3, H, W) all."""
     guess = ((x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)).clamp(-1, 1)
     return guess, (x - math.sqrt(abar) * guess) / math.sqrt(1 - abar)
 
 
 def log_likelihood(image: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Logarithm of the probability of 8-bit values, scaled to [-1, 1], under Gaussians: element by element.
+    """Computes the log-probability of 8-bit values, scaled to [-1, 1], under Gaussians, element by element.
 
-    The distribution function is 0.5 (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))); probabilities have a floor of 1e-12.
+    A value covers 1 / 255 to both sides, the lowest and the highest all beyond. The distribution function is
+    approximated as in the code; probabilities are 1e-12 at least.
     """
     precision = (-log_scale).exp()
 
@@ -320,34 +316,24 @@ def log_likelihood(image: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     return (upper - lower).clamp_min(1e-12).log()
 
 
-def to_bytes(pictures: Tensor) -> Tensor:
-    """Pictures of `sample` as uint8: 127.5 (x + 1), clipped, cut off."""
-    return (127.5 * (pictures + 1)).clamp(0, 255).byte()
+def to_bytes(images: Tensor) -> Tensor:
+    """Converts images of `sample` to uint8: 127.5 (x + 1), clipped and truncated."""
+    return (127.5 * (images + 1)).clamp(0, 255).byte()
 
 
 def load_public(network: torch.nn.Module, state: dict) -> None:
-    """Copies a public state dict (see `published_state`); a table of labels that does not fit is left, with a notice.
+    """Loads a public state dict; a table of labels that does not fit stays random, with a notice.
 
     Raises:
-        UserError: missing or unknown keys, or another shape of any tensor but that table (D14).
+        ValueError: other keys or shapes that do not fit.
     """
-    try:
-        state, table = published_state(state, "--weights: a file is no dictionary of tensors"), "label_emb.weight"
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    own = network.state_dict()
-    missing, unknown = sorted(set(own) - set(state) - {table}), sorted(set(state) - set(own) - {table})
-    if missing or unknown:
-        raise UserError(
-            f"--weights: keys do not fit guided diffusion's: {len(missing)} missing {missing[:3]}, {len(unknown)} "
-            f"unknown {unknown[:3]}; another size has other --multipliers and --attention-factors"
+    table = "label_emb.weight"
+    state, ours = published_state(state, "a file is no dictionary of tensors"), network.state_dict()
+    shapes = [tuple(tensors[table].shape) if table in tensors else "none" for tensors in (state, ours)]
+    if shapes[0] != shapes[1]:
+        warnings.warn(
+            f"--weights: {table} is {shapes[0]} in the file, {shapes[1]} here: not loaded", Notice, stacklevel=2
         )
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-    left = [f"{key} {tuple(state[key].shape)}, here {tuple(own[key].shape)}" for key in wrong]
-    if (table in state) != (table in own):
-        left.append(f"{table} is " + ("in the file alone" if table in state else "not in the file"))
-    if set(wrong) - {table}:
-        raise UserError(f"--weights: {len(wrong)} tensors have another shape, the first: {left[0]}")
-    if left:
-        warnings.warn(f"--weights: not loaded, left at random: {'; '.join(left)}", Notice, stacklevel=2)
-    network.load_state_dict({**own, **{key: state[key] for key in own if key in state and key not in wrong}})
+        state = {key: value for key, value in state.items() if key != table}
+        state |= {table: ours[table]} if table in ours else {}
+    load_published(network, state, "a network of guided diffusion")
