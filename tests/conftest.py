@@ -1,11 +1,10 @@
 """What several test files share: a small data set, and the flags that make a run take a second."""
 
 import csv
-import dataclasses
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 # Two processes of tests fill two cores, and so do these networks, which are small: more threads wait for one another,
@@ -14,14 +13,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from adref import options as option_tools
+from adref.run.directory import read_log
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "tools"), str(HERE.parent / "tools" / "sources"),
-                *(str(HERE / name) for name in ("data", "ops", "run", "tools"))]  # fmt: skip
-import golden  # noqa: F401  other test files take it from here
+                *(str(HERE / name) for name in ("data", "methods", "ops", "run", "tools"))]  # fmt: skip
+import golden  # noqa: E402, F401  other test files take it from here
 
 SMALL = ["--size", "64,64", "--reconstruction-width", "4", "--discriminator-width", "4", "--batch-size", "2",
          "--epochs", "2", "--workers", "0", "--device", "cpu", "--score-window", "5"]  # fmt: skip
@@ -58,38 +58,36 @@ def rows_of(path: Path) -> list[dict]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def once(outcome: Callable[[dict], list]) -> Callable[[dict], list]:
-    """Remembers what came of changes of options: every reading is compared with what most have in common."""
-    known = {}
-
-    def remembering(changes: dict) -> list:
-        key = repr(changes)
-        if key not in known:
-            known[key] = outcome(changes)
-        return known[key]
-
-    return remembering
+def checkpoint(run: Path) -> dict:
+    """The content of a run's checkpoint."""
+    return torch.load(run / "checkpoint.pt", weights_only=True)
 
 
-def check_readings(options_class, tried: list[dict], elsewhere: tuple = ()) -> None:
-    """Nobody adds a reading that no test builds: each value of a choice, both of a switch, none and a number.
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = checkpoint(first)["model"], checkpoint(second)["model"]
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
-    `tried` are changes of options, `elsewhere` values that another test builds.
-    """
-    types = option_tools.hints(options_class)
-    pairs = [pair for changes in tried for pair in changes.items()]
-    for field in dataclasses.fields(options_class):
-        name, kind = field.name, types[field.name]
-        inner = [t for t in getattr(kind, "__args__", ()) if option_tools.choices(t)]
-        known = set(option_tools.choices(inner[0] if inner else kind) or ()) - set(elsewhere)
-        values = {value for option, value in pairs if option == name}
-        assert values, f"{name} is never changed"
-        built = values | {field.default}
-        built |= {item for value in built if isinstance(value, tuple) for item in value}
-        assert known <= built, f"{name}: {known - built} is never built"
-        assert kind is not bool or (not field.default) in values, name
-        if type(None) in getattr(kind, "__args__", ()):
-            assert None in values | {field.default} and any(v is not None for v in values | {field.default}), name
+
+def without_times(run: Path) -> list[dict]:
+    """The lines of a run's log without what the clock says."""
+    return [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in read_log(run)]
+
+
+def at_step(patch, method: type, step: int, action) -> None:
+    """Calls `action` while the training loss of a step, counted from now, is computed."""
+    loss, seen = method.loss, []
+
+    def disturbed(self, *rest):
+        seen.append(self.training)
+        if sum(seen) == step and self.training:
+            action()
+        return loss(self, *rest)
+
+    patch.setattr(method, "loss", disturbed)
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
-"""The generated data set that `python -m adref.train` uses when it is given none, and generated textures.
+"""Generates the data set that `python -m adref.train` uses by default, and colour textures.
 
-Three categories in MVTec AD's layout: `fabric` (a texture), `nut` (an object in any rotation) and `board` (a
-circuit board in a fixture). A picture is a surface (albedo, height, gloss) that a small camera model lights and
-photographs. A defect edits the surface, so its shading and its shadow are right; its mask is where the
-photographs with and without it visibly differ. Each picture has random streams of its own, keyed by (seed,
-category, split, index): it does not depend on how many others are made. Lengths are fractions of the picture's
-side unless said otherwise.
+Three categories in MVTec AD's layout: `fabric` (a texture), `nut` (an object at any angle), `board` (a circuit board in
+a fixture). A surface (albedo, height, gloss) is lit and photographed by a small camera model. A defect edits the
+surface, so its shading and shadow are right; its mask is where photographs with and without it visibly differ. Random
+streams are keyed by (seed, category, split, index): no image depends on the number of others. Lengths are fractions
+of the image's side unless said otherwise.
 """
 
 import hashlib
@@ -20,34 +19,30 @@ from PIL import Image
 
 from adref.options import UserError
 
-VERSION = 1  # of the recipe: to be raised whenever a pixel of the default data set changes
-DEFECTS = {
-    "fabric": ("fibre", "hole", "stain", "thread"),
-    "nut": ("corner", "dent", "rust", "scratch"),
-    "board": ("missing", "open", "short", "splash"),
-}
+VERSION = 1  # of the recipe; raise it whenever a pixel of the default data set changes
+DEFECTS = {"fabric": ("fibre", "hole", "stain", "thread"), "nut": ("corner", "dent", "rust", "scratch"),
+           "board": ("missing", "open", "short", "splash")}  # fmt: skip
 CATEGORIES: tuple[str, ...] = tuple(DEFECTS)
-VISIBLE = 5 / 255  # a change of less than this in every channel is none
-AREA = (0.003, 0.06)  # least and largest share of the picture that a mask covers
+VISIBLE = 5 / 255  # a smaller change in every channel does not count
+AREA = (0.003, 0.06)  # smallest and largest share of the image that a mask covers
 LIGHT = np.deg2rad(-125)  # azimuth of the lamp: above, a little to the left
 Surface = tuple[np.ndarray, np.ndarray, np.ndarray]  # albedo (S, S, 3) in [0, 1], height (S, S), gloss (S, S) in [0, 1]
 
 
 def stream(*key) -> np.random.Generator:
-    """A random generator of its own for every key."""
+    """Returns an independent random generator for each key."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:16], "little"))
 
 
 def plane(size: int) -> np.ndarray:
-    """x and y of the pixel centres: (2, S, S) in (0, 1)."""
+    """Returns x and y of the pixel centres, (2, S, S) in (0, 1)."""
     return (np.mgrid[:size, :size][::-1] + 0.5) / size
 
 
 def noise(rng, size: int, rows: int, columns: int | None = None) -> np.ndarray:
-    """A smooth Gaussian field (S, S), N(0, 1) at each pixel, with about `rows` x `columns` bumps."""
-    columns = columns or rows
-    values = rng.standard_normal((rows + 4, columns + 4))
-    for bumps in (rows, columns):  # each turn blends the first axis and moves it to the end
+    """Draws a smooth Gaussian field (S, S), N(0, 1) at each pixel, with about `rows` x `columns` bumps."""
+    values = rng.standard_normal((rows + 4, (columns or rows) + 4))
+    for bumps in (rows, columns or rows):  # each pass interpolates along the first axis and moves it to the end
         place = (np.arange(size) + 0.5) / size * bumps + 1.5
         weights = np.exp(-(((place[:, None] - np.arange(bumps + 4)) / 0.7) ** 2))
         values = (weights / np.sqrt((weights**2).sum(1, keepdims=True)) @ values).T
@@ -55,12 +50,12 @@ def noise(rng, size: int, rows: int, columns: int | None = None) -> np.ndarray:
 
 
 def inside(distance: np.ndarray, soft: float = 1.0) -> np.ndarray:
-    """Coverage in [0, 1] of the region distance < 0, with an edge `soft` pixels wide."""
+    """Returns the coverage in [0, 1] of the region distance < 0, with an edge `soft` pixels wide."""
     return np.clip(0.5 - distance * (distance.shape[0] / soft), 0, 1)
 
 
 def path_distance(x, y, points) -> np.ndarray:
-    """Distance of every pixel from the polyline through `points`."""
+    """Computes the distance of every pixel from the polyline through `points`."""
     nearest = np.full_like(x, np.inf)
     for (ax, ay), (bx, by) in itertools.pairwise(points):
         dx, dy = bx - ax, by - ay
@@ -70,7 +65,7 @@ def path_distance(x, y, points) -> np.ndarray:
 
 
 def blob_distance(x, y, rng, cx, cy, radius, fray) -> np.ndarray:
-    """Distance from an irregular round outline, negative inside; `fray` is the amplitude of its raggedness."""
+    """Computes the distance from an irregular round outline, negative inside; `fray` roughens it."""
     angle, stretch, turn = np.arctan2(y - cy, x - cx), rng.uniform(0.7, 1), rng.uniform(0, np.pi)
     outline = 1 + sum(rng.uniform(-0.3, 0.3) / k * np.cos(k * angle + rng.uniform(0, 6.3)) for k in range(2, 8))
     u = (x - cx) * np.cos(turn) + (y - cy) * np.sin(turn)
@@ -79,23 +74,22 @@ def blob_distance(x, y, rng, cx, cy, radius, fray) -> np.ndarray:
 
 
 def wander(rng, cx, cy, length, bend, steps=14) -> np.ndarray:
-    """Points (steps + 1, 2) of a path around (cx, cy); its curvature drifts by `bend` radians a step."""
+    """Draws the points (steps + 1, 2) of a path around (cx, cy) whose curvature drifts by `bend` radians a step."""
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(np.cumsum(rng.normal(0, bend, steps)))
     points = np.cumsum(np.stack([np.cos(heading), np.sin(heading)], 1) * length / steps, 0)
     return np.vstack([np.zeros(2), points]) - points.mean(0) + (cx, cy)
 
 
 def paint(albedo, colour, alpha) -> np.ndarray:
-    """`colour` (3,) or (S, S, 3) laid over `albedo` with opacity `alpha` (S, S)."""
+    """Blends `colour`, (3,) or (S, S, 3), over `albedo` with opacity `alpha` (S, S)."""
     return albedo + alpha[..., None] * (np.asarray(colour) - albedo)
 
 
 def fabric(size, rng, defect, flaw) -> Surface:
-    """A blue-grey 2/2 twill: each yarn passes over two and under two; yarns vary in width and tone."""
-    (x, y), yarns = plane(size), 22
-    a = x * yarns + rng.uniform(2, 6) + 0.15 * noise(rng, size, 5)  # number of the warp yarn, and place across it
+    """Makes a blue-grey 2/2 twill: each yarn passes over two and under two; yarns vary in width and tone."""
+    (x, y), yarns, heights, colours = plane(size), 22, [], []
+    a = x * yarns + rng.uniform(2, 6) + 0.15 * noise(rng, size, 5)  # index of the warp yarn, and position across it
     b = y * yarns + rng.uniform(2, 6) + 0.15 * noise(rng, size, 5)
-    heights, colours = [], []
     side, lane, start, length = flaw.choice([-1, 1]), flaw.integers(8, yarns), flaw.uniform(8, 20), flaw.uniform(6, 12)
     torn, torn_along = (a, b)[::side]
     ladder = (np.abs(torn - lane - 0.5) < 0.5) & (np.abs(torn_along - start) < length / 2) & (defect == "thread")
@@ -108,8 +102,7 @@ def fabric(size, rng, defect, flaw) -> Surface:
         heights.append(np.where(profile > 0, 0.30 * profile + 0.22 * over, -0.35))
         tone = 1 + 0.05 * rng.standard_normal(yarns + 12)[index] + 0.05 * noise(rng, size, *shape)
         colours.append(tone[..., None] * colour)
-    height = np.maximum(*heights)
-    albedo = np.where((heights[0] >= heights[1])[..., None], *colours)
+    height, albedo = np.maximum(*heights), np.where((heights[0] >= heights[1])[..., None], *colours)
     albedo, height = albedo * np.interp(height, [-0.35, 0.2], [0.45, 1])[..., None], height / yarns
     cx, cy = flaw.uniform(0.15, 0.85, 2)
     if defect == "hole":
@@ -129,11 +122,10 @@ def fabric(size, rng, defect, flaw) -> Surface:
 
 
 def nut(size, rng, defect, flaw) -> Surface:
-    """A hexagonal steel nut on a dark plate, turned by any angle."""
+    """Makes a hexagonal steel nut on a dark plate, at any angle."""
     x, y = plane(size)
     turn, (cx, cy), apothem = rng.uniform(0, 2 * np.pi), 0.5 + rng.uniform(-0.03, 0.03, 2), rng.uniform(0.315, 0.325)
-    u, v = x - cx, y - cy
-    radius = np.hypot(u, v)
+    u, v, radius = x - cx, y - cy, np.hypot(x - cx, y - cy)
     sides = [np.abs(u * np.cos(n) + v * np.sin(n)) - apothem for n in turn + np.arange(3) * np.pi / 3]
     if defect == "corner":
         n = turn + np.pi / 6 + flaw.integers(6) * np.pi / 3 + flaw.uniform(-0.15, 0.15)
@@ -142,7 +134,7 @@ def nut(size, rng, defect, flaw) -> Surface:
     body = inside(outline)
     top = 0.10 - 0.45 * np.maximum(radius - 0.30, 0) - 0.7 * np.maximum(0.205 - radius, 0)
     height = (top + 0.004 * np.sin(2 * np.pi * radius / 0.016) * inside(radius - 0.20, 2)) * inside(outline, 3)
-    # A turned face shines along the direction of the light: the bow tie on every lathed disc.
+    # A lathed face reflects along the direction of the light: the bow tie on every turned disc.
     face = inside(radius - 0.30, 6) * inside(0.205 - radius, 3)
     shine = 0.20 * np.cos(np.arctan2(v, u) - LIGHT) ** 6 - 0.04 + 0.02 * np.sin(2 * np.pi * radius / 0.021)
     plate = np.array([0.235, 0.25, 0.27]) * (1 + 0.05 * noise(rng, size, 6)[..., None])
@@ -166,7 +158,7 @@ def nut(size, rng, defect, flaw) -> Surface:
     return albedo, height, gloss
 
 
-# The layout of the board, in units of 1/64 of the picture.
+# Layout of the board, in units of 1/64 of the image.
 TRACES = (
     ((0, 44), (26, 44), (34, 52), (64, 52)), ((0, 49), (23.9, 49), (31.9, 57), (64, 57)),
     ((0, 54), (21.9, 54), (29.9, 62), (64, 62)), ((28, 22), (37, 22), (42, 17)), ((28, 26), (42, 26)),
@@ -182,14 +174,14 @@ GAPS = ((4, 19, 44), (4, 17, 49), (38, 60, 52), (38, 60, 57))  # traces with ano
 CHIPS = ((46, 17), (46, 26), (46, 35), (50, 8))  # three resistors and a capacitor
 DRILLS = ((8, 6), (15, 6), (22, 6), (29, 6), (36, 6), (4, 37), (10, 40), (22, 11), (57, 26), (44, 46.5))
 LABELS = ((44, 20.4, "R1"), (44, 29.4, "R2"), (44, 38.4, "R3"), (48, 11.4, "C1"), (33, 36.5, "U2"), (16, 26, "3C12"))
-GLYPHS = {"R": "040020220224", "C": "20000424", "U": "00042420",  # x and y of the corners of a stroke, in turn
+GLYPHS = {"R": "040020220224", "C": "20000424", "U": "00042420",  # x and y of each corner of a stroke
           "1": "1014", "2": "002022020424", "3": "0020220222240424"}  # fmt: skip
 
 
 def board(size, rng, defect, flaw) -> Surface:
-    """A corner of a printed circuit board: the same layout in every picture, placed by a fixture."""
+    """Makes a corner of a printed circuit board: the same layout in every image, placed by a fixture."""
     (x, y), turn, shift = plane(size) - 0.5, np.deg2rad(rng.uniform(-0.5, 0.5)), 0.5 + rng.uniform(-0.006, 0.006, 2)
-    # float32 halves the time of some hundred distance fields.
+    # float32 halves the time of a hundred distance fields
     u = (64 * (x * np.cos(turn) + y * np.sin(turn) + shift[0])).astype(np.float32)
     v = (64 * (y * np.cos(turn) - x * np.sin(turn) + shift[1])).astype(np.float32)
 
@@ -215,8 +207,7 @@ def board(size, rng, defect, flaw) -> Surface:
         left, right, level = GAPS[flaw.integers(len(GAPS))]
         middle, half = flaw.uniform(left, right), flaw.uniform(2.5, 5)
         sides = np.abs(u - middle) - half - 0.2 * (v - level - 2.5) ** 2 + 0.3 * noise(flaw, size, 24)
-        bridge = np.maximum(sides, np.abs(v - level - 2.5) - 2.5)
-        lines = np.minimum(lines, bridge)
+        lines = np.minimum(lines, np.maximum(sides, np.abs(v - level - 2.5) - 2.5))
     albedo = np.array([0.05, 0.25, 0.14]) * (1 + 0.03 * noise(rng, size, 8)[..., None])
     albedo = paint(albedo, (0.25, 0.60, 0.33), inside(lines / 64, 1.5))
     pins = [(place, row, 4.6, 2.2) for row in (22, 26, 30, 34) for place in (11.5, 28.5)]
@@ -249,18 +240,17 @@ def board(size, rng, defect, flaw) -> Surface:
 
 
 def photograph(surface: Surface, rng) -> np.ndarray:
-    """Lights a surface and returns what a lens shows, before sensor noise: (S, S, 3) in [0, 1]."""
-    albedo, height, gloss = surface
-    size = height.shape[0]
+    """Renders a surface under the lamp and through the lens, before sensor noise: (S, S, 3) in [0, 1]."""
+    (albedo, height, gloss), size = surface, len(surface[0])
     azimuth, elevation = LIGHT + rng.uniform(-0.06, 0.06), np.deg2rad(rng.uniform(46, 52))
-    ray = np.array([np.cos(azimuth), np.sin(azimuth)])  # on the table, towards the lamp
+    ray = np.array([np.cos(azimuth), np.sin(azimuth)])  # in the plane of the table, towards the lamp
     light = np.array([*ray * np.cos(elevation), np.sin(elevation)])
     half = np.array([*light[:2], light[2] + 1]) / np.sqrt(2 + 2 * light[2])  # between lamp and camera
     slope_y, slope_x = np.gradient(height * size)
     normal = np.stack([-slope_x, -slope_y, np.ones_like(height)], -1)
     normal = normal / np.linalg.norm(normal, axis=-1, keepdims=True)
     diffuse, specular = np.clip(normal @ light, 0, None) / light[2], gloss * np.clip(normal @ half, 0, None) ** 24
-    # A point lies in shadow where the surface, on the way to the lamp, rises above the ray of light.
+    # A point lies in shadow if the surface rises above the ray from the point to the lamp.
     rise = np.full_like(height, -1.0)
     for step in range(1, round(0.12 * size), max(1, size // 128)):
         shift = np.rint(-step * ray).astype(int)
@@ -275,44 +265,41 @@ def photograph(surface: Surface, rng) -> np.ndarray:
 
 
 def tidy(changed: np.ndarray) -> np.ndarray:
-    """Closes the pinholes of a mask (S, S) and drops its specks, as a person who draws a mask does."""
-    reach, speck = max(1, len(changed) // 100), 0.0006 * changed.size
+    """Closes small holes of a mask (S, S) and removes small connected components, as a person who draws it would."""
+    reach, smallest = max(1, len(changed) // 100), 0.0006 * changed.size
     closed = scipy.ndimage.binary_closing(np.pad(changed, reach), iterations=reach)[reach:-reach, reach:-reach]
-    for value in (False, True):  # first holes, then specks
+    for value in (False, True):  # first holes, then components
         labels, _ = scipy.ndimage.label(closed == value)
-        closed = closed ^ ((np.bincount(labels.ravel()) < speck)[labels] & (labels > 0))
+        closed = closed ^ ((np.bincount(labels.ravel()) < smallest)[labels] & (labels > 0))
     return closed
 
 
-def draw(
-    category: str, index: int, defect: str | None, seed: int, size: int, split: str = "train"
-) -> tuple[np.ndarray, np.ndarray]:
-    """One picture and its mask; the same arguments give the same pixels, with and without a defect.
+def draw(category: str, index: int, defect: str | None, seed: int, size: int,
+         split: str = "train") -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Draws an image and its mask; with and without a defect, the pixels outside the mask are the same.
 
     Args:
         category: one of `CATEGORIES`.
-        index: number of the picture, 0 or more.
-        defect: one of `DEFECTS[category]`, or None for a good picture.
-        seed: of the whole data set.
+        defect: one of `DEFECTS[category]`, or None for a good image.
+        seed, split, index: key of the random streams; `split` is any word, `index` 0 or more.
         size: side in pixels, 64 to 512.
-        split: any word; with the other arguments it is the key of the picture's random streams.
 
     Returns:
-        The picture, uint8 (S, S, 3) RGB, and its mask, bool (S, S), True where the defect is seen.
+        The image, uint8 (S, S, 3) RGB, and its mask, bool (S, S), True where the defect is visible.
     """
     if defect not in (None, *DEFECTS[category]):
         raise ValueError(f"expected a defect of {category}, one of {DEFECTS[category]}, got {defect!r}")
     key, make = (int(seed), category, split, int(index)), {"fabric": fabric, "nut": nut, "board": board}[category]
 
-    def shoot(kind, attempt):
+    def render(kind, attempt):
         surface = make(size, stream(key, "surface"), kind, stream(key, "defect", kind, attempt))
         return photograph(surface, stream(key, "camera"))
 
-    image, mask = shoot(None, 0), np.zeros((size, size), bool)
+    image, mask = render(None, 0), np.zeros((size, size), bool)
     for attempt in range(100 if defect else 0):
-        flawed = shoot(defect, attempt)
+        flawed = render(defect, attempt)
         mask = tidy(np.abs(flawed - image).max(-1) > VISIBLE)
-        if AREA[0] <= mask.mean() <= AREA[1]:  # nearly always at the first attempt
+        if AREA[0] <= mask.mean() <= AREA[1]:  # nearly always in the first attempt
             image = np.where(mask[..., None], flawed, image)
             break
     else:
@@ -322,43 +309,30 @@ def draw(
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8), mask
 
 
-def write_sample_data(
-    root: Path,
-    seed: int = 0,
-    size: int = 128,
-    train: int = 40,
-    test: int = 16,
-    per_defect: int = 8,
-    categories=CATEGORIES,
-) -> Path:
-    """Writes the data set whole or not at all; leaves one of the same recipe untouched.
+def write_sample_data(root: Path, seed: int = 0, size: int = 128, train: int = 40, test: int = 16,
+                      per_defect: int = 8, categories=CATEGORIES) -> Path:  # fmt: skip
+    """Writes the data set in MVTec AD's layout, whole or not at all; leaves one of the same recipe untouched.
+
+    An unknown category, a number out of range, or a `root` that holds something else raises UserError.
 
     Args:
-        root: folder to make, with CATEGORY/train/good/000.png and so on, as MVTec AD has them.
+        root: folder to create.
         seed: 0 or more.
-        size: side of the pictures in pixels, 64 to 512.
-        train, test, per_defect: number of good pictures to train, of good ones to test, and of each kind of defect.
+        size: side of the images in pixels, 64 to 512.
+        train, test, per_defect: number of good training images, of good test images, of test images of each defect.
         categories: some of `CATEGORIES`.
-
-    Returns:
-        `root`.
-
-    Raises:
-        UserError: an unknown category, a size out of range, or a `root` that holds something else.
     """
     root = Path(root)
     if unknown := [name for name in categories if name not in DEFECTS]:
-        raise UserError(f"unknown category {unknown[0]!r} of the sample data; known: {', '.join(CATEGORIES)}")
-    if not 64 <= size <= 512:
-        raise UserError(f"the sample data takes a size of 64 to 512 pixels; got {size}")
-    if min(train, test, per_defect) < 1:
-        raise UserError(f"the sample data takes 1 picture or more of each sort; got {train}, {test}, {per_defect}")
+        raise UserError(f"sample data: unknown category {unknown[0]!r}; known: {', '.join(CATEGORIES)}")
+    if not 64 <= size <= 512 or min(train, test, per_defect) < 1:
+        counts = f"{train}, {test}, {per_defect}"
+        raise UserError(f"sample data: expected a size of 64 to 512 and counts of 1 or more; got {size}; {counts}")
     numbers = {"version": VERSION, "seed": seed, "size": size, "train": train, "test": test, "per_defect": per_defect}
     recipe = json.dumps({**numbers, "categories": list(categories)})
     if root.exists():
-        note = root / "recipe.json"
-        if not note.is_file() or note.read_text() != recipe:
-            raise UserError(f"{root} exists, but is not the sample data {recipe}; remove it or name another folder")
+        if not (root / "recipe.json").is_file() or (root / "recipe.json").read_text() != recipe:
+            raise UserError(f"{root} exists and is not the sample data {recipe}; remove it or choose another folder")
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=root.name + ".", dir=root.parent) as temporary:
@@ -377,7 +351,7 @@ def write_sample_data(
         (made / "recipe.json").write_text(recipe)
         try:
             made.rename(root)
-        except OSError:  # another process may have made it meanwhile
+        except OSError:  # another process may have written it meanwhile
             if not root.exists():
                 raise
             return write_sample_data(root, seed, size, train, test, per_defect, categories)
@@ -385,12 +359,11 @@ def write_sample_data(
 
 
 def generated_textures(n: int, size: int, seed: int) -> np.ndarray:
-    """Colour textures of ten families in turn, a stand-in for a texture folder: uint8 (n, 3, size, size)."""
+    """Draws colour textures of ten families in rotation, uint8 (n, 3, size, size), to replace a texture folder."""
     images = np.empty((n, 3, size, size), np.uint8)
     for index in range(n):
         rng = stream(int(seed), "texture", index)
-        field = texture_field(rng, size, index % 10)
-        tones = rng.integers(2, 6)
+        field, tones = texture_field(rng, size, index % 10), rng.integers(2, 6)
         palette = rng.uniform(0, 1, (tones, 1)) + rng.uniform(0.1, 1) * rng.uniform(-0.5, 0.5, (tones, 3))
         level = (field - field.min()) / np.ptp(field) * (tones - 1)
         image = np.stack([np.interp(level, range(tones), channel) for channel in palette.T])
@@ -400,13 +373,13 @@ def generated_textures(n: int, size: int, seed: int) -> np.ndarray:
 
 
 def texture_field(rng, size: int, family: int) -> np.ndarray:
-    """The grey values (S, S), in any range, of one texture of the family 0 to 9."""
+    """Draws the grey values (S, S), in any range, of a texture of family 0 to 9."""
     (x, y), turn, bumps, sharp = plane(size), rng.uniform(0, np.pi), *np.exp(rng.uniform((1, 0), (3.4, 2.5)))
     u = bumps * (x * np.cos(turn) + y * np.sin(turn)) + rng.uniform(0, 0.4) * noise(rng, size, 4)
     v = bumps * (y * np.cos(turn) - x * np.sin(turn)) + rng.uniform(0, 0.4) * noise(rng, size, 4)
     wave = np.sin(2 * np.pi * u)
 
-    def cells():  # each has a tone of its own and darkens away from its seed
+    def cells():  # each cell has one tone, darker with the distance from its centre
         seeds = rng.random((size, size)) > (bumps / size) ** 2
         seeds.flat[rng.integers(seeds.size)] = False  # at least one
         distance, (row, column) = scipy.ndimage.distance_transform_edt(seeds, return_indices=True)

@@ -50,6 +50,11 @@ class Run:
         """The decision threshold of image scores: anomalous from here on; None: none is stored."""
         return self.state.calibration["threshold"] if self.state.calibration else None
 
+    @property
+    def finished(self) -> bool:
+        """Whether training is over and the threshold is set."""
+        return self.state.finished
+
     def save(self) -> None:
         """Writes checkpoint.pt, atomically, after the log of its steps is on the disk.
 

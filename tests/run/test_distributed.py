@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_category
-from test_train import same_weights, without_times
+from conftest import checkpoint, same_weights, without_times, write_category
 from torch import nn
 
-from adref.run import distributed
-from adref.run import loop as train
-from adref.run.directory import load, load_checkpoint, read_log
-from adref.run.distributed import SharedBatchNorm2d, parts, share_batch_norm
+from adref import load
+from adref.data.examples import Schedule
+from adref.method import Stage
+from adref.run import distributed, loop
+from adref.run.directory import read_log
 from adref.train import main
 
+slow = pytest.mark.slow
 COMMON = ["--batch-size", "3", "--epochs", "2", "--workers", "0", "--device", "cpu"]
 METHODS = {
     "draem": ["--size", "64,64", "--reconstruction-width", "4", "--discriminator-width", "4", "--score-window", "5"],
@@ -59,21 +60,23 @@ def run(process: subprocess.Popen) -> tuple[int, str, str]:
 # much of rounding that in float32 a batch whose images only change places has gradients that are 17 % apart.
 NOTE = """
 import torch
-from adref import distributed, train
-add, parallel, single, gradients = train.add_gradients, distributed.parallel, torch.Tensor.float, []
+from adref.run import distributed, loop
+add, parallel, move, gradients = loop.add_gradients, distributed.parallel_loss, loop.to_device, []
+single, noted = torch.Tensor.float, set()
 def exact(method):
     return type(method).__name__ in ("DRAEM", "SRDAD")
-def noting(method, loss, batch, *rest):
+def noting(method, *rest):
     if exact(method):
-        batch, torch.Tensor.float = type(batch)(*(field.double() for field in batch)), torch.Tensor.double
-    terms = add(method, loss, batch, *rest)
-    torch.Tensor.float = single
-    if not hasattr(method, "noted"):
-        method.noted = True
+        torch.Tensor.float = torch.Tensor.double
+        loop.to_device = lambda *args: (lambda b: type(b)(*(field.double() for field in b)))(move(*args))
+    result = add(method, *rest)
+    torch.Tensor.float, loop.to_device = single, move
+    if id(method) not in noted:
+        noted.add(id(method))
         gradients.append({name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None})
-    return terms
-train.add_gradients = noting
-distributed.parallel = lambda method: parallel(method.double() if exact(method) else method)
+    return result
+loop.add_gradients = noting
+distributed.parallel_loss = lambda method: parallel(method.double() if exact(method) else method)
 """
 
 
@@ -83,8 +86,8 @@ def runs(tmp_path_factory, textures) -> Path:
     root = tmp_path_factory.mktemp("distributed")
     data, script, found = write_category(root / "data"), root / "all.py", {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "add_gradients", train.add_gradients)  # what it puts back
-        patch.setattr(distributed, "parallel", distributed.parallel)
+        patch.setattr(loop, "add_gradients", loop.add_gradients)  # what it puts back
+        patch.setattr(distributed, "parallel_loss", distributed.parallel_loss)
         exec(NOTE, found)
         for name in METHODS:
             assert main(command(name, data, textures, root / f"{name}-1")) == 0
@@ -94,9 +97,8 @@ def runs(tmp_path_factory, textures) -> Path:
         NOTE
         + f"""
 import json, sys, torch
-from adref import distributed, train
-from adref.distributed import processes, rank
-with processes():
+from adref import train
+with distributed.process_group():
     code = max(train.main(argv) for argv in json.loads(sys.argv[1]))
     if distributed.rank() == 0:
         torch.save(dict(zip({list(METHODS)}, gradients)), {str(root / "gradients-2.pt")!r})
@@ -109,6 +111,7 @@ sys.exit(code)
     return root
 
 
+@slow
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_have_the_losses_of_one(name, runs):
     """Batches of 3 are dealt out as 2 and 1, and the last of 2 or 1 images; parts of a batch (SDAS), early stopping
@@ -124,12 +127,9 @@ def test_two_processes_have_the_losses_of_one(name, runs):
     one, two = (torch.load(runs / f"gradients-{n}.pt")[name] for n in (1, 2))
     assert one.keys() == two.keys()
     apart = torch.cat([(one[key] - two[key]).flatten() for key in one]).norm()
-    assert (
-        apart
-        < (1e-9 if name in ("draem", "srdad") else 1e-5)
-        * torch.cat([gradient.flatten() for gradient in one.values()]).norm()
-    )
-    first, second = (load_checkpoint(runs / f"{name}-{n}") for n in (1, 2))
+    bound = 1e-9 if name in ("draem", "srdad") else 1e-5
+    assert apart < bound * torch.cat([gradient.flatten() for gradient in one.values()]).norm()
+    first, second = (checkpoint(runs / f"{name}-{n}") for n in (1, 2))
     assert first["model"].keys() == second["model"].keys()
     if name != "sdas":
         assert second["calibration"]["threshold"] == pytest.approx(first["calibration"]["threshold"], rel=1e-3)
@@ -137,12 +137,14 @@ def test_two_processes_have_the_losses_of_one(name, runs):
         assert load(runs / f"{name}-2").threshold == second["calibration"]["threshold"]
 
 
+@slow
 def test_only_the_first_process_prints_and_the_run_says_how_many_there_were(runs):
     assert (runs / "out").read_text().count("normal images train") == len(METHODS)
     assert json.loads((runs / "draem-2/config.json").read_text())["processes"] == 2
     assert "by 2 processes" in (runs / "draem-2/report.html").read_text()
 
 
+@slow
 def test_one_of_them_dies_and_they_go_on_from_the_checkpoint(runs, textures, tmp_path):
     script = tmp_path / "dying.py"
     script.write_text(
@@ -167,6 +169,7 @@ def test_one_of_them_dies_and_they_go_on_from_the_checkpoint(runs, textures, tmp
     assert same_weights(tmp_path / "run", runs / "vit_autoencoder-2")
 
 
+@slow
 def test_sigterm_stops_all_at_one_step_and_one_process_goes_on(runs, textures, tmp_path):
     script, out = tmp_path / "slow.py", tmp_path / "run"
     script.write_text(
@@ -182,12 +185,12 @@ def test_sigterm_stops_all_at_one_step_and_one_process_goes_on(runs, textures, t
     argv = [*command("vit_autoencoder", runs / "data", textures, out), "--checkpoint-steps", "1"]
     process = torchrun(script, *argv)
     deadline = time.time() + 120
-    while time.time() < deadline and (not out.exists() or load_checkpoint(out)["step"] < 1):
+    while time.time() < deadline and (not out.exists() or checkpoint(out)["step"] < 1):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     code, text, _ = run(process)
     assert code != 0 and "Interrupted and saved" in text
-    assert 0 < load_checkpoint(out)["step"] < 4
+    assert 0 < checkpoint(out)["step"] < 4
     assert main(["--resume", "--out", str(out)]) == 0
     assert [line["loss/total"] for line in read_log(out)] == pytest.approx(
         [line["loss/total"] for line in read_log(runs / "vit_autoencoder-1")], rel=1e-5
@@ -201,14 +204,21 @@ def test_several_processes_need_a_name(data, monkeypatch, capsys):
 
 
 def test_parts_of_a_batch():
-    assert [(p.start, p.stop) for p in parts(5, 2)] == [(0, 3), (3, 5)]
-    assert [(p.start, p.stop) for p in parts(2, 4)] == [(0, 1), (1, 2)]
+    for images, parts, sizes in ((5, 2, [3, 2]), (2, 4, [1, 1]), (6, 1, [6])):
+        found = Schedule(Stage("train", 1, parts=parts), images, images, seed=0).parts(1)
+        assert [len(part) for part in found] == sizes
+        assert sorted(index for part in found for _, _, index in part) == list(range(images))
 
 
-def test_batch_norm_keeps_parameters_and_names_and_is_torchs_where_nobody_shares():
-    own = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
-    names, weight = list(own.state_dict()), own[1][0].weight
-    share_batch_norm(own)
-    assert type(own[1][0]) is SharedBatchNorm2d and own[1][0].weight is weight and list(own.state_dict()) == names
+def test_batch_norm_keeps_its_tensors_and_names_and_is_torchs_in_one_process():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
+    names, weight = list(network.state_dict()), network[1][0].weight
+    distributed.synchronise_batch_norm(network)
+    synced = network[1][0]
+    assert type(synced) is distributed.SyncBatchNormCPU and synced.weight is weight
+    assert list(network.state_dict()) == names
     x, plain = torch.randn(2, 4, 5, 6), nn.BatchNorm2d(4)
-    assert torch.equal(own[1][0](x), plain(x)) and torch.equal(own[1][0].running_var, plain.running_var)
+    assert torch.allclose(synced(x), plain(x), atol=1e-6)
+    assert torch.allclose(synced.running_var, plain.running_var) and torch.equal(
+        synced.num_batches_tracked, plain.num_batches_tracked
+    )

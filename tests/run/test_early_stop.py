@@ -2,33 +2,27 @@
 
 import json
 import math
-import os
 import re
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import picture, write_category
+from conftest import at_step, checkpoint, interrupt, picture, same_weights, without_times, write_category
 from PIL import Image
-from test_train import same_weights, without_times
 
-from adref.data import examples as samples_module
-from adref.data import layouts as data_module
-from adref.data import reader as data_module_reader
-from adref.data.examples import Images, TrainingSet, random_stream, resize, to_tensor
-from adref.data.layouts import list_images
-from adref.data.reader import read_image
+from adref import train
+from adref.data import examples as examples_module
+from adref.data.examples import random_stream, resize, to_tensor
+from adref.data.layouts import find_category, list_images
+from adref.data.reader import read_file, read_image
 from adref.method import EarlyStop, Sources
+from adref.methods.noise_to_norm import NoiseToNorm, Options
 from adref.methods.noise_to_norm import method as noise_method
-from adref.methods.noise_to_norm.method import NoiseToNorm
-from adref.methods.noise_to_norm.options import Options
-from adref.run import loop as train_module
-from adref.run import sources as train_module_sources
-from adref.run.config import Flags
-from adref.run.directory import load_checkpoint
+from adref.run import loop
+from adref.run.config import RunSettings
 from adref.run.loop import split_validation, validate
+from adref.run.sources import read_images, split
 from adref.train import main
 
 SMALL = ["--size", "32,32", "--width", "4", "--levels", "2", "--sigmas", "0.5,1", "--batch-size", "2", "--workers", "0",
@@ -70,35 +64,35 @@ def test_training_ends_after_patience_epochs_without_a_new_minimum(whole):
     found = watched(whole)
     assert list(found) == [5 * (i + 1) for i in range(len(found))]
     last, best = expected_end(list(found.values()), 1)
-    state = load_checkpoint(whole)
+    state = checkpoint(whole)
     assert last == len(found) - 1 < 11, "the run must end early, or this test says nothing"
-    assert state["ended"] == {"train": 5 * (last + 1)} and state["chosen"] == {"train": 5 * (best + 1)}
+    assert state["finished_stages"] == {"train": 5 * (last + 1)} and state["selected_steps"] == {
+        "train": 5 * (best + 1)
+    }
     assert state["step"] == 5 * (last + 1) and best < last
 
 
 def test_the_best_weights_are_the_result(whole, data):
     """They give the loss that was logged at that step, which is the least."""
-    state, best = load_checkpoint(whole), load_checkpoint(whole)["chosen"]["train"]
+    state, best = checkpoint(whole), checkpoint(whole)["selected_steps"]["train"]
     assert best != state["step"]
-    flags = Flags(seed=0)
+    settings = RunSettings(seed=0)
     options = Options(size=(32, 32), width=4, levels=2, sigmas=(0.5, 1.0), batch_size=2, learning_rate=0.02)
     method = NoiseToNorm(options)
     method.load_state_dict(state["model"])
-    names = train_module_sources.split(data_module.find_category(data, "part"), flags)[0]
-    images = Images([record.path for record in names], (32, 32), "antialias", 2**30)
-    _, validation = split_validation(Sources(images=images), method.early_stop(), 0)
-    samples = TrainingSet(validation, NoiseToNorm.corrupt, options, Sources(), 0, "validation")
-    again = validate(method, samples, "train", flags, torch.device("cpu"))
-    assert again == pytest.approx(watched(whole)[best], abs=1e-6) and again == pytest.approx(
-        min(watched(whole).values())
-    )
+    images = read_images(method, split(find_category(data, "part"), settings)[0], settings)
+    stage = method.stages[0]
+    _, validation = split_validation(method, Sources(images=images), stage.early_stop, 0)
+    again = validate(method, validation, stage, settings, torch.device("cpu"))
+    assert again == pytest.approx(watched(whole)[best], abs=1e-6)
+    assert again == pytest.approx(min(watched(whole).values()))
     assert method.training  # `validate` goes back to training mode
 
 
 def script(monkeypatch, losses: list[float]) -> list[int]:
     """Lets `validate` return one number after the other; what comes back counts its calls."""
     calls = []
-    monkeypatch.setattr(train_module, "validate", lambda *_: (calls.append(1), losses[len(calls) - 1])[1])
+    monkeypatch.setattr(loop, "validate", lambda *_: (calls.append(1), losses[len(calls) - 1])[1])
     return calls
 
 
@@ -108,52 +102,45 @@ def test_patience_counts_from_the_first_of_equal_minima(data, tmp_path, monkeypa
     losses = [5.0, 4.0, 4.0, 3.0, 3.0, 3.5, 1.0]
     calls = script(monkeypatch, losses)
     run = run_of(data, tmp_path / "run", "--patience", 2)
-    state = load_checkpoint(run)
-    assert len(calls) == 6 and state["ended"] == {"train": 30} and state["chosen"] == {"train": 20}
+    state = checkpoint(run)
+    assert len(calls) == 6 and state["finished_stages"] == {"train": 30} and state["selected_steps"] == {"train": 20}
     assert watched(run) == dict(zip(range(5, 31, 5), losses))
     script(monkeypatch, losses)
     shorter = run_of(data, tmp_path / "shorter", "--patience", 9, "--epochs", 4)
     assert same_weights(shorter, run) and without_times(shorter) == without_times(run)[:20]
     script(monkeypatch, [5.0, 4.0, 3.0, 2.0, 1.0])
     longer = run_of(data, tmp_path / "longer", "--patience", 9, "--epochs", 5)
-    assert not same_weights(longer, run) and load_checkpoint(longer)["chosen"] == {"train": 25}
+    assert not same_weights(longer, run) and checkpoint(longer)["selected_steps"] == {"train": 25}
 
 
 def test_a_resumed_run_knows_the_best_weights_of_before(data, tmp_path, monkeypatch):
     """The minimum lies before the interrupt, so only the checkpoint has its weights, and from when patience counts."""
-    losses, loss, seen = [1.0, 2.0, 3.0, 4.0], NoiseToNorm.loss, []
-
-    def interrupted(self, *rest):
-        seen.append(1)
-        if len(seen) == 8:  # in the middle of the second epoch
-            os.kill(os.getpid(), signal.SIGINT)
-        return loss(self, *rest)
-
+    losses = [1.0, 2.0, 3.0, 4.0]
     script(monkeypatch, losses)
     whole = run_of(data, tmp_path / "whole", "--patience", 2)
     calls = script(monkeypatch, losses)
     first = run_of(data, tmp_path / "first", "--patience", 2, "--epochs", 1)
     calls.clear()
-    monkeypatch.setattr(NoiseToNorm, "loss", interrupted)
     run = tmp_path / "run"
-    assert main(list(map(str, ["noise_to_norm", "--data", data, "--out", run, *SMALL, "--patience", 2]))) == 130
-    state, best = load_checkpoint(run), load_checkpoint(first)["model"]
+    with monkeypatch.context() as patch:
+        at_step(patch, NoiseToNorm, 8, interrupt)  # in the middle of the second epoch
+        assert main(list(map(str, ["noise_to_norm", "--data", data, "--out", run, *SMALL, "--patience", 2]))) == 130
+    state, best = checkpoint(run), checkpoint(first)["model"]
     assert state["step"] == 8 and {k: state["best"][k] for k in ("loss", "epoch", "step")} == {
         "loss": 1.0, "epoch": 0, "step": 5}  # fmt: skip
     assert state["best"]["model"].keys() == best.keys()
     assert all(torch.equal(state["best"]["model"][k], best[k]) for k in best)
-    monkeypatch.setattr(NoiseToNorm, "loss", loss)
     assert main(["--resume", "--out", str(run)]) == 0
-    assert load_checkpoint(run)["chosen"] == {"train": 5} and load_checkpoint(run)["ended"] == {"train": 15}
+    assert checkpoint(run)["selected_steps"] == {"train": 5} and checkpoint(run)["finished_stages"] == {"train": 15}
     assert same_weights(run, whole) and same_weights(run, first) and without_times(run) == without_times(whole)
 
 
 def validation_of(data: Path, share: float = 0.2) -> tuple[list[Path], list[Path]]:
     """Files that train, and that validate, with seed 0."""
-    records = train_module_sources.split(data_module.find_category(data, "part"), Flags(seed=0))[0]
+    records = split(find_category(data, "part"), RunSettings(seed=0))[0]
     files = Sources(images=[record.path for record in records])
-    train, validation = split_validation(files, EarlyStop(9, share), 0)
-    return list(train.images), list(validation)
+    train, validation = split_validation(NoiseToNorm(Options(width=4)), files, EarlyStop(9, share), 0)
+    return list(train.images), list(validation.images)
 
 
 def test_the_validation_loss_is_the_mean_over_images_of_fixed_noise(data, tmp_path, monkeypatch):
@@ -162,7 +149,7 @@ def test_the_validation_loss_is_the_mean_over_images_of_fixed_noise(data, tmp_pa
     run = run_of(data, tmp_path / "run", "--epochs", 1)
     options = Options(size=(32, 32), width=4, levels=2, sigmas=(0.5, 1.0))
     method, losses = NoiseToNorm(options).eval(), []
-    method.load_state_dict(load_checkpoint(run)["model"])
+    method.load_state_dict(checkpoint(run)["model"])
     for i, path in enumerate(validation_of(data, 0.3)[1]):
         image = resize(to_tensor(read_image(path)), (32, 32), "antialias").float() / 255
         example = NoiseToNorm.corrupt(image, random_stream(0, "validation", 0, i), options, Sources())
@@ -196,7 +183,7 @@ def test_a_validation_loss_that_is_no_number_stops_training(data, tmp_path, monk
     more = ["--checkpoint-steps", 1]
     assert main(list(map(str, ["noise_to_norm", "--data", data, "--out", run, *SMALL, *more]))) == 1
     assert "validation/total is nan (train, step 10)" in capsys.readouterr().err
-    state = load_checkpoint(run)
+    state = checkpoint(run)
     assert state["step"] == 9 and state["best"]["step"] == 5
 
 
@@ -206,8 +193,8 @@ def test_workers_change_no_number(whole, data, tmp_path):
 
 
 def test_report_and_metrics_say_which_step_was_chosen(whole):
-    state = load_checkpoint(whole)
-    words = f"step {state['chosen']['train']} of {state['step']}, the least loss on normal images"
+    state = checkpoint(whole)
+    words = f"step {state['selected_steps']['train']} of {state['step']}, the least loss on normal images"
     assert json.loads((whole / "evaluation" / "metrics.json").read_text())["checkpoint"] == words
     page = (whole / "report.html").read_text()
     assert words in page and "validation/total" in page
@@ -215,58 +202,52 @@ def test_report_and_metrics_say_which_step_was_chosen(whole):
 
 def test_images_that_validate_do_not_train():
     images = [torch.full((3, 4, 4), i, dtype=torch.uint8) for i in range(23)]
-    every = Sources(images=images, looks=list(range(23)), paths=list(map(str, range(23))))
-    train, validation = split_validation(every, EarlyStop(3, 0.2), seed=5)
-    assert train.looks == [int(image[0, 0, 0]) for image in train.images] == list(map(int, train.paths))
-    found = [{int(image[0, 0, 0]) for image in part} for part in (train.images, validation)]
+    every, method = Sources(images=images, hashes=list(range(23))), NoiseToNorm(Options(width=4))
+    train, validation = split_validation(method, every, EarlyStop(3, 0.2), seed=5)
+    assert train.hashes == [int(image[0, 0, 0]) for image in train.images]
+    found = [{int(image[0, 0, 0]) for image in part} for part in (train.images, validation.images)]
     assert len(found[1]) == 4 and not found[0] & found[1] and found[0] | found[1] == set(range(23))
-    again, other = (split_validation(every, EarlyStop(3, 0.2), seed)[1] for seed in (5, 6))
-    assert again.indices == validation.indices != other.indices
+    again, other = (split_validation(method, every, EarlyStop(3, 0.2), seed)[1] for seed in (5, 6))
+    assert again.images.indices == validation.images.indices != other.images.indices
     for stop, count, kept in ((None, 23, 0), (EarlyStop(3, 0.0), 23, 0), (EarlyStop(3, 0.2), 2, 1),
                               (EarlyStop(3, 0.2), 1, 0), (EarlyStop(3, 0.9), 2, 1)):  # fmt: skip
-        train, validation = split_validation(Sources(images=images[:count]), stop, 0)
+        train, validation = split_validation(method, Sources(images=images[:count]), stop, 0)
         assert (len(train.images), len(validation)) == (count - kept, kept)
 
 
 @pytest.mark.parametrize("at", [3, 5, 12])  # in the middle of an epoch, at its end, in the middle of a later one
 def test_interrupted_and_resumed_ends_bit_equal(at, whole, data, tmp_path, monkeypatch):
-    loss, seen = NoiseToNorm.loss, []
-
-    def interrupted(self, batch, stage):
-        seen.append(self.training)
-        if sum(seen) == at and self.training:
-            os.kill(os.getpid(), signal.SIGINT)
-        return loss(self, batch, stage)
-
-    monkeypatch.setattr(NoiseToNorm, "loss", interrupted)
     run = tmp_path / "run"
-    assert main(list(map(str, ["noise_to_norm", "--data", data, "--out", run, *SMALL, "--patience", 1]))) == 130
-    assert load_checkpoint(run)["step"] == at
-    monkeypatch.setattr(NoiseToNorm, "loss", loss)
+    with monkeypatch.context() as patch:
+        at_step(patch, NoiseToNorm, at, interrupt)
+        assert main(list(map(str, ["noise_to_norm", "--data", data, "--out", run, *SMALL, "--patience", 1]))) == 130
+    assert checkpoint(run)["step"] == at
     assert main(["--resume", "--out", str(run)]) == 0
-    first, second = load_checkpoint(whole), load_checkpoint(run)
+    first, second = checkpoint(whole), checkpoint(run)
     assert same_weights(run, whole) and without_times(run) == without_times(whole)
-    assert [first[k] for k in ("ended", "chosen", "step")] == [second[k] for k in ("ended", "chosen", "step")]
+    assert [first[k] for k in ("finished_stages", "selected_steps", "step")] == [
+        second[k] for k in ("finished_stages", "selected_steps", "step")
+    ]
     assert first["calibration"] == second["calibration"]
 
 
 def test_interrupted_in_the_step_that_ends_training(whole, data, tmp_path, monkeypatch):
     """Ctrl-C while the last epoch is validated: saved, and nothing is left to train."""
-    original, last = train_module.validate, len(watched(whole))
+    original, last = loop.validate, len(watched(whole))
     calls = []
 
     def validate_and_interrupt(*rest):
         calls.append(1)
         if len(calls) == last:
-            os.kill(os.getpid(), signal.SIGINT)
+            interrupt()
         return original(*rest)
 
-    monkeypatch.setattr(train_module, "validate", validate_and_interrupt)
+    monkeypatch.setattr(loop, "validate", validate_and_interrupt)
     run = tmp_path / "run"
     assert main(list(map(str, ["noise_to_norm", "--data", data, "--out", run, *SMALL, "--patience", 1]))) == 130
     assert main(["--resume", "--out", str(run)]) == 0 and len(calls) == last
     assert same_weights(run, whole) and without_times(run) == without_times(whole)
-    assert load_checkpoint(run)["calibration"] == load_checkpoint(whole)["calibration"]
+    assert checkpoint(run)["calibration"] == checkpoint(whole)["calibration"]
 
 
 @pytest.mark.parametrize("at", [2, 7])
@@ -280,17 +261,10 @@ def test_the_training_loss_can_decide_too(at, data, tmp_path, monkeypatch):
         assert value == pytest.approx(
             np.mean([line["loss/total"] for line in lines if step - 6 < line["step"] <= step])
         )
-    loss, seen = NoiseToNorm.loss, []
-
-    def interrupted(self, batch, stage):
-        seen.append(1)
-        if len(seen) == at:
-            os.kill(os.getpid(), signal.SIGINT)
-        return loss(self, batch, stage)
-
-    monkeypatch.setattr(NoiseToNorm, "loss", interrupted)
     other = tmp_path / "other"
-    assert main(list(map(str, ["noise_to_norm", "--data", data, "--out", other, *SMALL, *more]))) == 130
+    with monkeypatch.context() as patch:
+        at_step(patch, NoiseToNorm, at, interrupt)
+        assert main(list(map(str, ["noise_to_norm", "--data", data, "--out", other, *SMALL, *more]))) == 130
     assert main(["--resume", "--out", str(other)]) == 0
     assert without_times(other) == lines and same_weights(run, other)
 
@@ -301,18 +275,10 @@ def test_one_image_trains_by_its_own_loss(tmp_path):
     assert watched(run, "epoch/total") and not watched(run)
 
 
-def test_no_test_image_is_read_before_evaluation(data, tmp_path, monkeypatch):
-    read, trained = [], []
-    original, evaluate = data_module_reader.read_image, train_module.evaluate
-    for module in (data_module, samples_module, train_module):
-        monkeypatch.setattr(module, "read_image", lambda path: (read.append(str(path)), original(path))[1])
-    monkeypatch.setattr(train_module, "require_sound", lambda category: None)  # which reads headers of all, once
-
-    def watch(*rest):
-        trained.append(list(read))
-        return evaluate(*rest)
-
-    monkeypatch.setattr(train_module, "evaluate", watch)
+def test_each_training_file_is_read_once_and_no_test_image_scored_before_evaluation(data, tmp_path, monkeypatch):
+    read, trained, evaluate = [], [], train.evaluate
+    monkeypatch.setattr(examples_module, "read_file", lambda path: (read.append(str(path)), read_file(path))[1])
+    monkeypatch.setattr(train, "evaluate", lambda *rest: (trained.append(list(read)), evaluate(*rest))[1])
     run_of(data, tmp_path / "run", "--epochs", 2, "--patience", 1)
-    assert len(set(trained[0])) == len(list_images(data / "part" / "train")) == 12
+    assert len(trained[0]) == len(set(trained[0])) == len(list_images(data / "part" / "train")) == 12
     assert not [path for path in trained[0] if re.search(r"/test/", path)]

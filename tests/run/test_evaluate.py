@@ -10,22 +10,14 @@ import torch
 from conftest import rows_of
 
 from adref import load
-from adref.data.layouts import Record, find_category
+from adref.data.layouts import Record, check_images, find_category
 from adref.data.reader import read_image, read_mask
 from adref.evaluate import main
 from adref.ops import metrics
-from adref.run.overlap import Lazy
-from adref.run.scoring import (
-    all_metrics,
-    conclude,
-    decision,
-    map_scale,
-    method_mask,
-    score_image,
-    score_pictures,
-    to_size,
-)
-from adref.run.tiles import Cut
+from adref.run.evaluation import conclude, score_test_images
+from adref.run.measures import Lazy, all_metrics, resized_mask
+from adref.run.scoring import at_size, decision, map_scale, score_image
+from adref.run.tiles import Tiling
 
 
 def test_run_directory_holds_what_the_architecture_says(small_run):
@@ -38,16 +30,16 @@ def test_run_directory_holds_what_the_architecture_says(small_run):
 
 
 def test_scores_and_maps_are_those_of_the_loaded_method(small_run):
-    method = load(small_run)
+    run = load(small_run)
     rows = rows_of(small_run / "evaluation/scores.csv")
     assert [row["path"] for row in rows] == [f"{d}/{i:03d}.png" for d in ("good", "spot") for i in range(3)]
     for index, row in enumerate(rows):
         image = read_image(small_run.parent / "data/part/test" / row["path"])
-        score, small = score_image(method, image, 0, index)
+        score, small = score_image(run.method, image, 0, index)
         assert float(row["score"]) == score
-        assert row["decision"] == ("anomalous" if score >= method.threshold else "good")
+        assert row["decision"] == ("anomalous" if score >= run.threshold else "good")
         stored = np.load(small_run / "evaluation/maps" / row["path"].replace(".png", ".npy"))
-        assert np.array_equal(stored, to_size(small, (40, 48)))
+        assert np.array_equal(stored, at_size(small, (40, 48)))
 
 
 def test_metrics_are_recomputed_from_the_published_files(small_run):
@@ -82,13 +74,13 @@ def test_resolution_and_conventions_are_recorded(small_run, tmp_path):
 
 
 def test_draem_masks_lose_their_boundary():
-    """Spec 7.4: bilinear resizing, then only pixels equal to 1 count."""
+    """Bilinear resizing, then only pixels equal to 1 count."""
     mask = np.zeros((8, 8), bool)
     mask[1:6, 1:6] = True  # 5 x 5: halving puts the left edge between two pixels
-    assert method_mask(mask, (8, 8), "draem").sum() == method_mask(mask, (8, 8), "nearest").sum() == 25
-    halved = method_mask(mask, (4, 4), "draem")
+    assert resized_mask(mask, (8, 8), "draem").sum() == resized_mask(mask, (8, 8), "nearest").sum() == 25
+    halved = resized_mask(mask, (4, 4), "draem")
     assert halved.tolist() == [[False] * 4, [False, True, True, False], [False, True, True, False], [False] * 4]
-    assert method_mask(mask, (4, 4), "nearest").sum() == 9
+    assert resized_mask(mask, (4, 4), "nearest").sum() == 9
 
 
 def records(labels):
@@ -115,15 +107,15 @@ def test_no_test_image_at_all():
     assert np.isnan(result["image_auroc"]) and result["by_defect"] == {} and map_scale([]) == (0.0, 1.0)
 
 
-def test_shares_of_the_pictures_make_the_same_evaluation(small_run, tmp_path):
-    """Process r of n scores the indices r, r + n, ...; who has all rows and all maps makes the evaluation of them."""
-    method, category = load(small_run), find_category(small_run.parent / "data", "part")
-    for name, shares in (("whole", 1), ("shared", 3)):
-        run, rows = tmp_path / name, []
-        shutil.copytree(small_run, run)
-        for r in reversed(range(shares)):
-            rows += score_pictures(method, category, range(r, 6, shares), 0, run / "evaluation.new", small=True)
-        conclude(run, method, category, rows, torch.device("cpu"), "method", "nearest", None, 2, Cut())
+def test_ranks_that_share_the_images_make_the_same_evaluation(small_run, tmp_path):
+    category = find_category(small_run.parent / "data", "part")
+    for name, ranks in (("whole", 1), ("shared", 3)):
+        run, rows = load(shutil.copytree(small_run, tmp_path / name)), []
+        for rank in reversed(range(ranks)):
+            folder = run.folder / "evaluation.new"
+            rows += score_test_images(run, category, range(rank, 6, ranks), folder, Tiling(), small=True)
+        rows = [row for _, row in sorted(rows)]
+        conclude(run, category, check_images(category.test)[1], rows, folder, "method", "nearest", None, 2, Tiling())
     files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("[!.]*") if path.is_file()]
     assert len(files) == 3 + 2 + 6 + 1
     for file in files:
@@ -155,7 +147,7 @@ def test_decision_rule():
 
 def test_each_image_is_scored_by_itself(small_run):
     """Its neighbours in a batch change nothing but the last bits."""
-    method, images = load(small_run), torch.rand(3, 3, 64, 64)
+    method, images = load(small_run).method, torch.rand(3, 3, 64, 64)
     with torch.inference_mode():
         together, apart = method.anomaly_map(images), torch.cat([method.anomaly_map(i[None]) for i in images])
     assert torch.allclose(together, apart, atol=1e-6)

@@ -8,7 +8,7 @@ from conftest import picture, rows_of
 from PIL import Image
 
 from adref import load
-from adref.predict import main, name_pictures
+from adref.predict import main, name_images
 
 
 def run(small_run, *arguments) -> int:
@@ -52,9 +52,9 @@ def test_no_result_overwrites_another(tmp_path):
     for path in files:
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    names, problems = name_pictures(files)
+    names, problems = name_images(files)
     assert list(names.values()) == files and len(names) == 4 and not problems
-    names, _ = name_pictures([tmp_path / "a", tmp_path / "b"])
+    names, _ = name_images([tmp_path / "a", tmp_path / "b"])
     assert len(names) == 2
 
 
@@ -69,12 +69,11 @@ def test_any_size_and_mode_is_scored_at_its_own_size(small_run, tmp_path):
 def test_the_embedding_example_of_the_readme(small_run):
     import torch
 
-    method = load(small_run)
-    images = torch.rand(2, 3, 64, 64)
-    maps = method.anomaly_map(images)
-    scores = method.image_score(maps)
-    assert maps.shape == (2, 1, 64, 64) and scores.shape == (2,) and not method.training
-    assert method.options.epochs == 2 and method.threshold > 0
+    run = load(small_run)
+    with torch.inference_mode():
+        scores, maps = run.method.score(torch.rand(2, 3, 64, 64))
+    assert maps.shape == (2, 1, 64, 64) and scores.shape == (2,) and not run.method.training
+    assert run.method.options.epochs == 2 and run.threshold > 0 and run.finished
 
 
 def test_a_run_without_an_end_makes_no_decisions(small_run, tmp_path, capsys):
@@ -84,7 +83,7 @@ def test_a_run_without_an_end_makes_no_decisions(small_run, tmp_path, capsys):
 
     shutil.copytree(small_run, tmp_path / "run")
     state = torch.load(tmp_path / "run/checkpoint.pt")
-    del state["calibration"]
+    state |= {"calibration": None, "finished": False}
     torch.save(state, tmp_path / "run/checkpoint.pt")
     assert run(tmp_path / "run", small_run.parent / "data/part/test/spot", "--out", "-") == 0
     captured = capsys.readouterr()

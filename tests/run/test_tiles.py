@@ -1,27 +1,28 @@
 """Tiled scoring: a scorer that depends on surroundings alone is not changed; DRAEM nearly; the others refuse."""
 
+import argparse
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from test_predict import rows_of
+from conftest import rows_of
 from torch import nn
 
 from adref import evaluate, predict
-from adref.method import Method
+from adref.method import Context, Evaluation, Method
 from adref.methods import METHODS
-from adref.methods.draem.method import DRAEM
-from adref.methods.draem.options import Options as DRAEMOptions
+from adref.methods.draem import DRAEM
+from adref.methods.draem import Options as DRAEMOptions
 from adref.options import UserError
-from adref.run.tiles import Cut, apply, starts, tiled, weights
+from adref.run.tiles import Tiling, score_tiled, starts, tiled, tiling_of, weights
 
 
 class Local(Method):
     """Three convolutions and a pooling: what is more than 8 pixels away changes nothing."""
 
-    Options, tile_unit = DRAEMOptions, 4
+    Options, evaluation = DRAEMOptions, Evaluation(tile_unit=4)
 
     def __init__(self):
         super().__init__(DRAEMOptions())
@@ -30,7 +31,7 @@ class Local(Method):
             nn.Conv2d(3, 4, 5, padding=2), nn.MaxPool2d(4), nn.Upsample(scale_factor=4), nn.Conv2d(4, 1, 7, padding=3)
         )  # fmt: skip
 
-    def anomaly_map(self, images, rngs=None, looks=None):
+    def anomaly_map(self, images, context=Context()):
         return self.network(images)
 
 
@@ -40,12 +41,11 @@ class Local(Method):
 def test_tiles_are_the_whole_where_surroundings_decide(size, tile, overlap):
     method, images = Local(), torch.rand(2, 3, *size)
     with torch.inference_mode():
-        whole, scores = method.anomaly_map(images), method.score(images)[0]
-        apply(Cut(None, tile, overlap), method)
-        assert torch.allclose(method.anomaly_map(images), whole, atol=1e-6)
-        assert torch.allclose(method.score(images)[0], scores, atol=1e-6)
-        apply(Cut(None, tile, 8), other := Local())  # too little: pixels near the seams see the edge of their tile
-        apart = (other.anomaly_map(images) - whole).abs().amax((0, 1))
+        scores, whole = method.score(images)
+        again, maps = score_tiled(method, images, Context(), Tiling(None, tile, overlap, 4))
+        assert torch.allclose(maps, whole, atol=1e-6) and torch.allclose(again, scores, atol=1e-6)
+        # too little overlap: pixels near the seams see the edge of their tile
+        apart = (score_tiled(method, images, Context(), Tiling(None, tile, 8, 4))[1] - whole).abs().amax((0, 1))
     assert (apart.max() > 1e-4) == (size[0] > tile[0] or size[1] > tile[1])
     inside = [length if length <= side else side - 8 for length, side in zip(size, tile)]  # 8: an overlap, and a reach
     assert apart[: inside[0] - 8, : inside[1] - 8].max() < 1e-6
@@ -88,17 +88,13 @@ def test_of_draem_aligned_corners_alone_stand_between_tiles_and_the_whole(aligne
     assert apart.mean() > 0.1 * whole.std() if aligned else apart.max() < 1e-6
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if issubclass(method, Method)])
-def test_every_method_says_whether_tiles_will_do(name):
-    method = METHODS[name]
-    assert bool(method.sees_whole) == (name != "draem")
-    if method.sees_whole:
-        fake = type(method.__name__, (), {"sees_whole": method.sees_whole, "tile_unit": 1})()
-        for cut, flag in ((Cut(tile=(64, 64)), "--tile"), (Cut(size=(64, 64)), "--size")):
-            with pytest.raises(
-                UserError, match=f"{flag}: {method.__name__} takes whole pictures of one size: {method.sees_whole}"
-            ):
-                apply(cut, fake)
+def test_draem_alone_can_be_tiled():
+    scorers = {name: method for name, method in METHODS.items() if issubclass(method, Method)}
+    assert [name for name, method in scorers.items() if method.evaluation.tile_unit] == ["draem"]
+    for flag in ("size", "tile"):
+        given = argparse.Namespace(**{"size": None, "tile": None, "overlap": None, flag: (64, 64)})
+        with pytest.raises(UserError, match=f"--{flag}: SRDAD has to see the whole image"):
+            tiling_of(given, object.__new__(scorers["srdad"]))
 
 
 def test_commands_score_in_tiles_at_another_size(small_run, tmp_path, capsys):
@@ -110,7 +106,7 @@ def test_commands_score_in_tiles_at_another_size(small_run, tmp_path, capsys):
     assert (metrics["size"], metrics["tile"], metrics["overlap"]) == ([128, 160], [64, 64], 32)
     report = (run / "report.html").read_text()
     assert "128 x 160 (height x width), in tiles of 64 x 64 that share 32" in report
-    assert "set on whole pictures at the run" in report and "note: the threshold" in capsys.readouterr().err
+    assert "set on whole images at the run" in report and "note: the threshold" in capsys.readouterr().err
     pictures = small_run.parent / "data/part/test/spot"
     assert predict.main([str(run), str(pictures), "--out", str(tmp_path / "a"), *flags]) == 0
     own = {row["path"].split("/")[1]: float(row["score"]) for row in rows_of(run / "evaluation/scores.csv")}

@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, write_category
+from conftest import SMALL, at_step, checkpoint, interrupt, same_weights, without_times, write_category
 
-from adref.data.layouts import Category, Record
-from adref.methods.draem.method import DRAEM
+from adref import evaluate, load
+from adref.data.layouts import Category, Record, find_category
+from adref.data.reader import read_image
+from adref.methods.draem import DRAEM
 from adref.run import distributed
-from adref.run.config import Flags
-from adref.run.directory import load, load_checkpoint, read_log
-from adref.run.journal import Journal
-from adref.run.loop import calibrate
+from adref.run.config import RunSettings
+from adref.run.directory import read_log
+from adref.run.loop import average_over_ranks, calibrate
 from adref.run.scoring import score_image
-from adref.run.sources import split
+from adref.run.sources import read_images, split
 from adref.train import main
 
 
@@ -31,21 +32,11 @@ def arguments(data, textures, out, *more) -> list[str]:
     return list(map(str, ["draem", "--data", data, "--textures", textures, "--out", out, *SMALL, *more]))
 
 
-def without_times(run: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in read_log(run)]
-
-
-def same_weights(first: Path, second: Path) -> bool:
-    a, b = load_checkpoint(first)["model"], load_checkpoint(second)["model"]
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 @pytest.mark.parametrize(
     "more",
-    [("--workers", 1), ("--workers", 4), ("--workers", 2, "--start-method", "spawn"), ("--checkpoint-steps", 1),
-     ("--memory-limit", 0)],
+    [("--workers", 1), ("--workers", 2, "--start-method", "spawn", "--checkpoint-steps", 1), ("--memory-limit", 0)],
     ids=lambda more: " ".join(map(str, more)),
-)  # fmt: skip
+)
 def test_no_number_depends_on_workers_or_checkpoints(more, small_run, textures, tmp_path):
     run = tmp_path / "run"
     assert main(arguments(small_run.parent / "data", textures, run, *more)) == 0
@@ -58,6 +49,7 @@ def test_another_seed_is_another_run(small_run, textures, tmp_path):
     assert not same_weights(tmp_path / "run", small_run)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_ends_bit_equal(small_run, textures, tmp_path):
     """SIGKILL again and again, in the middle of epochs too; whatever is there is loadable, and the end is the same."""
     run, rng = tmp_path / "run", np.random.default_rng(int(time.time()))
@@ -83,7 +75,7 @@ def test_killed_at_random_moments_and_resumed_ends_bit_equal(small_run, textures
         kills += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert load_checkpoint(run)["step"] <= 6  # never left unloadable
+        assert checkpoint(run)["step"] <= 6  # never left unloadable
     assert kills > 0
     assert main(["--resume", "--out", str(run)]) == 0
     assert same_weights(run, small_run) and without_times(run) == without_times(small_run)
@@ -91,20 +83,12 @@ def test_killed_at_random_moments_and_resumed_ends_bit_equal(small_run, textures
 
 
 def test_interrupt_saves_and_says_how_to_go_on(small_run, textures, tmp_path, monkeypatch, capsys):
-    loss, seen = DRAEM.loss, []
-
-    def interrupted(self, *rest):
-        seen.append(1)
-        if len(seen) == 4:  # in the middle of the second epoch
-            os.kill(os.getpid(), signal.SIGINT)
-        return loss(self, *rest)
-
-    monkeypatch.setattr(DRAEM, "loss", interrupted)
     run = tmp_path / "run"
-    assert main(arguments(small_run.parent / "data", textures, run)) == 130
-    assert load_checkpoint(run)["step"] == 4
+    with monkeypatch.context() as patch:
+        at_step(patch, DRAEM, 4, interrupt)  # in the middle of the second epoch
+        assert main(arguments(small_run.parent / "data", textures, run)) == 130
+    assert checkpoint(run)["step"] == 4
     assert f"python -m adref.train --resume --out {run}" in capsys.readouterr().out
-    monkeypatch.setattr(DRAEM, "loss", loss)
     assert main(["--resume", "--out", str(run)]) == 0
     assert same_weights(run, small_run) and without_times(run) == without_times(small_run)
 
@@ -129,7 +113,7 @@ def test_first_non_finite_value_stops_and_keeps_the_last_checkpoint(
     assert main(arguments(data, textures, run, "--checkpoint-steps", 1)) == 1
     message = capsys.readouterr().err
     assert ("loss/focal is nan" if term == "focal" else "weight reconstructor.out.bias is not finite") in message
-    state = load_checkpoint(run)
+    state = checkpoint(run)
     assert state["step"] == 3 and all(torch.isfinite(t).all() for t in state["model"].values())
     assert [line["step"] for line in read_log(run)][:3] == [1, 2, 3]
 
@@ -180,27 +164,21 @@ def test_configuration_and_log_hold_what_an_audit_needs(small_run):
 
 
 def test_threshold_is_a_quantile_of_held_out_images(small_run, tmp_path):
-    """20 held-out images at a rate of 0.1: rank ceil(0.9 * 21) = 19, so one or two of 20 are above; never more than
-    2.1 expected of 21."""
+    """20 held-out images at a rate of 0.1: rank ceil(0.9 * 21) = 19."""
     shutil.copytree(small_run, tmp_path / "run")
-    root = write_category(tmp_path / "more", train=20)
-    from adref.data.layouts import find_category
-    from adref.data.reader import read_image
-
-    records = find_category(root, "part").train
-    calibrate(tmp_path / "run", list(records), Flags(false_alarm_rate=0.1), torch.device("cpu"))
-    method = load(tmp_path / "run")
-    scores = sorted(score_image(method, read_image(r.path), 0, 0)[0] for r in records)
-    assert method.threshold == np.nextafter(np.float32(scores[18]), np.float32(np.inf)) > scores[18]
-    assert not torch.tensor(scores[18]) >= method.threshold  # in float32, too
-    calibration = load_checkpoint(tmp_path / "run")["calibration"]
+    records, run = find_category(write_category(tmp_path / "more", train=20), "part").train, load(tmp_path / "run")
+    calibrate(run, read_images(run.method, records, RunSettings()), RunSettings(false_alarm_rate=0.1))
+    scores = sorted(score_image(run.method, read_image(r.path), 0, 0)[0] for r in records)
+    assert run.threshold == np.nextafter(np.float32(scores[18]), np.float32(np.inf)) > scores[18]
+    assert not torch.tensor(scores[18]) >= run.threshold  # in float32, too
+    calibration = checkpoint(tmp_path / "run")["calibration"]
     assert calibration["images"] == 20 and calibration["false_alarm_rate"] == 0.1
 
 
 def test_no_held_out_image_no_threshold(data, textures, tmp_path):
     assert main(arguments(data, textures, tmp_path / "run", "--holdout", 0, "--epochs", 1)) == 0
     assert load(tmp_path / "run").threshold is None
-    assert load_checkpoint(tmp_path / "run")["calibration"] is None
+    assert checkpoint(tmp_path / "run")["calibration"] is None
 
 
 def test_only_good_pictures_train_and_set_a_threshold(data, textures, tmp_path, capsys):
@@ -211,14 +189,7 @@ def test_only_good_pictures_train_and_set_a_threshold(data, textures, tmp_path, 
 
 
 def test_an_unfinished_run_says_so(small_run, textures, tmp_path, monkeypatch, capsys):
-    from adref import evaluate
-
-    def interrupted(self, *rest):
-        os.kill(os.getpid(), signal.SIGINT)
-        return loss(self, *rest)
-
-    loss = DRAEM.loss
-    monkeypatch.setattr(DRAEM, "loss", interrupted)
+    at_step(monkeypatch, DRAEM, 1, interrupt)
     run = tmp_path / "run"
     assert main(arguments(small_run.parent / "data", textures, run)) == 130
     assert evaluate.main([str(run), "--device", "cpu"]) == 0
@@ -245,7 +216,7 @@ def test_published_weights_are_loaded_and_hashed(data, textures, tmp_path):
         files.append(str(tmp_path / name))
     run = tmp_path / "run"
     assert main(arguments(data, textures, run, "--weights", ",".join(files), "--epochs", 0)) == 0
-    found = load_checkpoint(run)["model"]["discriminator.out.bias"]
+    found = checkpoint(run)["model"]["discriminator.out.bias"]
     assert torch.equal(found, torch.load(files[1])["decoder_segment.fin_out.0.bias"])
     assert set(json.loads((run / "config.json").read_text())["weights_sha256"]) == set(files)
     for path in files:
@@ -267,7 +238,7 @@ def test_each_category_keeps_its_share_for_the_threshold():
     ]
     category = Category("a,b,c", "MVTec AD", Path("."), tuple(records), (), (), ())
     for seed in range(5):
-        training, held_out = split(category, Flags(seed=seed))
+        training, held_out = split(category, RunSettings(seed=seed))
         assert [sum(r.category == name for r in held_out) for name in "abc"] == [2, 0, 1]
         assert sorted([*training, *held_out]) == sorted(records)
 
@@ -281,15 +252,12 @@ def test_compile_is_asked_of_every_network(small_run, textures, tmp_path, monkey
     assert compiled == ["Autoencoder", "UNet"]
 
 
-def test_a_statistic_that_is_nan_anywhere_is_not_logged(tmp_path, monkeypatch):
-    journal, nan = Journal(tmp_path), torch.tensor(math.nan)
-    found = {"loss/total": torch.tensor(2.0), "repair/found": nan, "repair/replaced": torch.tensor(0.25)}
-    journal.hold({"stage": "train", "step": 1}, found, lambda line: "")
-    journal.write()
-    wanted = {"stage": "train", "step": 1, "loss/total": 2.0, "repair/replaced": 0.25}
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == wanted
-    others = [({"loss/total": 1.0, "repair/found": 0.9}, ()), ({"loss/total": 3.0, "repair/found": math.nan}, ())]
-    monkeypatch.setattr(distributed, "gather", lambda value: others)
-    journal.hold({"stage": "train", "step": 2}, {name: torch.tensor(0.9) for name in others[0][0]}, lambda line: "")
-    journal.read()
-    assert journal.line == {"stage": "train", "step": 2, "loss/total": 2.0}
+def test_statistics_that_are_nan_on_any_rank_are_not_logged(monkeypatch):
+    terms = {
+        "loss/total": torch.tensor(2.0),
+        "repair/found": torch.tensor(math.nan),
+        "repair/replaced": torch.tensor(0.5),
+    }
+    assert average_over_ranks(terms, False) == ({"loss/total": 2.0, "repair/replaced": 0.5}, False)
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, ([4.0, 0.9, 0.0], True)])
+    assert average_over_ranks(terms, False) == ({"loss/total": 3.0, "repair/replaced": 0.25}, True)
