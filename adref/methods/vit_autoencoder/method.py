@@ -102,7 +102,7 @@ class ViTAutoencoder(Method):
         if o.memory:
             self.memory = Memory(
                 width=o.width, items=o.memory_items, addressing=o.addressing, temperature=o.temperature,
-                threshold=o.shrinkage, on_empty="zero",
+                threshold=o.shrinkage,
             )  # fmt: skip
         places = {"both": ("before_memory", "after_memory"), "none": ()}
         self.coordinate_attention = nn.ModuleDict(
