@@ -4,8 +4,8 @@ python tools/audit.py [METHOD ...]       as text; --markdown or --json prints th
 python tools/audit.py --check            prints a line for each gap; exit code 1 if there is one
 
 Everything is read where it stands: the header of adref/methods/NAME/method.py, the records in options.py, and the
-marks of the tests. `@pytest.mark.holds("srdad", "7", "8")` says which equations a test holds; the test, or a function
-of the same file that it uses, has to name one of the functions that the header lists for each.
+marks of the tests. `@pytest.mark.holds("srdad", "7", "8")` says which equations a test holds; the test, or a helper in
+its file that it uses, has to name one of the functions that the header lists for each, or one that uses it in its file.
 """
 
 import argparse
@@ -118,6 +118,28 @@ def used_names(node: ast.FunctionDef, functions: dict[str, ast.FunctionDef]) -> 
     return names
 
 
+@functools.cache
+def reaching(path: Path, name: str) -> frozenset[str]:
+    """Returns the names of a file from which a function is reached by calls in this file or in adref/method.py.
+
+    A class stands for its constructor and `forward`, as a module is called by its object.
+    """
+    uses: dict[str, set[str]] = {}
+    for file in (path, PACKAGE / "method.py"):
+        for node in ast.parse(file.read_text()).body:
+            inner = [part for part in getattr(node, "body", []) if isinstance(part, ast.FunctionDef)]
+            for part in [node] if isinstance(node, ast.FunctionDef) else inner:
+                found = used_names(part, {})
+                uses.setdefault(part.name, set()).update(found)
+                if part.name in ("__init__", "forward"):
+                    uses.setdefault(node.name, set()).update(found)
+    owner, _, last = name.rpartition(".")
+    names = {owner} if last == "forward" else {last}
+    while more := {user for user, used in uses.items() if used & names and user not in ("__init__", *names)}:
+        names |= more
+    return frozenset(names)
+
+
 # -- one method -------------------------------------------------------------------------------------------------------
 
 
@@ -132,9 +154,9 @@ def audit(name: str, header: str, tests: dict[tuple[str, str], dict[str, set[str
     method, equations = METHODS[name], []
     for entry in entries(header):
         places = {place: resolve(place, name) for place in entry.places}
-        held, parts = tests.get((name, entry.label), {}), [place.split(".") for place in entry.places]
-        # A module is called by its object, so the class stands for "file.Class.function" and for any forward.
-        names = {part[-1] for part in parts} | {p[-2] for p in parts if len(p) == 3 or p[-1] == "forward"}
+        held, names = tests.get((name, entry.label), {}), set()
+        for found in filter(None, places.values()):
+            names |= reaching(*found)
         equations.append({
             "label": entry.label, "formula": entry.formula, "tests": sorted(held),
             "functions": [f"{found[0].relative_to(PACKAGE.parent)}: {found[1]}" for found in places.values() if found],

@@ -189,7 +189,7 @@ def measure(rows: Rows, rounds: int, wait: Callable[[], object] = lambda: None) 
             found[label] = {"failure": f"{type(error).__name__}: {error}".splitlines()[0][:90]}
     for number in range(1, rounds + 1):
         for label, taken in times.items():
-            if sum(taken) < LIMIT:
+            if sum(taken) <= LIMIT:
                 wait()
                 began = time.perf_counter()
                 rows[label](number)
