@@ -2,8 +2,8 @@
 
 python tests/ports/numpy_port.py KIT OUT     reads KIT/manifest.json, writes OUT/cases/*.npz
 
-It was written from the kit's manifest and README and the papers' formulas, and shows that they suffice; it is what
-`python tools/conformance.py verify KIT --outputs OUT` is tested with. Inference only. Everything is float64.
+Written from the kit's manifest and README and the papers' formulas, it shows that they suffice, and tests
+`python tools/conformance.py verify KIT --outputs OUT`. Inference only. Everything is float64.
 """
 
 import json
@@ -22,7 +22,7 @@ Array = np.ndarray
 
 
 def hashed(name: str, shape: list[int]) -> Array:
-    """h(name, i) of the kit's README."""
+    """Computes h(name, i) of the kit's README."""
     x = (np.arange(1, int(np.prod(shape)) + 1, dtype=np.uint64) * 0x9E3779B9 + zlib.crc32(name.encode())) & 0xFFFFFFFF
     x = ((x ^ (x >> np.uint64(16))) * 0x85EBCA6B) & 0xFFFFFFFF
     x = ((x ^ (x >> np.uint64(13))) * 0xC2B2AE35) & 0xFFFFFFFF
@@ -30,14 +30,14 @@ def hashed(name: str, shape: list[int]) -> Array:
 
 
 def array_of(entry) -> Array | list[Array]:
-    """An input of the manifest."""
+    """Computes an input of the manifest."""
     if isinstance(entry, list):
         return [array_of(item) for item in entry]
     return entry["scale"] * hashed(entry["hash"], entry["shape"]) + entry["shift"]
 
 
 def weight_of(key: str, shape: list[int]) -> Array:
-    """A weight of the manifest."""
+    """Computes a weight of the manifest."""
     h = hashed(key, shape)
     if len(shape) > 1:
         return (h - 0.5) * np.sqrt(12 / (h.size / shape[0]))
@@ -45,7 +45,7 @@ def weight_of(key: str, shape: list[int]) -> Array:
 
 
 class Case:
-    """One case: its inputs, options and weights, and the arrays that were computed so far."""
+    """A case: its inputs, options and weights, and the arrays computed so far."""
 
     def __init__(self, entry: dict):
         self.inputs = {name: array_of(value) for name, value in entry["inputs"].items()}
@@ -54,18 +54,18 @@ class Case:
         self.arrays: dict[str, Array] = {}
 
     def keep(self, name: str, array: Array) -> Array:
-        """Notes what a part gave, and hands it on."""
+        """Stores the output of a part and returns it."""
         calls = sum(key.partition("#")[0] == f"trace/{name}" for key in self.arrays)
         self.arrays[f"trace/{name}" + (f"#{calls + 1}" if calls else "")] = array
         return array
 
     def convolve(self, name: str, x: Array, padding: int = 0) -> Array:
-        """A convolution with the weights `name`.weight and .bias, if it has one."""
+        """Convolves with `name`.weight and, if there is one, .bias."""
         bias = self.weights.get(f"{name}.bias")
         return self.keep(name, convolution(x, self.weights[f"{name}.weight"], bias, padding))
 
     def normalise(self, name: str, x: Array, eps: float = 1e-5) -> Array:
-        """A batch norm in evaluation mode."""
+        """Applies a batch norm in evaluation mode."""
         gain, shift, mean, variance = (
             self.weights[f"{name}.{part}"][:, None, None] for part in ("weight", "bias", "running_mean", "running_var")
         )
@@ -76,19 +76,19 @@ class Case:
 
 
 def pad(x: Array, reach: int, mode: str = "constant") -> Array:
-    """Zeros around, or the picture mirrored at its outermost pixels."""
+    """Adds zeros, or mirrors the image at its outermost pixels."""
     return np.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode=mode)
 
 
 def convolution(x: Array, weight: Array, bias: Array | None, padding: int = 0) -> Array:
-    """Cross-correlation with (out, in, h, w)."""
+    """Cross-correlates with (out, in, h, w)."""
     windows = sliding_window_view(pad(x, padding), weight.shape[2:], axis=(2, 3))  # (B, C, H, W, h, w)
     y = np.tensordot(windows, weight, axes=((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)
     return y if bias is None else y + bias[:, None, None]
 
 
 def transposed_convolution(x: Array, weight: Array, bias: Array, stride: int, padding: int) -> Array:
-    """The adjoint of a convolution of a stride; weight (in, out, h, w)."""
+    """Applies the adjoint of a convolution with a stride; weight (in, out, h, w)."""
     batch, _, height, width = x.shape
     spread = np.zeros((batch, x.shape[1], (height - 1) * stride + 1, (width - 1) * stride + 1))
     spread[:, :, ::stride, ::stride] = x
@@ -97,7 +97,7 @@ def transposed_convolution(x: Array, weight: Array, bias: Array, stride: int, pa
 
 
 def resize_matrix(length: int, target: int, aligned: bool) -> Array:
-    """Rows of linear interpolation: half-pixel centres, or the corners on each other."""
+    """Returns the matrix of linear interpolation with half-pixel centres or aligned corners."""
     if aligned:
         place = np.arange(target) * (length - 1) / (target - 1)
     else:
@@ -110,7 +110,7 @@ def resize_matrix(length: int, target: int, aligned: bool) -> Array:
 
 
 def resize(x: Array, height: int, width: int, aligned: bool = False) -> Array:
-    """Bilinear, without antialiasing."""
+    """Resizes bilinearly, without antialiasing."""
     rows, columns = resize_matrix(x.shape[2], height, aligned), resize_matrix(x.shape[3], width, aligned)
     return rows @ x @ columns.T
 
@@ -123,29 +123,29 @@ def pixel_unshuffle(x: Array) -> Array:
 
 
 def pixel_shuffle(x: Array) -> Array:
-    """The way back."""
+    """Inverts `pixel_unshuffle`."""
     batch, channels, height, width = x.shape
     parts = x.reshape(batch, channels // 4, 2, 2, height, width).transpose(0, 1, 4, 2, 5, 3)
     return parts.reshape(batch, channels // 4, 2 * height, 2 * width)
 
 
 def relu(x: Array) -> Array:
-    """max(x, 0)."""
+    """Computes max(x, 0)."""
     return np.maximum(x, 0)
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + e^-x)."""
+    """Computes 1 / (1 + e^-x)."""
     return 1 / (1 + np.exp(-x))
 
 
 def hard_swish(x: Array) -> Array:
-    """x relu6(x + 3) / 6."""
+    """Computes x relu6(x + 3) / 6."""
     return x * np.clip(x + 3, 0, 6) / 6
 
 
 def softmax(x: Array, axis: int) -> Array:
-    """Over one axis."""
+    """Computes the softmax over one axis."""
     e = np.exp(x - x.max(axis=axis, keepdims=True))
     return e / e.sum(axis=axis, keepdims=True)
 
@@ -154,7 +154,7 @@ def softmax(x: Array, axis: int) -> Array:
 
 
 def selective_kernel_fusion(case: Case, name: str, maps: list[Array]) -> Array:
-    """Equation 5: sum_i softmax_i(A_i z) m_i."""
+    """Computes equation 5: sum_i softmax_i(A_i z) m_i."""
     z = case.convolve(f"{name}conv_du.0", sum(m.mean(axis=(2, 3), keepdims=True) for m in maps))
     z = case.keep(f"{name}conv_du.1", np.where(z > 0, z, case.weights[f"{name}conv_du.1.weight"][0] * z))  # PReLU
     weights = softmax(np.stack([case.convolve(f"{name}fcs.{i}", z) for i in range(len(maps))]), axis=0)
@@ -162,7 +162,7 @@ def selective_kernel_fusion(case: Case, name: str, maps: list[Array]) -> Array:
 
 
 def residual_attention(case: Case, name: str, x: Array) -> Array:
-    """Equation 4: r + a v."""
+    """Computes equation 4: r + a v."""
     v = case.convolve(f"{name}body.0", x)
     v = case.keep(f"{name}body.2", relu(case.convolve(f"{name}body.1", v, padding=1)))
     v = case.convolve(f"{name}body.3", v, padding=1)
@@ -173,7 +173,7 @@ def residual_attention(case: Case, name: str, x: Array) -> Array:
 
 
 def m_net(case: Case, x: Array, levels: int, root: str) -> Array:
-    """Equations 2 and 3, with one first convolution for all levels and a block behind it on the first."""
+    """Computes equations 2 and 3, with one first convolution for all levels and a block behind it on the first."""
 
     def enlarge(level: int, g: Array) -> Array:
         m = case.convolve(f"{root}outs.{level}", g, padding=1)
@@ -200,7 +200,7 @@ def m_net(case: Case, x: Array, levels: int, root: str) -> Array:
 
 
 def blurred(x: Array, sigma: float, reach: int, border: str) -> Array:
-    """A Gaussian mean, its window cut at `reach`."""
+    """Computes a Gaussian mean, its window cut at `reach`."""
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     weights /= weights.sum()
     x = pad(x, reach, border)
@@ -209,7 +209,7 @@ def blurred(x: Array, sigma: float, reach: int, border: str) -> Array:
 
 
 def ms_ssim_l1(a: Array, b: Array, sigmas: list[float], constants: tuple[float, float], border: str) -> tuple:
-    """Equations 6 to 8, and the blurred error of equation 9; means over the channels."""
+    """Computes equations 6 to 8 and the blurred error of equation 9, as means over the channels."""
     (c1, c2), reach, similarity = constants, int(np.ceil(2 * max(sigmas))), 1.0
     for sigma in sigmas:
         mu_a, mu_b, aa, bb, ab = (blurred(p, sigma, reach, border) for p in (a, b, a * a, b * b, a * b))
@@ -221,7 +221,7 @@ def ms_ssim_l1(a: Array, b: Array, sigmas: list[float], constants: tuple[float, 
 
 
 def noise_to_norm(case: Case) -> None:
-    """Equations 1 to 9: scores, maps and reconstruction of images, the noise being given."""
+    """Computes equations 1 to 9: scores, maps and reconstruction of images and given noise."""
     o, images = case.options, case.inputs["images"]
     noisy = (1 - o["noise_share"]) * images + o["noise_share"] * (case.inputs["noise"] + 1) / 2
     v = (case.keep("network", m_net(case, 2 * noisy - 1, o["levels"], "network.")) + 1) / 2
@@ -235,7 +235,7 @@ def noise_to_norm(case: Case) -> None:
 
 
 def memory(case: Case) -> None:
-    """Equations 7 to 10 of the ViT autoencoder, the cosine and a threshold of 1 / K."""
+    """Computes equations 7 to 10 of the ViT autoencoder with the cosine and a threshold of 1 / K."""
     queries, items = case.inputs["maps"].transpose(0, 2, 3, 1), case.weights["weight"]
     a, b = (v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12) for v in (queries, items))
     w = softmax(a @ b.T / case.options.get("temperature", 1.0), axis=-1)
@@ -248,7 +248,7 @@ def memory(case: Case) -> None:
 
 
 def coordinate_attention(case: Case) -> None:
-    """x g_h g_w, both gates from the means of rows and columns."""
+    """Computes x g_h g_w, both gates from the means of rows and columns."""
     x = case.inputs["maps"]
     height = x.shape[2]
     rows, columns = x.mean(axis=3, keepdims=True), x.mean(axis=2, keepdims=True)
@@ -260,7 +260,7 @@ def coordinate_attention(case: Case) -> None:
 
 
 def decoder(case: Case) -> None:
-    """Six transposed convolutions of 3 x 3, a batch norm and ReLU behind each but the last, then tanh."""
+    """Applies six transposed convolutions of 3 x 3, a batch norm and ReLU after each except the last, then tanh."""
     x = case.inputs["maps"]
     for i, stride in enumerate((1, 1, 1, 2, 2, 2)):
         name = f"layers.{3 * i}"
@@ -272,17 +272,17 @@ def decoder(case: Case) -> None:
 
 
 def fusion(case: Case) -> None:
-    """Selective kernel fusion by itself."""
+    """Runs selective kernel fusion alone."""
     case.arrays["out"] = selective_kernel_fusion(case, "", case.inputs["maps"])
 
 
 def attention(case: Case) -> None:
-    """Residual attention by itself."""
+    """Runs residual attention alone."""
     case.arrays["out"] = residual_attention(case, "", case.inputs["maps"])
 
 
 def loss(case: Case) -> None:
-    """MS-SSIM and error by themselves."""
+    """Computes MS-SSIM and error alone."""
     similarity, error = ms_ssim_l1(
         case.inputs["a"], case.inputs["b"], [0.5, 1.0, 2.0, 4.0, 8.0], (0.01**2, 0.03**2), "reflect"
     )
@@ -290,19 +290,19 @@ def loss(case: Case) -> None:
 
 
 PORTED: dict[str, Callable[[Case], None]] = {
-    "losses.ms_ssim_l1.reflect-mean": loss,
+    "noise_to_norm.loss.ms_ssim_l1": loss,
     "memory.Memory.cosine": memory,
     "memory.Memory.sharp": memory,
-    "coordinate_attention.CoordinateAttention.h_swish": coordinate_attention,
-    "vit_autoencoder.Decoder.anovit": decoder,
+    "coordinate_attention.CoordinateAttention": coordinate_attention,
+    "vit_autoencoder.decoder.Decoder.anovit": decoder,
     "selective_kernel.SelectiveKernelFusion": fusion,
-    "residual_attention.ResidualAttention.relu": attention,
+    "noise_to_norm.network.ResidualAttention.relu": attention,
     "method.noise_to_norm": noise_to_norm,
 }
 
 
 def main(kit: Path, out: Path) -> None:
-    """Writes what this port computes."""
+    """Writes the results of this port."""
     cases = {entry["name"]: entry for entry in json.loads((kit / "manifest.json").read_text())["cases"]}
     (out / "cases").mkdir(parents=True, exist_ok=True)
     for name, compute in PORTED.items():

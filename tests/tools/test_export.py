@@ -34,7 +34,7 @@ SMALL = {
     "sdas": {"size": (16, 24), "width": 32, "multipliers": (1,), "blocks": 1, "attention_factors": (1,),
              "head_width": 32, "categories": ("a", "b")},
     "realnet": {"size": (128, 128), "backbone": "resnet18", "widths": (16, 16, 32, 16), "network": "simple",
-                "head_width": 16, "score_window": 8},
+                "score_window": 8},
 }  # fmt: skip
 
 
