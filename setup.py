@@ -15,7 +15,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["adref", "adref.*"]),
-    package_data={"adref": ["published.csv"]},
+    package_data={"adref": ["published.csv", "run/report.html"]},
     install_requires=["torch>=2.2", "numpy>=1.26", "pillow>=10.1", "scipy>=1.11"],
     extras_require={
         # selenium drives a real browser, where Chromium and its driver are installed, to test report.html

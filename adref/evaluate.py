@@ -15,7 +15,7 @@ from adref.options import UserError
 from adref.run import distributed, tiles
 from adref.run.cli import run_cli
 from adref.run.directory import find_device, lock, open_run
-from adref.run.evaluation import evaluate, summary
+from adref.run.evaluation import Rules, evaluate, summary
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,8 +51,8 @@ def run_command(arguments: argparse.Namespace) -> int:
         problems, digests = distributed.on_rank_zero(lambda: check_images(category.test))
         raise_if_any([*category.problems, *problems], category.name)
         tiling = tiles.tiling_of(arguments, run.method)
-        more = arguments.resolution, arguments.gt_mode, arguments.convention
-        print(summary(evaluate(run, category, digests, *more, tiling=tiling)))
+        rules = Rules(arguments.resolution, arguments.gt_mode, arguments.convention, tiling)
+        print(summary(evaluate(run, category, digests, rules)))
         if category.test:
             print(f"Report: {(run.folder / 'report.html').resolve()}")
     return 0

@@ -181,24 +181,16 @@ class Method(Trainable):
 
 
 class Sampler(Trainable):
-    """A generative model that draws images, which `python -m adref.synthesize RUN` writes to files.
+    """A generative model whose images `python -m adref.synthesize RUN` writes to files.
 
     `Options` also has `strength`, `strength_per` and `file_format`.
     """
 
-    sampling: tuple[str, ...] = ()  # names of the options that `set_sampling` changes
+    sampling: tuple[str, ...]  # names of the options that may be changed after training
 
     @property
     def labels(self) -> list[str]:
-        """The names of the kinds of images that the model draws, by label."""
-        raise NotImplementedError
-
-    def set_sampling(self, changes: dict) -> None:
-        """Changes options of `sampling` of a trained model.
-
-        Raises:
-            UserError: values that do not fit it.
-        """
+        """The kinds of images that the model draws, by label."""
         raise NotImplementedError
 
     def sample_images(

@@ -104,8 +104,13 @@ def create_run(folder: Path, config: dict, method: Trainable) -> None:
         raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from None
 
 
-def open_run(folder: str | Path, device: str | torch.device = "cpu", kind: type[Trainable] = Trainable) -> Run:
-    """Opens a run directory; its method is in evaluation mode on `device`.
+def open_run(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    kind: type[Trainable] = Trainable,
+    changes: dict | None = None,
+) -> Run:
+    """Opens a run directory; its method is in evaluation mode on `device`, with some options changed.
 
     Raises:
         UserError: no run directory, a method of another kind, or a checkpoint that is damaged or does not fit.
@@ -113,6 +118,7 @@ def open_run(folder: str | Path, device: str | torch.device = "cpu", kind: type[
     folder, config = Path(folder), read_config(folder)
     if not issubclass(find_method(config["method"]), kind):
         raise UserError(f"{folder} holds {config['method']}, which scores no images; see python -m adref.synthesize")
+    config["options"] |= changes or {}
     run = Run(folder, config, build(config), State())
     read_checkpoint(run)
     run.method.to(device, memory_format=torch.channels_last).eval()

@@ -8,6 +8,7 @@ import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,52 +28,40 @@ from adref.run.scoring import as_batch, at_size, decision, map_scale, score_imag
 from adref.run.tiles import Tiling
 
 
-def evaluate(
-    run: Run,
-    category: Category,
-    digests: dict[Path, str],
-    resolution: str = "native",
-    gt_mode: str = "nearest",
-    convention: str | None = None,
-    shown: int = 80,
-    tiling: Tiling = Tiling(),
-) -> dict:
+class Rules(NamedTuple):
+    """How a test set is evaluated."""
+
+    resolution: str = "native"  # the pixels that pixel metrics count: the images' ("native") or the "method"'s
+    gt_mode: str = "nearest"  # how masks are resized to the method's size: "nearest" or "draem" (`resized_mask`)
+    convention: str | None = None  # a reading of AUPRO, reported beside the exact one; None: the method's
+    tiling: Tiling = Tiling()
+    shown: int = 80  # pictures that the report embeds
+
+
+def evaluate(run: Run, category: Category, digests: dict[Path, str], rules: Rules = Rules()) -> dict:
     """Scores the test images, writes RUN/evaluation and RUN/report.html, and returns the content of metrics.json.
 
     Args:
         run: opened, its method in evaluation mode.
         category: the data.
         digests: SHA-256 of the test images and masks, from `check_images`.
-        resolution: "native" or "method", the pixels that pixel metrics count.
-        gt_mode: how masks are resized to the method's size: "nearest", or "draem" (see `resized_mask`).
-        convention: a reading of AUPRO that is reported beside the exact one; None: the method's.
-        shown: how many pictures the report embeds.
-        tiling: the size at which images are scored, and tiles.
+        rules: of the evaluation.
     """
     folder = run.folder / "evaluation.new"
     distributed.on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
     try:
-        indices = distributed.shard(range(len(category.test)))
-        scored = score_test_images(run, category, indices, folder, tiling, small=resolution == "method")
+        scored = score_test_images(run, category, distributed.shard(range(len(category.test))), folder, rules)
         rows = [row for _, row in sorted(item for part in distributed.gather(scored) for item in part)]
-        return distributed.on_rank_zero(
-            lambda: conclude(run, category, digests, rows, folder, resolution, gt_mode, convention, shown, tiling)
-        )
+        return distributed.on_rank_zero(lambda: conclude(run, category, digests, rows, folder, rules))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # a full disk needs the room
         raise
 
 
 def score_test_images(
-    run: Run, category: Category, indices: Sequence[int], folder: Path, tiling: Tiling, small: bool
+    run: Run, category: Category, indices: Sequence[int], folder: Path, rules: Rules
 ) -> list[tuple[int, dict[str, float]]]:
-    """Scores some test images and writes their maps.
-
-    Args:
-        run, category, tiling: as for `evaluate`.
-        indices: places in the test set.
-        folder: where `map_file` puts the maps.
-        small: also writes the maps at the method's size.
+    """Scores the test images at some indices, and writes their maps where `map_file` says.
 
     Returns:
         (index, image scores by name) of each.
@@ -81,13 +70,13 @@ def score_test_images(
     for done, index in enumerate(indices, start=1):
         record = category.test[index]
         image = read_image(record.path)
-        score, anomaly_map = score_image(run.method, image, seed, index, tiling)
+        score, anomaly_map = score_image(run.method, image, seed, index, rules.tiling)
         scores = {name: float(value) for name, value in run.method.image_scores(anomaly_map).items()}
         rows.append((index, {**scores, next(iter(scores)): score}))
-        for path, size in (
-            (map_file(folder, record), image.shape[:2]),
-            *([(map_file(folder, record, True), anomaly_map.shape[2:])] if small else []),
-        ):
+        sizes = {map_file(folder, record): image.shape[:2]}
+        if rules.resolution == "method":
+            sizes[map_file(folder, record, small=True)] = anomaly_map.shape[2:]
+        for path, size in sizes.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             with with_filename(path):
                 np.save(path, at_size(anomaly_map, size))
@@ -101,32 +90,24 @@ def map_file(folder: Path, record: Record, small: bool = False) -> Path:
 
 
 def conclude(
-    run: Run,
-    category: Category,
-    digests: dict[Path, str],
-    rows: list[dict[str, float]],
-    folder: Path,
-    resolution: str,
-    gt_mode: str,
-    convention: str | None,
-    shown: int,
-    tiling: Tiling,
+    run: Run, category: Category, digests: dict[Path, str], rows: list[dict[str, float]], folder: Path, rules: Rules
 ) -> dict:
-    """Makes RUN/evaluation and RUN/report.html from the scores of all test images and their maps in `folder`.
+    """Makes RUN/evaluation and RUN/report.html from the maps in `folder` and `rows`, the image scores by name.
 
-    Args and result as for `evaluate`; `rows` are the image scores by name, in the order of the test set.
+    Other arguments and result as for `evaluate`.
     """
-    method, test, native = run.method, category.test, resolution == "native"
+    method, test, native, tiling = run.method, category.test, rules.resolution == "native", rules.tiling
     size = None if native else tiling.size or method.options.size
     scores = [next(iter(row.values())) for row in rows]
     maps = Lazy(lambda record: np.load(map_file(folder, record, small=not native)), test)
-    masks = Lazy(lambda record: known_mask(record, size, gt_mode), test)
-    seed, convention = run.config["flags"]["seed"], convention or method.evaluation.aupro
+    masks = Lazy(lambda record: known_mask(record, size, rules.gt_mode), test)
+    seed, convention = run.config["flags"]["seed"], rules.convention or method.evaluation.aupro
     numbers, curve = all_metrics(test, scores, maps, masks, seed, convention)
     metrics = {
         "method": run.config["method"], "category": category.name, "selected_on_test": "nothing",
         "device": str(next(method.parameters()).device), "checkpoint": checkpoint_words(run),
-        "resolution": resolution, "gt_mode": None if native else gt_mode, "test_digest": digest(test, digests),
+        "resolution": rules.resolution, "gt_mode": None if native else rules.gt_mode, "finished": run.finished,
+        "test_digest": digest(test, digests),
         "size": tiling.size or method.options.size, "tile": tiling.tile, "overlap": tiling.overlap,
         "map_scale": map_scale(maps), **numbers,
     }  # fmt: skip
@@ -146,7 +127,7 @@ def conclude(
     folder.rename(final)
     shutil.rmtree(old, ignore_errors=True)
     if test:
-        report(run, metrics, category, table, curve, shown, tiling)
+        report(run, metrics, category, table, curve, rules)
     return metrics
 
 
@@ -179,16 +160,17 @@ def write_scores(path: Path, rows: list[tuple], threshold: float | None) -> None
         path.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
 
 
-def report(run: Run, metrics: dict, category: Category, rows: list, curve: tuple, shown: int, tiling: Tiling) -> None:
+def report(run: Run, metrics: dict, category: Category, rows: list, curve: tuple, rules: Rules) -> None:
     """Writes RUN/report.html; image, mask and map of the images that are shown are read again, one after the other."""
     index, seed = {name: i for i, (name, *_) in enumerate(rows)}, run.config["flags"]["seed"]
+    tiling, o = rules.tiling, run.method.options
 
     @torch.inference_mode()
     def open_picture(picture: Picture) -> Picture:
         record = category.test[i := index[picture.name]]
         image = read_image(record.path)
-        resized = resize(to_tensor(image), tiling.size or run.method.options.size, run.method.options.resize)
-        batch, context = as_batch(run.method, resized, run.method.image_hash(image, run.method.options), seed, i)
+        resized = resize(to_tensor(image), tiling.size or o.size, o.resize)
+        batch, context = as_batch(run.method, resized, run.method.image_hash(image, o), seed, i)
         return picture._replace(
             image=image, steps={} if tiling.tile else as_bytes(run.method.figures(batch, context)),
             mask=read_mask(record.mask) if record.mask else None if record.label else np.zeros(image.shape[:2], bool),
@@ -204,9 +186,9 @@ def report(run: Run, metrics: dict, category: Category, rows: list, curve: tuple
         learned = as_bytes(run.method.figures())
     write_report(
         run.folder / "report.html", title=f"{run.config['method']} on {category.name}", facts=facts(run, metrics),
-        metrics=metrics, curves=curves, history=read_log(run.folder), portraits=learned,
+        metrics=metrics, curves=curves, history=read_log(run.folder), method_figures=learned,
         pictures=[Picture(*row, None, {}, None, None) for row in rows], open_picture=open_picture,
-        threshold=run.threshold, map_scale=metrics["map_scale"], scores=rows, max_pictures=shown,
+        threshold=run.threshold, map_scale=metrics["map_scale"], scores=rows, max_pictures=rules.shown,
     )  # fmt: skip
 
 

@@ -201,21 +201,26 @@ def ignore_interrupts(worker: int) -> None:
 
 
 def load_batches(data: TrainingSet, keys: Iterable, settings: RunSettings, device: torch.device) -> Iterator:
-    """Yields the batches of lists of keys, made by the data workers."""
+    """Starts the data workers, which make batches from lists of keys; returns an iterator of the batches."""
     loader = DataLoader(
         data, batch_sampler=keys, num_workers=settings.workers, worker_init_fn=ignore_interrupts,
         multiprocessing_context=settings.start_method if settings.workers else None, pin_memory=device.type == "cuda",
     )  # fmt: skip
     others = multiprocessing.active_children()
-    try:
-        yield from loader
-    except Exception as error:
-        # A traceback would keep the workers alive, which ignore SIGTERM, and Python would wait for them at its end.
-        error.__context__, error.__cause__ = None, None
-        error = error.with_traceback(None)
-        for worker in {*multiprocessing.active_children()} - {*others}:
-            worker.kill()
-        raise error
+    batches = iter(loader)  # now: it draws from torch's generator, which each step seeds for dropout
+
+    def checked() -> Iterator:
+        try:
+            yield from batches
+        except Exception as error:
+            # A traceback would keep the workers alive, which ignore SIGTERM, and Python would wait for them at its end.
+            error.__context__, error.__cause__ = None, None
+            error = error.with_traceback(None)
+            for worker in {*multiprocessing.active_children()} - {*others}:
+                worker.kill()
+            raise error
+
+    return checked()
 
 
 def to_device(batch: NamedTuple, device: torch.device) -> NamedTuple:

@@ -152,23 +152,15 @@ def read_sizes(path: str | Path) -> np.ndarray:
     """Reads a table of defect sizes: (n, 3) float64 with height, width and weight, above 0 and up to a million.
 
     Raises:
-        UserError: no such file, no row, or a row that is not three such numbers; a first row of words is a heading.
+        UserError: no such table; a first row of words is a heading.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a table of sizes ({error})") from None
-    sizes = []
-    for number, line in enumerate(lines, start=1):
-        words = [word.strip() for word in line.split(",")]
-        if words == [""] or (number == 1 and words[0].isalpha()):
-            continue
-        try:
-            sizes.append([float(word) for word in words])
-        except ValueError:
-            sizes.append([])
-        if len(sizes[-1]) != 3 or not all(0 < value <= 1e6 for value in sizes[-1]):
-            raise UserError(f"{path}, line {number}: expected height,width,weight, above 0 and up to 1e6; got {line!r}")
-    if not sizes:
-        raise UserError(f"{path}: expected rows of height,width,weight; found none")
-    return np.array(sizes)
+        rows = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        sizes = np.array(
+            [[float(word) for word in row.split(",")] for row in rows[rows[0][:1].isalpha() :] if row.strip()]
+        )
+        if sizes.ndim != 2 or sizes.shape[1] != 3 or not ((sizes > 0) & (sizes <= 1e6)).all():
+            raise ValueError(f"got an array of {sizes.shape}")
+    except (OSError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: expected rows of height,width,weight, above 0 and up to 1e6 ({error})") from None
+    return sizes

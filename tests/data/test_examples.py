@@ -10,7 +10,7 @@ import torch
 from test_layouts import NOISE, save
 
 from adref.data.examples import Images, TrainingSet, random_stream, resize, to_tensor
-from adref.data.reader import read_image
+from adref.data.reader import read_file, read_image
 from adref.method import Sources
 from adref.options import UserError
 
@@ -38,26 +38,19 @@ def test_random_streams_differ_by_seed_purpose_and_key():
 PICTURE = np.array([[(37 * y * y + 91 * x + 53 * x * y) % 256 for x in range(7)] for y in range(5)], np.uint8)
 # Sourced: tools/sources/resize.py, 2026-11-23, OpenCV 4.14.0 (INTER_LINEAR of float32) and Pillow 13.0.0 (BILINEAR of
 # mode F), Python 3.11. Both programs' 8-bit results differ from these, rounded, by at most 1.
-OPENCV_3_4 = [
-    [53.0833, 136.5833, 102.75, 122.25],
-    [125.875, 54.625, 175.375, 72.125],
-    [90.0, 141.3333, 43.3333, 73.3333],
-]
-OPENCV_3_4_8_BIT = [[53, 137, 103, 122], [126, 55, 175, 72], [90, 141, 43, 73]]
-PILLOW_3_4 = [
-    [70.1973, 123.6514, 126.6228, 138.7687],
-    [103.7407, 97.4756, 143.6533, 94.6402],
-    [91.4354, 129.2286, 68.5886, 65.4218],
-]
-PILLOW_3_4_8_BIT = [[70, 124, 127, 138], [104, 98, 144, 95], [92, 130, 68, 65]]
 OPENCV_8_10_ROW_1 = [16.1875, 78.9906, 130.9219, 132.4531, 113.1844, 103.5156, 110.6469, 190.5781, 155.3094, 77.3125]
+SHRUNK = {  # 3 x 4 pixels: in float, in 8 bit
+    "bilinear": ([[53.0833, 136.5833, 102.75, 122.25], [125.875, 54.625, 175.375, 72.125],
+                  [90.0, 141.3333, 43.3333, 73.3333]], [[53, 137, 103, 122], [126, 55, 175, 72], [90, 141, 43, 73]]),
+    "antialias": ([[70.1973, 123.6514, 126.6228, 138.7687], [103.7407, 97.4756, 143.6533, 94.6402],
+                   [91.4354, 129.2286, 68.5886, 65.4218]],
+                  [[70, 124, 127, 138], [104, 98, 144, 95], [92, 130, 68, 65]]),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "filter, expected, eight_bit",
-    [("bilinear", OPENCV_3_4, OPENCV_3_4_8_BIT), ("antialias", PILLOW_3_4, PILLOW_3_4_8_BIT)],
-)
-def test_resize_has_the_numbers_of_opencv_and_pillow(filter, expected, eight_bit):
+@pytest.mark.parametrize("filter", SHRUNK)
+def test_resize_has_the_numbers_of_opencv_and_pillow(filter):
+    expected, eight_bit = SHRUNK[filter]
     image = torch.from_numpy(np.stack([PICTURE, PICTURE // 2, 255 - PICTURE]))
     small = resize(image, (3, 4), filter)
     assert small.dtype == torch.uint8 and small.shape == (3, 3, 4)
@@ -88,26 +81,22 @@ def test_images_are_the_same_in_memory_and_on_demand(paths):
     for index, path in enumerate(paths):
         expected = resize(to_tensor(read_image(path)), (7, 8))
         assert torch.equal(eager[index], expected) and torch.equal(lazy[index], expected)
+    assert eager.digests == lazy.digests == [read_file(path).sha256 for path in paths] and eager.problems == []
     assert len(list(eager)) == 5 and not torch.equal(Images(paths, (7, 8), "antialias")[0], eager[0])
     paths[0].unlink()
+    save(paths[1], NOISE)
     assert eager[0].shape == (3, 7, 8)  # read once
-    with pytest.raises(UserError, match=r"0\.png: cannot be opened"):
-        lazy[0]
-    with pytest.raises(UserError, match=r"0\.png: cannot be opened"):
-        Images(paths, (7, 8))
-
-
-def sizes_and_sum(image: np.ndarray) -> tuple:
-    """A look."""
-    return image.shape, int(image.sum(dtype=np.int64))
+    for index, words in enumerate((r"0\.png: cannot be opened", r"1\.png has changed")):
+        with pytest.raises(UserError, match=words):
+            lazy[index]
+    (problem,) = Images(paths, (7, 8)).problems
+    assert problem.path == paths[0] and problem.reason.startswith("cannot be opened")
 
 
 @pytest.mark.parametrize("limit", [2**30, 0])
-def test_pictures_are_looked_at_in_their_own_size(paths, limit):
-    """In the order of the files, whether they fit into memory or not; read once where they do."""
-    images = Images(paths, (4, 4), memory_limit=limit, look=sizes_and_sum)
-    assert images.looks == [sizes_and_sum(read_image(path)) for path in paths]
-    assert images.in_memory == (limit > 0) and torch.equal(images[2], Images(paths, (4, 4))[2])
+def test_full_resolution_images_are_hashed(paths, limit):
+    images = Images(paths, (4, 4), memory_limit=limit, image_hash=np.shape)
+    assert images.hashes == [(min(9, 40 - index), 12 + index, 3) for index in range(5)]
 
 
 class Example(NamedTuple):
@@ -116,35 +105,35 @@ class Example(NamedTuple):
 
 
 def corrupt(image, rng, options, sources):
-    """At module level, as a spawned worker needs it."""
-    return Example(
-        image * options["gain"], torch.from_numpy(rng.random(3)) + (100 if sources.index is None else sources.index)
-    )
+    index = 100 if sources.index is None else sources.index
+    return Example(image * options["gain"], torch.from_numpy(rng.random(3)) + index)
 
 
 KEYS = [(0, 0, 3), (0, 1, 1), (1, 0, 3), (1, 1, 3)]
 
 
-def test_training_set(paths):
+@pytest.fixture
+def training(paths):
     images = Images(paths, (4, 4))
-    training = TrainingSet(images, corrupt, {"gain": 0.5}, Sources(images=images), seed=3)
+    return TrainingSet(images, corrupt, {"gain": 0.5}, Sources(images=images), 3, "corrupt")
+
+
+def test_training_set(training):
     examples = [training[key] for key in KEYS]
-    assert len(training) == 5 and torch.equal(examples[0].image, images[3].float() / 255 * 0.5)
+    assert len(training) == 5 and torch.equal(examples[0].image, training.images[3].float() / 255 * 0.5)
     drawn = torch.from_numpy(random_stream(3, "corrupt", 0, 1).random(3))
     assert torch.equal(examples[1].noise, drawn + 1)  # of the image with index 1
-    validating = TrainingSet(images, corrupt, {"gain": 0.5}, Sources(images=Images(paths[:2], (4, 4))), seed=3)
-    assert torch.equal(validating[KEYS[1]].noise, drawn + 100)  # it is none of those that train
+    validating = TrainingSet(training.images, corrupt, {"gain": 0.5}, training.sources, 3, "corrupt", indexed=False)
+    assert torch.equal(validating[KEYS[1]].noise, drawn + 100)  # no training image, so no index
     assert len({tuple(example.noise.tolist()) for example in examples}) == 4
     again = pickle.loads(pickle.dumps(training))
     assert all(torch.equal(again[key].noise, example.noise) for key, example in zip(KEYS, examples))
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_training_set_in_workers_gives_the_same_numbers(paths, context):
+def test_training_set_in_workers_gives_the_same_numbers(training, context):
     if context == "fork" and not hasattr(os, "fork"):
         pytest.skip("no fork here")
-    images = Images(paths, (4, 4))
-    training = TrainingSet(images, corrupt, {"gain": 0.5}, Sources(images=images), seed=3)
     workers = {"num_workers": 2 if context == "fork" else 1, "multiprocessing_context": context}
     loaded = list(torch.utils.data.DataLoader(training, batch_size=None, sampler=KEYS, **workers))
     for key, example in zip(KEYS, loaded, strict=True):

@@ -30,6 +30,7 @@ def grey(values: list[int]) -> list[list[int]]:
 
 DEEP = [0, 128, 129, 255, 256, 300, 32768, 65406, 65407, 65535]
 DEEP_8 = grey([0, 0, 1, 1, 1, 1, 128, 254, 255, 255])  # round(v / 257), e.g. 128 / 257 = 0.498, 129 / 257 = 0.502
+PREVIEW = {"save_all": True, "append_images": [Image.new("RGB", (8, 8))], "quality": 100}  # as cameras add one
 RGB, WHITE = [(1, 2, 3), (250, 0, 9)], [255] * 3
 MODES = {  # bytes of a file of one row, its pixels as RGB
     "RGB": (pixels("RGB", RGB), RGB),
@@ -39,6 +40,7 @@ MODES = {  # bytes of a file of one row, its pixels as RGB
     "L": (pixels("L", [0, 7, 255]), grey([0, 7, 255])),
     "1": (pixels("1", [0, 255]), grey([0, 255])),
     "L, JPEG": (pixels("L", [200] * 8, "JPEG", quality=100), grey([200] * 8)),
+    "MPO": (pixels("RGB", [(200, 200, 200)] * 8, "MPO", **PREVIEW), grey([200] * 8)),
     "P": (palette(), [[10, 20, 30], [40, 50, 60], [70, 80, 90]]),
     "P with a transparent entry": (palette(transparency=1), [[10, 20, 30], WHITE, [70, 80, 90]]),
     # 10 * 128 + 255 * 127 = 33665, / 255 = 132.02; 20 gives 137.04, 30 gives 142.06
@@ -72,7 +74,7 @@ def test_read_image(tmp_path, mode):
     assert sha256 == hashlib.sha256(text).hexdigest()
 
 
-def test_16_bit_values_are_scaled_by_the_range_of_their_type(tmp_path):
+def test_16_bit_values_are_scaled_by_their_range(tmp_path):
     values = np.arange(65536).reshape(256, 256)
     (tmp_path / "a.png").write_bytes(png(16, 0, 256, [row.tobytes() for row in values.astype(">u2")]))
     assert (read_image(tmp_path / "a.png") == np.floor(values / 257 + 0.5)[:, :, None]).all()
@@ -92,26 +94,19 @@ def test_exif_orientation_is_applied_once(tmp_path, kind):
         assert read_mask(tmp_path / "a").shape == (4, 6)
 
 
-def test_a_camera_jpeg_with_a_preview_is_read(tmp_path):
-    preview = [Image.new("RGB", (8, 8))]
-    image = Image.new("RGB", (8, 8), (200, 200, 200))
-    (tmp_path / "a.jpg").write_bytes(encoded("MPO", image, save_all=True, append_images=preview, quality=100))
-    assert read_image(tmp_path / "a.jpg").min() > 190
+MASKS = [
+    (pixels("L", [0, 1, 2, 127, 255]), [False, True, True, True, True]),
+    (pixels("1", [0, 255]), [False, True]),
+    (pixels("RGB", [(0, 0, 0), (0, 0, 1)]), [False, True]),
+    (pixels("RGBA", [(0, 0, 0, 255), (1, 0, 0, 0)]), [False, True]),
+    (pixels("LA", [(0, 255), (1, 0)]), [False, True]),
+    (png(16, 0, 2, [struct.pack(">2H", 0, 1)]), [False, True]),
+    (tiff(np.array([[0.0, 0.5]], "<f4"), 32, 3), [False, True]),
+    (palette(), [True, True, True]),  # entry 0 is a colour here, not black
+]
 
 
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        (pixels("L", [0, 1, 2, 127, 255]), [False, True, True, True, True]),
-        (pixels("1", [0, 255]), [False, True]),
-        (pixels("RGB", [(0, 0, 0), (0, 0, 1)]), [False, True]),
-        (pixels("RGBA", [(0, 0, 0, 255), (1, 0, 0, 0)]), [False, True]),
-        (pixels("LA", [(0, 255), (1, 0)]), [False, True]),
-        (png(16, 0, 2, [struct.pack(">2H", 0, 1)]), [False, True]),
-        (tiff(np.array([[0.0, 0.5]], "<f4"), 32, 3), [False, True]),
-        (palette(), [True, True, True]),  # entry 0 is a colour here, not black
-    ],
-)
+@pytest.mark.parametrize("text, expected", MASKS)
 def test_read_mask(tmp_path, text, expected):
     (tmp_path / "mask.png").write_bytes(text)
     mask = read_mask(tmp_path / "mask.png")

@@ -13,13 +13,16 @@ from adref.options import UserError
 
 KINDS = [(category, defect) for category in CATEGORIES for defect in DEFECTS[category]]
 FEW = {"size": 64, "train": 2, "test": 1, "per_defect": 1}
-# Means of an image without and with each defect, pinned 2026-11-29 with NumPy 2.4.6 and SciPy 1.17.1.
-MEANS = {
-    "fabric": [104.6604, 105.8547, 102.7687, 103.4609, 103.828],
-    "nut": [76.349, 75.3347, 76.2191, 75.0284, 76.2251],
-    "board": [65.7547, 66.2486, 65.4356, 66.0444, 66.9902],
-}
-TEXTURES = [58.0822, 137.6182, 147.979, 74.3667, 27.487, 84.3071, 162.9373, 95.4325, 178.7586, 145.6256]
+# `statistic` of an image without and with each defect, pinned 2026-11-29 with NumPy 2.4.6 and SciPy 1.17.1.
+IMAGES = {"fabric": [121.6755, 123.7115, 119.8918, 120.3373, 121.2803],
+          "nut": [85.7249, 84.6237, 85.9678, 84.4597, 85.9024],
+          "board": [80.3601, 80.9066, 80.0913, 80.7365, 82.308]}  # fmt: skip
+TEXTURES = [67.3771, 178.7551, 185.2133, 86.897, 39.4713, 101.1679, 192.6813, 98.141, 214.0216, 151.3347]
+
+
+def statistic(image):
+    """Adds the mean of the values and the mean difference of horizontal neighbours."""
+    return image.mean() + np.abs(np.diff(image.astype(int), axis=1)).mean()
 
 
 def hashes(root, pattern="*"):
@@ -34,10 +37,11 @@ def few(tmp_path_factory):
 
 def test_pixels_are_pinned():
     """A change of these needs a new `VERSION`."""
-    for category, means in MEANS.items():
-        found = [draw(category, 0, defect, 0, 64, "test")[0].mean() for defect in (None, *DEFECTS[category])]
-        assert found == pytest.approx(means, abs=0.01)
-    assert [image.mean() for image in generated_textures(10, 64, 0)] == pytest.approx(TEXTURES, abs=0.01)
+    for category, expected in IMAGES.items():
+        images = [draw(category, 0, defect, 0, 64, "test")[0] for defect in (None, *DEFECTS[category])]
+        assert list(map(statistic, images)) == pytest.approx(expected, abs=0.01)
+    textures = generated_textures(10, 64, 0).transpose(0, 2, 3, 1)
+    assert list(map(statistic, textures)) == pytest.approx(TEXTURES, abs=0.01)
     assert np.array_equal(draw("nut", 1, None, 2, 64)[0], draw("nut", np.int64(1), None, np.int32(2), 64)[0])
 
 
@@ -97,16 +101,6 @@ def test_good_images_vary_a_little_and_scale_with_the_size(category):
     assert np.corrcoef(draw(category, 0, None, 0, 128)[0].ravel(), np.asarray(large).ravel())[0, 1] > 0.8
 
 
-def test_nuts_lie_at_any_angle():
-    """The phase of the hexagon's outline, modulo 60 degrees, is spread around the circle."""
-    phases = []
-    for index in range(24):
-        y, x = np.nonzero(draw("nut", index, None, 0, 64)[0].mean(axis=-1) > 75)
-        moment = (((x - x.mean()) + 1j * (y - y.mean())) ** 6).sum()
-        phases.append(moment / abs(moment))
-    assert abs(np.mean(phases)) < 0.5
-
-
 def test_an_existing_folder_is_reused_or_refused(few, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in few.rglob("*")}
     assert write_sample_data(few, seed=3, **FEW) == few
@@ -148,10 +142,3 @@ def test_textures_vary_in_colour_contrast_and_scale():
     brightness, contrast = textures.mean(axis=(1, 2, 3)), textures.mean(axis=1).std(axis=(1, 2))
     assert np.percentile(brightness, 90) - np.percentile(brightness, 10) > 100
     assert np.percentile(contrast, 90) > 4 * np.percentile(contrast, 10) and contrast.min() > 0.2
-    tint = textures.mean(axis=(2, 3)) - brightness[:, None]
-    assert np.linalg.matrix_rank(tint, tol=100) == 2 and np.ptp(tint, axis=0).min() > 60
-    # Scale: low frequencies hold half of the power of a coarse texture, little of that of a fine one.
-    power = np.abs(np.fft.fft2(textures.mean(axis=1) - textures.mean(axis=(1, 2, 3))[:, None, None])) ** 2
-    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(64), np.fft.fftfreq(64)))
-    low = power[:, frequency < 0.08].sum(axis=1) / power.sum(axis=(1, 2))
-    assert (low > 0.7).mean() > 0.15 and (low < 0.1).mean() > 0.15

@@ -1,19 +1,17 @@
-"""Selective kernel feature fusion: MIRNet's and SRMNet's numbers, a slow loop, check G4 of its specification."""
+"""Selective kernel feature fusion: MIRNet's and SRMNet's numbers, a slow loop, identities."""
 
 import math
 
 import pytest
 import torch
 from conftest import golden
+from figures import figures
 
 from adref.layers.selective_kernel import SelectiveKernelFusion
 
 
-def figures(output: torch.Tensor) -> list[float]:
-    """What `report` of tools/sources/noise_to_norm.py prints: mean, deviation, means of two products with the hash."""
-    flat = output.detach().flatten()
-    products = [(flat * golden.hashed(name, len(flat))).mean().item() for name in ("first", "second")]
-    return [flat.mean().item(), flat.std(correction=0).item(), *products]
+def build(width: int, count: int = 4, reduction: int = 8) -> SelectiveKernelFusion:
+    return SelectiveKernelFusion(width=width, count=count, reduction=reduction)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -26,8 +24,8 @@ def maps_of(count: int = 4, width: int = 12) -> list[torch.Tensor]:
 
 # Sourced: SKFF(width, height=4) of swz30/MIRNet networks/MIRNet_model.py, commit 26e0be1, and of FanChiMao/SRMNet
 # SRMNet.py, commit 1e8ee80: both print the same numbers. torch 2.13.0, float64; weights hashed by parameter names,
-# which are ours. `PYTHONPATH=tools python tools/sources/noise_to_norm.py --mirnet F --srmnet F`, 2026-11-24. Width 32 has 4 inner
-# channels; width 40 has 5 and tells width // 8 from the least, 4.
+# which are ours. `PYTHONPATH=tools python tools/sources/noise_to_norm.py --mirnet F --srmnet F`, 2026-11-24. Width 32
+# has 4 inner channels; width 40 has 5 and tells width // 8 from the least, 4.
 SOURCED = {
     32: [6.099167682e-05, 0.1453257268, 0.000884343559, -0.0001536437265],
     40: [-0.0007021418594, 0.1449407742, 9.491121987e-05, -0.000968792397],
@@ -37,30 +35,29 @@ SOURCED = {
 @pytest.mark.parametrize("width", SOURCED)
 @pytest.mark.holds("noise_to_norm", "5")
 def test_against_mirnet_and_srmnet(width):
-    fusion = golden.fill(SelectiveKernelFusion(width, 4)).double()
+    fusion = golden.fill(build(width, 4)).double()
     maps = [golden.hashed(f"map {i}", 2, width, 6, 10).double() - 0.5 for i in range(4)]
     assert figures(fusion(maps)) == pytest.approx(SOURCED[width], rel=1e-9, abs=1e-13)
 
 
 def test_parameters_have_mirnets_names_and_shapes():
-    found = {name: tuple(p.shape) for name, p in SelectiveKernelFusion(40, 4).named_parameters()}
+    found = {name: tuple(p.shape) for name, p in build(40, 4).named_parameters()}
     matrices = {f"fcs.{i}.weight": (40, 5, 1, 1) for i in range(4)}
     assert found == {"conv_du.0.weight": (5, 40, 1, 1), "conv_du.1.weight": (1,), **matrices}
 
 
 @pytest.mark.holds("noise_to_norm", "5")
 def test_zero_last_weights_give_the_arithmetic_mean():
-    """G4, first part."""
-    fusion, maps = SelectiveKernelFusion(12, 4).double(), maps_of()
+    fusion, maps = build(12, 4).double(), maps_of()
     for fc in fusion.fcs:
         torch.nn.init.zeros_(fc.weight)
     torch.testing.assert_close(fusion(maps), torch.stack(maps).mean(dim=0), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("count", [2, 4, 5])
+@pytest.mark.parametrize("count", [2, 5])
 def test_weights_sum_to_one_over_the_maps(count):
-    """G4, second part: for every image and channel, and they are not all alike."""
-    fusion = golden.fill(SelectiveKernelFusion(12, count)).double()
+    """For every image and channel, and they differ."""
+    fusion = golden.fill(build(12, count)).double()
     weights = fusion.weights([9 * m for m in maps_of(count)])
     assert weights.shape == (count, 2, 12, 1, 1) and weights.min() > 0
     torch.testing.assert_close(weights.sum(dim=0), torch.ones(2, 12, 1, 1, dtype=torch.float64), rtol=0, atol=1e-14)
@@ -68,8 +65,8 @@ def test_weights_sum_to_one_over_the_maps(count):
 
 
 def test_maps_permuted_with_their_matrices_change_nothing():
-    """G4, third part; without the matrices they do."""
-    fusion, maps, order = golden.fill(SelectiveKernelFusion(12, 4)).double(), maps_of(), [2, 0, 3, 1]
+    """Without the matrices they do."""
+    fusion, maps, order = golden.fill(build(12, 4)).double(), maps_of(), [2, 0, 3, 1]
     before, moved = fusion(maps), [maps[i] for i in order]
     assert (fusion(moved) - before).abs().max() > 1e-3
     matrices = [fusion.fcs[i].weight.detach().clone() for i in order]
@@ -81,7 +78,7 @@ def test_maps_permuted_with_their_matrices_change_nothing():
 @pytest.mark.holds("noise_to_norm", "5")
 def test_against_a_slow_loop():
     """s, z, logits and softmax in numbers, one channel after the other; the slope of the PReLU is one for all."""
-    fusion, maps = golden.fill(SelectiveKernelFusion(12, 3, reduction=2)).double(), maps_of(3)
+    fusion, maps = golden.fill(build(12, 3, 2)).double(), maps_of(3)
     narrow, slope = fusion.conv_du[0].weight[:, :, 0, 0].tolist(), fusion.conv_du[1].weight.item()
     wide = [fc.weight[:, :, 0, 0].tolist() for fc in fusion.fcs]
     assert len(narrow) == 6  # max(12 // 2, 4)
@@ -100,7 +97,7 @@ def test_against_a_slow_loop():
 
 def test_weights_know_no_position():
     """Though the paper's text says so: shuffled pixels get the weights that they had."""
-    fusion, maps = golden.fill(SelectiveKernelFusion(12, 4)).double(), maps_of()
+    fusion, maps = golden.fill(build(12, 4)).double(), maps_of()
     order = torch.randperm(35, generator=torch.Generator().manual_seed(1))
     shuffled = [m.flatten(2)[:, :, order].view_as(m) for m in maps]
     torch.testing.assert_close(fusion.weights(shuffled), fusion.weights(maps), rtol=0, atol=1e-14)
@@ -108,10 +105,4 @@ def test_weights_know_no_position():
 
 def test_another_number_of_maps_is_refused():
     with pytest.raises(ValueError, match="zip"):
-        SelectiveKernelFusion(12, 4)([m.float() for m in maps_of(3)])
-
-
-def test_gradients_reach_every_parameter_and_every_map():
-    fusion, maps = golden.fill(SelectiveKernelFusion(12, 4)).double(), [m.requires_grad_() for m in maps_of()]
-    fusion(maps).square().mean().backward()
-    assert all(t.grad is not None and t.grad.abs().max() > 0 for t in [*fusion.parameters(), *maps])
+        build(12, 4)([m.float() for m in maps_of(3)])

@@ -43,7 +43,7 @@ def test_encoder_pools_maxima_between_levels():
 def test_unet_joins_the_upsampled_map_first_and_the_skip_second():
     """With every convolution copying its first input, the output is the bottom level's: the maximum over 32 x 32."""
     x = torch.rand(1, 6, 64, 64)
-    out = identity(UNet(6, 2, 1))(x)
+    out = identity(UNet(1))(x)
     maxima = torch.nn.functional.max_pool2d(x[:, :1], 32)
     assert torch.allclose(out[0, 0, ::63, ::63], maxima[0, 0], atol=1e-6)
 

@@ -253,9 +253,13 @@ def test_texture_weight_and_threshold_readings(clean):
     assert 0.2 <= min(weights(0.2)) < 0.22 and 0.98 < max(weights(0.2)) <= 1
     assert 0.1 <= min(weights(0.1)) < 0.12
     areas = [
-        draw_mask(np.random.default_rng(i), (64, 64), exponents=(0, 5), degrees=90.0, thresholds=(0.0, 1.0)).mean() for i in range(300)
+        draw_mask(np.random.default_rng(i), (64, 64), exponents=(0, 5), degrees=90.0, thresholds=(0.0, 1.0)).mean()
+        for i in range(300)
     ]
-    fixed = [draw_mask(np.random.default_rng(i), (64, 64), exponents=(0, 5), degrees=90.0, thresholds=(0.5, 0.5)).mean() for i in range(300)]
+    fixed = [
+        draw_mask(np.random.default_rng(i), (64, 64), exponents=(0, 5), degrees=90.0, thresholds=(0.5, 0.5)).mean()
+        for i in range(300)
+    ]
     assert np.mean(areas) > 2 * np.mean(fixed) and max(areas) > 0.4
 
 

@@ -18,9 +18,9 @@ hashed = golden.hashed
 SIZE = (16, 16)
 LABELS = torch.tensor([2, 0])
 LEAST = {"size": SIZE, "width": 32, "multipliers": (1, 2), "blocks": 1, "attention_factors": (2,), "head_width": 32,
-         "categories": ("a", "b", "c"), "classifier_width": 32, "guidance_scale": 0.0}  # fmt: skip
+         "categories": ("a", "b", "c"), "classifier_width": 32}  # fmt: skip
 
-# Sourced: mean, standard deviation and two hash-weighted means, by `PYTHONPATH=tools python tools/sources/sdas.py FOLDER`, 2026-11-24,
+# Sourced: mean, standard deviation and two hash-weighted means, by `python tools/sources/sdas.py FOLDER`, 2026-11-24,
 # torch 2.13.0 on a CPU. From "feature u-net" on, and where marked "(RealNet)": cnulab/RealNet as stored at commit
 # c7c14f2; all others: guided diffusion, as in the package guided-diffusion-sdk 1.0.0. Both share U-Net and classifier.
 SOURCED = {
@@ -52,11 +52,8 @@ SOURCED = {
     "ancestral, guided (guided diffusion)": [0.06042830348, 0.7815394643, 0.03414421932, 0.03361789564],
     "ancestral, guided, s 0.2 (RealNet)": [0.05774885584, 0.7785017092, 0.03347203775, 0.03247547666],
     "ddim (guided diffusion)": [0.03517635863, 0.9653908176, 0.01691285881, -0.004067742843],
-    "ddim, eta 0.5 (guided diffusion)": [0.04412390597, 0.8932782224, 0.01556770286, 0.02728936958],
     "ddim, s 0.02 (RealNet)": [0.03972242215, 0.9604827025, 0.01672807367, 0.004627694646],
-    "ddim, eta 0.5, s 0.02 (RealNet)": [0.04582016317, 0.8895828065, 0.0178463854, 0.03010460553],
     "ddim, guided (guided diffusion)": [0.03308643915, 0.9653822426, 0.01509132498, -0.003788630427],
-    "ddim, guided, eta 0.5, s 0.02 (RealNet)": [0.05116439024, 0.8884940991, 0.02002005742, 0.02971344566],
     "invert (RealNet)": [-0.05975688134, 0.5083781503, -0.02630225843, -0.03335498486],
     "invert (guided diffusion)": [-0.05975688134, 0.5083781503, -0.02630225843, -0.03335498486],
     "pull": [-1.267238538e-05, 0.0027220262, -3.561053961e-05, -4.337862046e-05],
@@ -101,7 +98,7 @@ def hold(case: str, output, relative: float = 1e-5) -> None:
 
 
 def stand_in(tensors: dict[str, torch.Tensor]) -> SimpleNamespace:
-    """What `golden.fill` asks of a module, for tensors by other names."""
+    """Offers `golden.fill` tensors by other names."""
     module = SimpleNamespace(state_dict=lambda: tensors, eval=lambda: module)
     module.to = lambda dtype: module
     return module
@@ -137,35 +134,25 @@ def method_of(**changes) -> SDAS:
     return method
 
 
-# -- networks
+FORM = {"width": 32, "attention": (2,), "head_width": 32, "groups": 32}
 
 
-def test_embedding_is_guided_diffusions():
-    hold("embedding", step_embedding(torch.tensor([7, 950]), 32))
-
-
+@torch.no_grad()
 @pytest.mark.parametrize("case, classes, blocks, multipliers", [
     ("u-net, labels", 3, 1, (1, 2)), ("u-net", 0, 2, (1, 2)), ("u-net, three levels", 0, 1, (1, 2, 2)),
 ])  # fmt: skip
-@torch.no_grad()
 def test_unet_is_guided_diffusions(case, classes, blocks, multipliers):
-    network = golden.fill(DiffusionUNet(32, multipliers, blocks, (2,), 32, classes))
+    network = golden.fill(DiffusionUNet(**FORM, multipliers=multipliers, blocks=blocks, classes=classes))
     labels = (LABELS,) if classes else ()
     hold(case, network(4 * hashed("image", 2, 3, 16, 24) - 2, torch.tensor([7, 950]), *labels))
 
 
 @torch.no_grad()
-def test_classifier_is_guided_diffusions():
-    network = golden.fill(NoisyClassifier(3, SIZE, 32, (1, 2), 1, (2,), 32))
+def test_classifier_and_embedding_are_guided_diffusions():
+    network = golden.fill(NoisyClassifier(3, SIZE, **FORM, multipliers=(1, 2), blocks=1))
     images = (4 * hashed("image", 2, 3, 16, 24) - 2)[..., :16]
     hold("classifier", network(images, torch.tensor([7, 950])))
-
-
-def test_full_unet_has_guided_diffusions_parameters():
-    with torch.device("meta"):
-        network = DiffusionUNet()
-    labels = 15 * 4 * 256  # a table on the meta device takes seconds
-    assert sum(p.numel() for p in network.parameters()) + labels == 552_829_446
+    hold("embedding", step_embedding(torch.tensor([7, 950]), 32))
 
 
 # -- tables
@@ -182,18 +169,13 @@ def test_tables_are_guided_diffusions(spacing):
 
 def test_betas_of_other_lengths_and_gathering_are_guided_diffusions():
     hold("betas of 400", sdas_schedule.linear_betas(400), 1e-9)
-    hold(
-        "at",
-        sdas_schedule.at(sdas_schedule.schedule_of(sdas_schedule.linear_betas()).abar, torch.tensor([0, 1, 999])),
-        1e-7,
-    )
+    abar = sdas_schedule.schedule_of(sdas_schedule.linear_betas()).abar
+    hold("at", sdas_schedule.at(abar, torch.tensor([0, 1, 999])), 1e-7)
 
 
 def test_steps_are_guided_diffusions():
-    """ "ddim20" and "20"; "ddimN" takes 62 numbers of 1000 steps, whose sum is 4565, and ours one more, 1."""
+    """ "ddimN" takes 62 numbers of 1000 steps, whose sum is 4565, and ours one more, 1."""
     assert sdas_schedule.spaced_steps(1000, 20) == list(range(0, 1000, 50))
-    even = [0, 53, 105, 158, 210, 263, 315, 368, 421, 473, 526, 578, 631, 684, 736, 789, 841, 894, 946, 999]
-    assert sdas_schedule.spaced_steps(1000, 20, "even") == even
     accepted = []
     for number in range(1, 1001):
         try:
@@ -224,26 +206,23 @@ def test_log_variance_is_guided_diffusions():
     )
 
 
-def bound() -> list[float]:
+@pytest.mark.holds("sdas", "3", "5")
+def test_bound_is_theirs():
     method, t, x = method_of(), torch.tensor([0, 1, 500]), bytes_of("bytes", 3).double()
     noise, v = normal("noise", 3).double(), 3 * hashed("v", 3, 3, *SIZE).double() - 1.5
     eps = normal("noise", 3) + 0.5 * (hashed("eps", 3, 3, *SIZE) - 0.5)
     abar = method.schedule.abar[t].double()[:, None, None, None]
     noisy = abar.sqrt().float() * x + (1 - abar).sqrt().float() * noise
-    return method.variational(x, noisy, t, eps.double(), v).tolist()
-
-
-@pytest.mark.parametrize("place", range(3))
-@pytest.mark.holds("sdas", "3", "5")
-def test_bound_is_theirs(place):
-    assert bound()[place] == pytest.approx(BOUND[place], rel=1e-5)
+    assert method.variational(x, noisy, t, eps.double(), v).tolist() == pytest.approx(BOUND, rel=1e-5)
 
 
 @torch.no_grad()
 def loss_of(steps: int) -> dict[str, torch.Tensor]:
     drawn = torch.tensor([0, 1, steps // 2, steps - 1])
     batch = Batch(bytes_of("bytes", 4), normal("noise", 4), drawn, torch.tensor([2, 0, 1, 1]))
-    return method_of(steps=steps, sampling_steps=10).loss(batch)
+    method = method_of()
+    method.schedule = sdas_schedule.schedule_of(sdas_schedule.linear_betas(steps))
+    return method.loss(batch)
 
 
 @pytest.mark.parametrize("steps", [1000, 100])
@@ -255,17 +234,14 @@ def test_loss_is_theirs_within_the_rounding_of_small_steps(steps):
     assert steps / 1000 * loss["vlb"].item() == pytest.approx(weighted, rel=5e-5)
     assert loss["total"].item() == pytest.approx(total, rel=2e-5)
     assert steps == 1000 or abs(loss["total"].item() - PLAIN_LOSS_OF_100) > 1
-
-
-def test_variational_part_of_the_loss_is_theirs():
-    assert loss_of(1000)["vlb"].item() == pytest.approx(LOSSES[1000][1], rel=1e-5)
+    assert steps == 100 or loss["vlb"].item() == pytest.approx(weighted, rel=1e-5)
 
 
 @torch.no_grad()
 def test_loss_of_the_classifier_is_theirs():
     drawn = torch.tensor([0, 1, 500, 999])
     batch = Batch(bytes_of("bytes", 4), normal("noise", 4), drawn, torch.tensor([2, 0, 1, 1]))
-    loss = method_of(guidance_scale=1.0).loss(batch, "classify")["total"].item()
+    loss = method_of(classifier_epochs=1).loss(batch, "classify")["total"].item()
     assert loss == pytest.approx(SOURCED["classifier's loss"][0], rel=1e-5)
 
 
@@ -284,21 +260,18 @@ class Listed:
 
 
 PLAIN = {"sampling_steps": 20}
-DDIM = {**PLAIN, "sampler": "ddim"}
+DDIM, GUIDED = {**PLAIN, "sampler": "ddim"}, {"guidance_scale": 20.0, "classifier_epochs": 1}
 
 
 @pytest.mark.parametrize("case, strength, options", [
     ("two steps (guided diffusion)", 0.0, {"sampling_steps": 2}),
     ("ancestral (guided diffusion)", 0.0, PLAIN),
     ("ancestral, s 0.2 (RealNet)", 0.2, PLAIN),
-    ("ancestral, guided (guided diffusion)", 0.0, {**PLAIN, "guidance_scale": 20.0}),
-    ("ancestral, guided, s 0.2 (RealNet)", 0.2, {**PLAIN, "guidance_scale": 20.0}),
+    ("ancestral, guided (guided diffusion)", 0.0, {**PLAIN, **GUIDED}),
+    ("ancestral, guided, s 0.2 (RealNet)", 0.2, {**PLAIN, **GUIDED}),
     ("ddim (guided diffusion)", 0.0, DDIM),
-    ("ddim, eta 0.5 (guided diffusion)", 0.0, {**DDIM, "ddim_eta": 0.5}),
     ("ddim, s 0.02 (RealNet)", 0.02, DDIM),
-    ("ddim, eta 0.5, s 0.02 (RealNet)", 0.02, {**DDIM, "ddim_eta": 0.5}),
-    ("ddim, guided (guided diffusion)", 0.0, {**DDIM, "guidance_scale": 20.0}),
-    ("ddim, guided, eta 0.5, s 0.02 (RealNet)", 0.02, {**DDIM, "ddim_eta": 0.5, "guidance_scale": 20.0}),
+    ("ddim, guided (guided diffusion)", 0.0, {**DDIM, **GUIDED}),
 ])  # fmt: skip
 @pytest.mark.holds("sdas", "3", "7", "8", "Algorithm 1", "Algorithm S1")
 def test_whole_ways_back_are_theirs(case, strength, options):
@@ -312,16 +285,17 @@ def test_inversion_is_theirs(source):
 
 def test_gradient_of_guidance_is_theirs():
     images = 4 * hashed("image", 2, 3, *SIZE) - 2
-    hold("pull", method_of(guidance_scale=1.0).classifier_gradient(images, torch.tensor([7, 950]), LABELS))
+    hold("pull", method_of(classifier_epochs=1).classifier_gradient(images, torch.tensor([7, 950]), LABELS))
 
 
 @torch.no_grad()
-def test_average_of_the_weights_is_guided_diffusions():
-    method = method_of(ema_decay=0.9, ema_warmup=False)
+def test_average_of_the_weights_is_guided_diffusions(monkeypatch):
+    monkeypatch.setattr(sdas, "EMA_DECAY", 0.9)
+    method = method_of(ema_warmup=False)
     for parameter in method.network.parameters():
         parameter.mul_(0.5)
     for _ in range(2):
-        method.after_step()
+        method.update_average()
     hold("average", method.average.out[2].weight)
 
 
@@ -341,7 +315,7 @@ DECODER = (("units.", "decoder1.0._layers."), (".layers.", "._block."), ("reduce
 
 @torch.no_grad()
 def test_feature_unet_is_realnets():
-    network = FeatureUNet(64)
+    network = FeatureUNet(64, groups=32)
     keys, tensors = network.state_dict(), {}
     for key, tensor in keys.items():
         path, part, last = ("." + key).rsplit(".", 2)
@@ -355,23 +329,16 @@ def test_feature_unet_is_realnets():
     hold("feature u-net", network.eval()(4 * hashed("features", 2, 64, 8, 12) - 2))
 
 
-@pytest.mark.parametrize("channels, count", [(128, 12_975_616), (256, 51_846_144), (512, 207_271_936),
-                                             (768, 466_277_376)])  # fmt: skip
-def test_feature_unet_has_realnets_parameters(channels, count):
-    with torch.device("meta"):
-        network = FeatureUNet(channels)
-    assert sum(p.numel() for p in network.parameters()) == count
-
-
 @torch.no_grad()
 def test_simple_network_is_realnets():
-    network = fill_as(SimpleNetwork(6, 3), SIMPLE).double()
+    network = fill_as(SimpleNetwork(6, depth=3), SIMPLE).double()
     hold("simple network", network(4 * hashed("features", 2, 6, 8, 12).double() - 2), 1e-8)
 
 
 def selection_and_judge(side: int) -> tuple[ResidualSelection, Discriminator, torch.Tensor]:
-    rrs = fill_as(ResidualSelection(64, 10, 12), (("running", "bn_idx.running"),)).double()
-    judge = fill_as(Discriminator(22, (side, side)), DECODER).double()
+    rrs = ResidualSelection(64, by_max=10, by_mean=12, normalised=False)
+    rrs = fill_as(rrs, (("running", "bn_idx.running"),)).double()
+    judge = fill_as(Discriminator(22, size=(side, side), side=3), DECODER).double()
     blocks = [hashed("e 1", 2, 24, 8, 8).double() ** 2, hashed("e 2", 2, 40, 4, 4).double() ** 2]
     return rrs, judge, torch.cat([blocks[0], enlarge(blocks[1], (8, 8))], dim=1)
 
@@ -395,13 +362,6 @@ def test_discriminator_is_realnets_where_the_finest_stride_is_2():
     hold("logits, finest stride 2", judge(rrs(residuals)[0]), 1e-8)
 
 
-@pytest.mark.parametrize("channels, count", [(136, 566_550), (256, 1_645_590), (512, 5_872_662)])
-def test_discriminator_has_realnets_parameters(channels, count):
-    with torch.device("meta"):
-        network = Discriminator(channels, (256, 256))
-    assert sum(p.numel() for p in network.parameters()) == count
-
-
 @pytest.mark.parametrize("case, number, channels, side, size", [
     ("both layer1", 1, 6, 8, (8, 8)), ("both layer2", 2, 9, 4, (8, 8)), ("own layer2", 2, 9, 4, (4, 4)),
 ])  # fmt: skip
@@ -414,6 +374,6 @@ def test_afs_is_realnets(case, number, channels, side, size):
         mask = torch.zeros(2, 1, 32, 32)
         mask[:, :, 5 + i : 20, 8:27] = 1
         a, b = (enlarge(part, size) for part in maps)
-        total = total + afs_losses((a - b).square(), mask)
+        total = total + afs_losses((a - b).square(), mask, align="mask")
     hold(f"AFS {case}", total)
     assert select(total, len(AFS_INDICES[case])).tolist() == AFS_INDICES[case]

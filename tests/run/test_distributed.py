@@ -34,7 +34,7 @@ METHODS = {
     "sdas": ["--size", "16,16", "--width", "32", "--multipliers", "1,1", "--blocks", "1", "--attention-factors", "2",
              "--head-width", "32", "--accumulation", "2", "--batch-size", "4"],
     "realnet": ["--size", "128,128", "--backbone", "mobilenet_v2", "--widths", "16,16,32,16", "--groups", "4",
-                "--head-width", "8", "--afs-batches", "2", "--anomaly-sources", "textures,cut_paste",
+                "--afs-batches", "2", "--anomaly-sources", "textures,cut_paste",
                 "--backbone-weights", "random", "--rrs-forward", "normalised"],
 }  # fmt: skip
 

@@ -14,10 +14,9 @@ from adref.data.layouts import Record, check_images, find_category
 from adref.data.reader import read_image, read_mask
 from adref.evaluate import main
 from adref.ops import metrics
-from adref.run.evaluation import conclude, score_test_images
+from adref.run.evaluation import Rules, conclude, score_test_images
 from adref.run.measures import Lazy, all_metrics, resized_mask
 from adref.run.scoring import at_size, decision, map_scale, score_image
-from adref.run.tiles import Tiling
 
 
 def test_run_directory_holds_what_the_architecture_says(small_run):
@@ -108,14 +107,14 @@ def test_no_test_image_at_all():
 
 
 def test_ranks_that_share_the_images_make_the_same_evaluation(small_run, tmp_path):
-    category = find_category(small_run.parent / "data", "part")
+    category, rules = find_category(small_run.parent / "data", "part"), Rules("method", shown=2)
     for name, ranks in (("whole", 1), ("shared", 3)):
         run, rows = load(shutil.copytree(small_run, tmp_path / name)), []
         for rank in reversed(range(ranks)):
             folder = run.folder / "evaluation.new"
-            rows += score_test_images(run, category, range(rank, 6, ranks), folder, Tiling(), small=True)
+            rows += score_test_images(run, category, range(rank, 6, ranks), folder, rules)
         rows = [row for _, row in sorted(rows)]
-        conclude(run, category, check_images(category.test)[1], rows, folder, "method", "nearest", None, 2, Tiling())
+        conclude(run, category, check_images(category.test)[1], rows, folder, rules)
     files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("[!.]*") if path.is_file()]
     assert len(files) == 3 + 2 + 6 + 1
     for file in files:

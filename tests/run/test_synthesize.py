@@ -13,8 +13,8 @@ from adref.method import Sources
 from adref.methods.srdad.anomalies import object_side
 from adref.methods.srdad.method import corrupt
 from adref.methods.srdad.options import Options
-from adref.run.config import Flags
-from adref.run.sources import split
+from adref.run.config import RunSettings
+from adref.run.sources import read_sizes, split
 from adref.synthesize import main
 
 SMALL = ["--size", "64,64", "--window", "4", "--width", "12"]
@@ -37,7 +37,7 @@ def test_shows_the_examples_of_training(data, tmp_path, capsys):
     # The first corrupted example, made again from the parts of training.
     category = find_category(data, "part")
     options = Options(size=(64, 64), window=4, width=12)
-    images = Images([r.path for r in split(category, Flags(seed=3))[0]], options.size)
+    images = Images([r.path for r in split(category, RunSettings(seed=3))[0]], options.size)
     sources = Sources(images=images, statistics=object_side(images, "part", options))
     order = random_stream(3, "order train", 0).permutation(len(images))
     for position, index in enumerate(order):
@@ -83,16 +83,14 @@ def test_no_weights_are_made(data, tmp_path, monkeypatch):
         (["dream"], "unknown method dream; known: draem, srdad"),
         ([], "a method must stand first"),
         (["srdad", "--n", "0"], "--n takes 1 or more; got 0"),
-        (["srdad", "--n", "few"], "--n takes a whole number; got 'few'"),
         (["srdad", "--patch-siz", "histogram"], "unknown option --patch-siz; known: --patch-size"),
-        (["srdad", "--epochz", "1"], "unknown option --epochz"),
         (["srdad", "--out", "DATA"], "--out DATA exists already"),
         (["srdad", "--data", "DATA/none"], "DATA/none"),
         (
             ["srdad", "--rotation", "-10,10"],
             "argument --rotation: expected at least one argument (a value that begins with a minus",
         ),
-        (["srdad", "--patch-size", "histogram"], "needs --defect-sizes FILE"),
+        (["srdad", "--patch-size", "histogram"], "this method needs --defect-sizes FILE"),
         (["srdad", "--patch-size", "histogram", "--defect-sizes", "DATA/sizes.csv"], "came out empty: {'patches'"),
         (["srdad", "--size", "200,64", "--window", "8"], "--size: a height of 200 does not fit"),
         (
@@ -131,8 +129,6 @@ def test_sizes_of_masks(tmp_path, capsys):
         assert call("--sizes-from", tmp_path / folder, "--out", out) == 0
         assert out.read_text() == "height,width,weight\n20,40,1\n8,4,1\n"
         assert ("leak the test set" in capsys.readouterr().err) == warned
-    from adref.run.directory import read_sizes
-
     assert read_sizes(out).tolist() == [[20, 40, 1], [8, 4, 1]]
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "masks/a_mask.png")
     assert call("--sizes-from", tmp_path / "masks", "--out", tmp_path / "none.csv") == 2

@@ -1,4 +1,4 @@
-"""Prints OpenCV's and Pillow's numbers for the resize case of tests/test_data.py (sourced goldens).
+"""Prints OpenCV's and Pillow's numbers for the resize case of tests/data/test_examples.py (sourced goldens).
 
     pip install opencv-python-headless==4.14.0.94 pillow && PYTHONPATH=tools python tools/sources/resize.py
 

@@ -243,7 +243,7 @@ def losses(g, r) -> None:
         ours = method.loss(sdas.Batch(image, noise, drawn, labels))
         print(f"    means {digits(*means.values())} ours {digits(*(ours[k] for k in ('simple', 'vlb', 'total')))}")
     classifier = their_classifier(g)
-    method = sdas.SDAS(sdas_options.Options(**{**LEAST, "guidance_scale": 1.0}))
+    method = sdas.SDAS(sdas_options.Options(**{**LEAST, "classifier_epochs": 1}))
     copy_weights(classifier, method.classifier)
     noisy = diffusion(g).q_sample(image, drawn, noise)
     ours = method.loss(sdas.Batch(image, noise, drawn, labels), "classify")["total"]
@@ -279,12 +279,12 @@ def samplers(g, r) -> None:
         ("g", "two steps", {"sampling_steps": 2}, {}),
         ("g", "ancestral", plain, {}),
         ("r", "ancestral, s 0.2", plain, {"s": 0.2}),
-        ("g", "ancestral, guided", {**plain, "guidance_scale": 20.0}, {}),
-        ("r", "ancestral, guided, s 0.2", {**plain, "guidance_scale": 20.0}, {"s": 0.2}),
+        ("g", "ancestral, guided", {**plain, "guidance_scale": 20.0, "classifier_epochs": 1}, {}),
+        ("r", "ancestral, guided, s 0.2", {**plain, "guidance_scale": 20.0, "classifier_epochs": 1}, {"s": 0.2}),
         ("g", "ddim", ddim, {"eta": 0.0}),
         ("r", "ddim, s 0.02", ddim, {"s": 0.02}),
-        ("g", "ddim, guided", {**ddim, "guidance_scale": 20.0}, {"eta": 0.0}),
-        ("r", "ddim, guided, s 0.02", {**ddim, "guidance_scale": 20.0}, {"s": 0.02}),
+        ("g", "ddim, guided", {**ddim, "guidance_scale": 20.0, "classifier_epochs": 1}, {"eta": 0.0}),
+        ("r", "ddim, guided, s 0.02", {**ddim, "guidance_scale": 20.0, "classifier_epochs": 1}, {"s": 0.02}),
     ]  # fmt: skip
     for source, name, options, arguments in cases:
         count = options["sampling_steps"]
@@ -310,7 +310,7 @@ def samplers(g, r) -> None:
         for j in range(20):
             x = process.ddim_reverse_sample(unet, x, torch.tensor([j, j]), model_kwargs={"y": LABELS})["sample"]
     compare("invert (guided diffusion)", x, ours(image))
-    method = sdas.SDAS(sdas_options.Options(**{**LEAST, "guidance_scale": 1.0}))
+    method = sdas.SDAS(sdas_options.Options(**{**LEAST, "classifier_epochs": 1}))
     copy_weights(classifier, method.classifier)
     x, t = 4 * hashed("image", 2, 3, *SIZE) - 2, torch.tensor([7, 950])
     compare("pull", towards(1.0)(x, t, LABELS), method.classifier_gradient(x, t, LABELS))

@@ -1,4 +1,4 @@
-"""Prints the sourced golden numbers of SeRNet's hash, colour and structure for tests/test_similar.py.
+"""Prints the sourced golden numbers of SeRNet's hash, colour and structure for tests/methods/test_sernet_*.py.
 
     pip install torch ImageHash scikit-image opencv-python-headless colour-science
     PYTHONPATH=tools python tools/sources/sernet.py [--check]
@@ -159,11 +159,11 @@ def mean_filter(border: str) -> np.ndarray:
 
 def check() -> None:
     """adref beside all of these."""
-    sys.path.insert(0, str(Path(__file__).parent.parent))
-    import adref.image
-
-    import adref.data
-    import adref.method
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from adref.data.reader import read_image
+    from adref.methods.sernet import map as sernet_map
+    from adref.methods.sernet.similar import perceptual_hash
+    from adref.ops import filters
 
     same, all_of, sound = Counter(), Counter(), 0
     rng = np.random.default_rng(20261124)
@@ -171,12 +171,12 @@ def check() -> None:
         for i in range(1000):
             mode = MODES[i % len(MODES)]
             path = save(rng, mode, Path(folder))
-            pixels = adref.data.read_image(path)
-            own = adref.image.perceptual_hash(pixels).tobytes().hex()
+            pixels = read_image(path)
+            own = perceptual_hash(pixels).tobytes().hex()
             picture = Image.fromarray(pixels)
             equal = own == str(imagehash.phash(picture))
             if (pixels == pixels[..., :1]).all():
-                equal &= own == adref.image.perceptual_hash(pixels[..., 0]).tobytes().hex()
+                equal &= own == perceptual_hash(pixels[..., 0]).tobytes().hex()
             if not equal:
                 print(f"  DIFFERENT: {mode} {pixels.shape}, margin {margin(picture):.2g}")
             same[mode], all_of[mode] = same[mode] + equal, all_of[mode] + 1
@@ -184,17 +184,17 @@ def check() -> None:
     print(f"equal hashes: {same.total()} of {all_of.total()}, {sound} of which do not hang on rounding; by mode:")
     print(" ", ", ".join(f"{mode}: {same[mode]} of {all_of[mode]}" for mode in MODES))
     for name, image in lab_pictures().items():
-        own = adref.image.cielab(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+        own = sernet_map.cielab(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
         others = {"scikit-image": skimage_lab(image, MATRIX), "colour-science": colour_lab(image)}
         words = [f"{np.abs(own - lab).max():.2g} ({program})" for program, lab in others.items() if lab is not None]
         print(f"CIELAB, {name}: up to {', '.join(words)} apart")
     apart = 0.0
     for x, y, *case in structure_cases():
-        own = adref.image.msgms(*(torch.from_numpy(p.copy())[None] for p in (x, y)), *case)[0, 0].numpy()
+        own = sernet_map.msgms(*(torch.from_numpy(p.copy())[None] for p in (x, y)), *case)[0, 0].numpy()
         apart = max(apart, np.abs(own - msgms(x, y, *case)).max())
     print(f"MSGMS: up to {apart:.2g} apart")
     for border in ("reflect", "zero"):
-        own = adref.method.mean_filter(hashed("map", 1, 1, 40, 56).double(), 21, border)[0, 0].numpy()
+        own = filters.mean_filter(hashed("map", 1, 1, 40, 56).double(), 21, border)[0, 0].numpy()
         print(f"mean filter, {border}: up to {np.abs(own - mean_filter(border)).max():.2g} apart")
 
 

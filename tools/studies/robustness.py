@@ -23,7 +23,7 @@ from adref.data.examples import random_stream
 from adref.data.reader import read_image, read_mask
 from adref.ops.metrics import auroc, pixel_metrics
 from adref.options import UserError
-from adref.run.scoring import score_image, at_size
+from adref.run.scoring import at_size, score_image
 
 LEVELS = {"none": (0.0,), "noise": (0.02, 0.05, 0.10), "contrast": (0.6, 0.8, 1.2, 1.4),
           "brightness": (-0.2, -0.1, 0.1, 0.2), "blur": (0.5, 1.0, 2.0)}  # fmt: skip

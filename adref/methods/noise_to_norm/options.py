@@ -101,7 +101,7 @@ DEVIATIONS = (
     Deviation(
         "MNet", "silent", "the input is shrunk; stems and output are not described",
         "noise first, then bilinear halving; one stem for all levels; no activation and no residual at the output",
-        "SRMNet, but for its global residual, which would hand the defect through",
+        "SRMNet without its global residual, which would hand the defect through",
     ),
     Deviation("ResidualAttention", "silent", "no ratio, no activation", "8, ReLU, sigmoid", "SRMNet's ratio"),
     Deviation(

@@ -58,7 +58,7 @@ from adref.layers.published import load_published, published_state
 from adref.method import Sampler, Sources, Stage
 from adref.methods.sdas.options import ABLATIONS, PRESETS, SAMPLING, STEPS, Options, check, classes_of
 from adref.methods.sdas.schedule import Schedule, at, linear_betas, respace, schedule_of, spaced_steps
-from adref.options import Notice, UserError, replace
+from adref.options import Notice, UserError
 
 VLB_WEIGHT = 0.001  # lambda of equation 6 (section on SDAS)
 CLIP = 1.0  # largest norm of the gradient; 0: any (code)
@@ -107,7 +107,7 @@ class SDAS(Sampler):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.classifier = None
         self.stages = (Stage("train", o.epochs, parts=o.accumulation),)
-        if o.guidance_scale > 0:
+        if o.classifier_epochs:
             self.classifier = NoisyClassifier(self.classes, o.size, width=o.classifier_width, **form)
             self.stages += (Stage("classify", o.classifier_epochs, parts=o.accumulation),)
         self.schedule = schedule_of(linear_betas(STEPS))
@@ -255,14 +255,6 @@ class SDAS(Sampler):
     def labels(self) -> list[str]:
         """The categories; "all" for a model of several categories without labels."""
         return list(self.options.categories) if self.classes or len(self.options.categories) == 1 else ["all"]
-
-    def set_sampling(self, changes: dict) -> None:
-        """Changes options of `sampling`; raises UserError for values that do not fit the model."""
-        options = replace(self.options, changes)
-        check(options)
-        if options.guidance_scale > 0 and self.classifier is None:
-            raise UserError("--guidance-scale: the run was trained without it and has no classifier")
-        self.options = options
 
     @torch.no_grad()
     def invert(self, images: Tensor, labels: Sequence[int]) -> Tensor:

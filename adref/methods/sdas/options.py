@@ -61,11 +61,11 @@ class Options:
         "after 1000 updates; from ImageNet weights it is harmless")
     classifier_width: int = option(128, "width of the guiding classifier", "code", limits=(2, math.inf))
     classifier_epochs: int = option(
-        240, "passes of its training, if --guidance-scale is above 0", "adref", limits=(0, math.inf),
+        0, "passes of its training, after the diffusion model's; 0: no classifier", "adref", limits=(0, math.inf),
         kind="substitution", paper="no classifier", why="trained as the diffusion model; the code has batches of 20 on "
         "each of 2 GPUs and starts from 256x256_classifier.pt")
     guidance_scale: float = option(
-        0.0, "weight of the classifier's gradient in sampling; 0: no classifier", "adref", limits=(0, math.inf),
+        0.0, "weight of the classifier's gradient in sampling; 0: unguided", "adref", limits=(0, math.inf),
         kind="contradiction", paper="no guidance", why="the code's default is 1; its authors call it unnecessary")
     strength: tuple[float, ...] = option(
         (0.1, 0.2), "s of sampling, or the two ends of its range", "section on SDAS", limits=(0, math.inf))
@@ -95,14 +95,14 @@ PRESETS = {
     "tiny": {
         "size": (64, 64), "width": 32, "groups": 8, "multipliers": (1, 2, 2, 4), "attention_factors": (4, 8),
         "head_width": 32, "epochs": 50, "batch_size": 8, "accumulation": 1, "learning_rate": 5e-4,
-        "classifier_width": 32, "classifier_epochs": 20,
+        "classifier_width": 32,
     },
 }  # fmt: skip
 
 ABLATIONS = {
     "code": {
-        "accumulation": 3, "accumulation_rule": "code", "ema_warmup": False, "guidance_scale": 1.0,
-        "strength_per": "batch", "file_format": "jpeg75",
+        "accumulation": 3, "accumulation_rule": "code", "ema_warmup": False, "classifier_epochs": 240,
+        "guidance_scale": 1.0, "strength_per": "batch", "file_format": "jpeg75",
     },
     "unconditional": {"conditional": False},
     "literal": {"variance": "direct"},
@@ -138,7 +138,7 @@ def check(o: Options) -> None:
         if width % o.groups or width % 2:
             raise UserError(f"{flag(name)} takes even multiples of {o.groups} (--groups); got {width}")
         channels = sorted(width * factors[factor] for factor in {*o.attention_factors, stride})
-        if wrong := [c for c in channels if c % o.head_width and (name == "width" or o.guidance_scale > 0)]:
+        if wrong := [c for c in channels if c % o.head_width and (name == "width" or o.classifier_epochs)]:
             raise UserError(
                 f"--head-width {o.head_width} does not divide the {wrong[0]} channels where {flag(name)} attends"
             )
@@ -148,7 +148,9 @@ def check(o: Options) -> None:
         spaced_steps(STEPS, o.sampling_steps)
     except ValueError as error:
         raise UserError(f"--sampling-steps: {error}") from None
-    if o.guidance_scale > 0 and not classes_of(o):
-        raise UserError("--guidance-scale needs several categories and --conditional true: there are no labels")
+    if o.classifier_epochs and not classes_of(o):
+        raise UserError("--classifier-epochs needs several categories and --conditional true: there are no labels")
+    if o.guidance_scale > 0 and not o.classifier_epochs:
+        raise UserError("--guidance-scale needs a model that was trained with --classifier-epochs above 0")
     if o.accumulation > o.batch_size:
         raise UserError(f"--accumulation takes up to --batch-size, {o.batch_size}; got {o.accumulation}")

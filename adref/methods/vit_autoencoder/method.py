@@ -16,7 +16,8 @@ Symbols
 
 Equations (source: HTML text; those with letters have no number there)
     (4) z_0 = [class token, patches E] + E_pos                vit.VisionTransformer.forward
-    (a) z' = z + MSA(LN(z)), then z' + MLP(LN(z'))            vit.Block.forward, vit.Attention.forward
+    (a) z' = z + MSA(LN(z)), then z' + MLP(LN(z'))            vit.Block.forward, vit.Attention.forward,
+                                                              vit.VisionTransformer.forward
     (7) d = cosine(z, m_i)                                    memory.address
     (8) w = softmax(d)                                        memory.address
     (9) z_hat = sum_i w_hat_i m_i                             memory.address
@@ -153,7 +154,7 @@ class ViTAutoencoder(Method):
             return {**terms, "total": sum(terms.values())}
         uncertainty = entropy(recall.weights).mean()
         terms["entropy"] = LAMBDA_ENT * (uncertainty if o.entropy_sign == "corrected" else -uncertainty)
-        used = (recall.weights.detach() > 0) & ~recall.empty.unsqueeze(-1)
+        used = recall.weights.detach() > 0
         statistics = {
             "memory/survivors": used.float().mean(), "memory/entropy": uncertainty.detach(),
             "memory/dead_queries": recall.empty.float().mean(),
