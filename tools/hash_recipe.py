@@ -1,8 +1,10 @@
-"""Inputs and weights from an integer hash, so that a program in any language has the same; no adref takes part."""
+"""Makes inputs and weights from an integer hash, the same in any language; nothing of adref is imported."""
 
 import importlib.util
 import sys
 import zlib
+from pathlib import Path
+from types import ModuleType
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import nn
 
 
 def hashed(name: str, *shape: int) -> torch.Tensor:
-    """float32 values in [0, 1), 24 bits each, from 32-bit integer arithmetic alone.
+    """Computes float32 values in [0, 1), 24 bits each, by 32-bit integer arithmetic.
 
     With h = crc32(name), the element at flat index i is, modulo 2^32 in every step,
         x = h + 0x9E3779B9 * (i + 1);  x = (x ^ (x >> 16)) * 0x85EBCA6B;  x = (x ^ (x >> 13)) * 0xC2B2AE35;
@@ -29,7 +31,7 @@ def hashed(name: str, *shape: int) -> torch.Tensor:
 def fill(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
     """Gives every floating tensor of a module hashed values, in float32: weights scaled by fan-in, variances positive.
 
-    The module comes back in evaluation mode, and in another type where `dtype` says so.
+    Returns the module in evaluation mode and of type `dtype`.
     """
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
@@ -43,19 +45,27 @@ def fill(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def digits(*values: float) -> list[float]:
-    """Ten significant digits of each."""
+    """Rounds each value to ten significant digits."""
     return [float(f"{float(v):.10g}") for v in values]
 
 
 def report(case: str, output: torch.Tensor | np.ndarray) -> None:
-    """Mean, standard deviation, and the means of the products with two lists of hashed numbers."""
+    """Prints mean, standard deviation, and the means of the products with two lists of hashed numbers."""
     flat = torch.as_tensor(output).detach().flatten()
     products = [(flat * hashed(name, len(flat))).mean().item() for name in ("first", "second")]
     print(f"{case}: {digits(flat.mean(), flat.std(correction=0), *products)}")
 
 
+def load_file(path: str) -> ModuleType:
+    """Imports one file of another program."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def stand_in_for_torchvision() -> None:
-    """Mocks for what timm imports from torchvision and no number here needs, where it is not installed."""
+    """Puts mocks in place of torchvision, where it is missing; timm imports it, no number here needs it."""
     if importlib.util.find_spec("torchvision") is None:
         for part in ("", ".datasets", ".ops", ".ops.misc", ".transforms", ".transforms.functional"):
             sys.modules[f"torchvision{part}"] = MagicMock()

@@ -1,23 +1,20 @@
 """Prints the sourced golden numbers of ASPP, Res-SE and channel cross attention (adref is not imported).
 
     pip install torch timm transformers
-    PYTHONPATH=tools python tools/sources/attention.py [nets/CTrans.py of McGregorWwww/UCTransNet, as stored at commit 4cf4b3c]
+    PYTHONPATH=tools python tools/sources/attention.py [nets/CTrans.py of McGregorWwww/UCTransNet, commit 4cf4b3c]
 
-ASPP: transformers' MobileViT has DeepLabv3's; the branches that SRDAD names are taken out of it. Res-SE: timm's
-ResNet block with its squeeze and excitation. Channel cross attention: the UCTransNet authors' own file, where one is
-given. Everything is float64. Weights and inputs: the hash of tools/golden.py by these programs' parameter names, as
-tools/hash_recipe.py writes it out again, so that no line of adref takes part. Mocks stand for torchvision, which timm
-imports, where it is missing.
+ASPP: the branches that SRDAD names, of DeepLabv3's in transformers' MobileViT. Res-SE: timm's ResNet block with its
+squeeze and excitation. Channel cross attention: the UCTransNet authors' file, where it is given. Weights and inputs:
+the hash of tools/hash_recipe.py by these programs' parameter names, in float64.
 """
 
-import importlib.util
 import sys
 from functools import partial
 from types import SimpleNamespace
 
 import torch
 import transformers
-from hash_recipe import fill, hashed, report, stand_in_for_torchvision
+from hash_recipe import fill, hashed, load_file, report, stand_in_for_torchvision
 from torch import nn
 from transformers.models.mobilevit.modeling_mobilevit import MobileViTASPP
 
@@ -28,7 +25,7 @@ from timm.models.resnet import BasicBlock  # noqa: E402
 
 
 def main() -> None:
-    """ASPP on a square and a rectangle, Res-SE with both shortcuts, the whole channel transformer."""
+    """Runs ASPP on a square and a rectangle, Res-SE with both shortcuts, the whole channel transformer."""
     print("transformers", transformers.__version__, "timm", timm.__version__, "torch", torch.__version__)
     config = transformers.MobileViTConfig(neck_hidden_sizes=[16, 16], aspp_out_channels=4, atrous_rates=(3, 6, 12))
     aspp = fill(MobileViTASPP(config))
@@ -45,9 +42,7 @@ def main() -> None:
         report(f"res-se {channels} -> 48", block(hashed("map", 2, channels, 6, 10).double() - 0.5))
 
     if len(sys.argv) > 1:
-        spec = importlib.util.spec_from_file_location("ctrans", sys.argv[1])
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_file(sys.argv[1])
         rates = {"embeddings_dropout_rate": 0.1, "attention_dropout_rate": 0.1, "dropout_rate": 0}
         config = SimpleNamespace(transformer={"num_heads": 4, "num_layers": 2, **rates}, KV_size=21, expand_ratio=4)
         widths, patches = (3, 4, 6, 8), (16, 8, 4, 2)

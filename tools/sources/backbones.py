@@ -1,4 +1,4 @@
-"""Prints the sourced golden numbers of tests/test_backbones.py, from timm and from transformers.
+"""Prints the sourced golden numbers of tests/layers/test_backbones.py, from timm and from transformers.
 
     pip install torch timm transformers
     PYTHONPATH=tools python tools/sources/backbones.py
@@ -48,7 +48,7 @@ V2_STAGES = (1, 2, 3, 4, 3, 3, 1)
 
 
 def weights(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Hashed values of one tensor, as `fill` of tools/hash_recipe.py scales them."""
+    """Computes hashed values of one tensor, scaled as by `fill` of tools/hash_recipe.py."""
     values = torch.from_numpy(np.resize(hashed(name, min(tensor.numel(), 65537)).numpy(), tuple(tensor.shape)))
     if tensor.ndim > 1:
         return (values - 0.5) * (12 / tensor[0].numel()) ** 0.5
@@ -56,7 +56,7 @@ def weights(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def fill(module: nn.Module, rename: Callable[[str], str]) -> nn.Module:
-    """Hashed values for every tensor of the state by its published name; in float32, then widened."""
+    """Fills every tensor of the state by its published name; in float32, then widened."""
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point():
             tensor.copy_(weights(rename(name), tensor))
@@ -64,7 +64,7 @@ def fill(module: nn.Module, rename: Callable[[str], str]) -> nn.Module:
 
 
 def fill_folded(module: nn.Module, rename: Callable[[str], str]) -> nn.Module:
-    """The same for networks whose batch norms get nothing but the bias of the convolution."""
+    """Fills a network whose batch norms have only the bias of the folded convolution."""
     module.double().eval()
     for name, part in module.named_modules():
         if isinstance(part, nn.Conv2d):
@@ -76,7 +76,7 @@ def fill_folded(module: nn.Module, rename: Callable[[str], str]) -> nn.Module:
 
 
 def resnet_name(name: str) -> str:
-    """transformers' name of a tensor of ResNet -> torchvision's."""
+    """Translates transformers' name of a tensor of ResNet to torchvision's."""
     name = re.sub(r"encoder\.stages\.(\d)\.layers", lambda m: f"layer{int(m[1]) + 1}", name)
     name = re.sub(r"layer\.(\d)\.(conv|norm)\w+", lambda m: f"{m[2].replace('norm', 'bn')}{int(m[1]) + 1}", name)
     name = name.replace("shortcut.convolution", "downsample.0").replace("shortcut.normalization", "downsample.1")
@@ -84,7 +84,7 @@ def resnet_name(name: str) -> str:
 
 
 def efficientnet_name(name: str) -> str:
-    """transformers' name of a tensor of EfficientNet-B4 -> timm's."""
+    """Translates transformers' name of a tensor of EfficientNet-B4 to timm's."""
     for theirs, own in (
         ("embeddings.convolution", "conv_stem"), ("embeddings.batchnorm", "bn1"), ("encoder.top_conv", "conv_head"),
         ("encoder.top_bn", "bn2"),
@@ -105,7 +105,7 @@ def efficientnet_name(name: str) -> str:
 
 
 def hf_mobilenet_name(name: str) -> str:
-    """transformers' name of a convolution or batch norm of MobileNetV2 -> torchvision's of the folded convolution."""
+    """Translates transformers' name of a layer of MobileNetV2 to torchvision's of the folded convolution."""
     unit = name.rpartition(".")[0]
     if unit.startswith("conv_stem"):
         return {"first_conv": "features.0.0", "conv_3x3": "features.1.conv.0.0", "reduce_1x1": "features.1.conv.1"}[
@@ -120,7 +120,7 @@ def hf_mobilenet_name(name: str) -> str:
 
 
 def timm_mobilenet_name(name: str) -> str:
-    """timm's name of a convolution or batch norm of MobileNetV2 -> torchvision's of the folded convolution."""
+    """Translates timm's name of a layer of MobileNetV2 to torchvision's of the folded convolution."""
     if name in ("conv_stem", "bn1"):
         return "features.0.0"
     if name in ("conv_head", "bn2"):
@@ -134,7 +134,7 @@ def timm_mobilenet_name(name: str) -> str:
 
 
 def tapped(network: nn.Module, modules: list[nn.Module], images: torch.Tensor) -> list[torch.Tensor]:
-    """Outputs of the modules."""
+    """Collects the outputs of modules during a call of the network."""
     layers = []
     handles = [module.register_forward_hook(lambda *given: layers.append(given[-1].clone())) for module in modules]
     network(images)
@@ -144,7 +144,7 @@ def tapped(network: nn.Module, modules: list[nn.Module], images: torch.Tensor) -
 
 
 def resnet_peers(name: str, images: torch.Tensor) -> list[list[torch.Tensor]]:
-    """Taps of timm and of transformers."""
+    """Computes the taps of a ResNet in timm and in transformers."""
     images = (images - MEAN) / STD
     theirs = fill(timm.create_model(name, num_classes=0), lambda key: key)
     first = tapped(theirs, [theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4], images)
@@ -162,7 +162,7 @@ def resnet_peers(name: str, images: torch.Tensor) -> list[list[torch.Tensor]]:
 
 
 def efficientnet_peers(images: torch.Tensor) -> list[list[torch.Tensor]]:
-    """The same for EfficientNet-B4."""
+    """Computes the taps of EfficientNet-B4 in both."""
     images = (images - MEAN) / STD
     theirs = fill(timm.create_model("efficientnet_b4", num_classes=0), lambda key: key)
     first = tapped(theirs, [theirs.blocks[i] for i in (0, 1, 2, 4)], images)
@@ -180,7 +180,7 @@ def efficientnet_peers(images: torch.Tensor) -> list[list[torch.Tensor]]:
 
 
 def mobilenet_peers(images: torch.Tensor) -> list[list[torch.Tensor]]:
-    """The same for MobileNetV2."""
+    """Computes the taps of MobileNetV2 in both."""
     images = images * 2 - 1
     theirs = fill_folded(timm.create_model("mobilenetv2_100", num_classes=0, pad_type="same"), timm_mobilenet_name)
     first = tapped(theirs, [theirs.blocks[i] for i in (1, 2, 4, 6)], images)
@@ -190,12 +190,12 @@ def mobilenet_peers(images: torch.Tensor) -> list[list[torch.Tensor]]:
 
 
 def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
-    """The largest, relative to the largest value of each tap."""
+    """Computes the largest difference, relative to the largest value of each tap."""
     return max(((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(ours, theirs, strict=True))
 
 
 def report(case: str, peers: list[list[torch.Tensor]], own: nn.Module, images: torch.Tensor) -> None:
-    """Mean and ten elements of each tap, then the differences."""
+    """Prints mean and ten elements of each tap, then the differences."""
     for number, tap in enumerate(peers[0]):
         flat = tap.flatten()
         numbers = digits(flat.mean(), *flat[torch.linspace(0, len(flat) - 1, 10).long()])
@@ -209,7 +209,7 @@ def report(case: str, peers: list[list[torch.Tensor]], own: nn.Module, images: t
 
 
 def main() -> None:
-    """Every backbone; those with squeeze and excite or padding "SAME" on odd sides as well."""
+    """Runs every backbone; those with squeeze and excite or padding "SAME" on odd sides too."""
     print("timm", timm.__version__, "transformers", transformers.__version__, "torch", torch.__version__)
     even, odd = (hashed("images", 1, 3, *size).double() for size in ((64, 96), (61, 99)))
     for name in RESNETS:

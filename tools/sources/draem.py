@@ -1,4 +1,4 @@
-"""Prints the sourced golden numbers of DRAEM's networks in tests/test_draem.py, from anomalib (adref is not imported).
+"""Prints the sourced golden numbers of tests/methods/test_draem.py, from anomalib (adref is not imported).
 
     pip install torch
     pip install --no-deps anomalib
@@ -6,7 +6,7 @@
 
 anomalib keeps the DRAEM authors' module names, so the numbers also prove the key map of the released checkpoints. Its
 file is loaded alone, with stand-ins for the two names that it imports for other purposes. Weights and inputs: the hash
-of tools/golden.py by the authors' key, written out again in tools/hash_recipe.py so that no line of adref takes part.
+of tools/hash_recipe.py by the authors' key.
 """
 
 import importlib.metadata
@@ -15,23 +15,20 @@ import sys
 import types
 
 import torch
-from hash_recipe import hashed
+from hash_recipe import hashed, load_file
 
 
 def anomalib_draem():
-    """anomalib's models/image/draem/torch_model.py without the rest of anomalib."""
+    """Imports anomalib's models/image/draem/torch_model.py without the rest of anomalib."""
     for name, member in (("anomalib.data", "InferenceBatch"), ("anomalib.models.components.layers", "SSPCAB")):
         sys.modules[name] = types.ModuleType(name)
         setattr(sys.modules[name], member, object)
     folder = importlib.util.find_spec("anomalib").submodule_search_locations[0]
-    spec = importlib.util.spec_from_file_location("draem", f"{folder}/models/image/draem/torch_model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(f"{folder}/models/image/draem/torch_model.py")
 
 
 def main() -> None:
-    """Fills both networks at width 4, runs them in evaluation mode and prints what they give."""
+    """Fills both networks at width 4, runs them in evaluation mode and prints numbers of their outputs."""
     module = anomalib_draem()
     print("anomalib", importlib.metadata.version("anomalib"), "torch", torch.__version__)
     for network, channels, shape in (

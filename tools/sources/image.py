@@ -1,6 +1,6 @@
-"""Prints other programs' numbers for tests/test_image.py: `PYTHONPATH=tools python tools/sources/image.py`.
+"""Prints other programs' numbers for tests/ops/test_image.py: `PYTHONPATH=tools python tools/sources/image.py`.
 
-Needs scikit-image and opencv-python-headless. None of our own code takes part.
+Needs scikit-image and opencv-python-headless; adref is not imported.
 """
 
 import importlib.metadata

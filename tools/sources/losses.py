@@ -1,6 +1,6 @@
-"""Prints other programs' SSIM of a pattern pair, for tests/test_losses.py: `PYTHONPATH=tools python tools/sources/losses.py`.
+"""Prints other programs' SSIM for tests/ops/test_losses.py: `PYTHONPATH=tools python tools/sources/losses.py`.
 
-Needs scikit-image and pytorch-msssim. None of our own code takes part.
+Needs scikit-image and pytorch-msssim; adref is not imported.
 """
 
 import importlib.metadata

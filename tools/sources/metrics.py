@@ -1,4 +1,4 @@
-"""Prints the sourced golden numbers of tests/test_metrics.py, from other programs only (adref is not imported).
+"""Prints the sourced golden numbers of tests/ops/test_metrics.py, from other programs only (adref is not imported).
 
     pip install scikit-learn scikit-image opencv-python-headless torch torchmetrics kornia matplotlib
     pip install --no-deps anomalib adeval lightning-utilities
@@ -21,7 +21,7 @@ from sklearn import metrics
 
 
 def noise(seed: int, size: int) -> np.ndarray:
-    """`size` 32-bit integers from a multiply-and-shift hash of the index: any language can rebuild them."""
+    """Computes `size` 32-bit integers by a multiply-and-shift hash of the index, the same in any language."""
     x = np.arange(size, dtype=np.uint64) + np.uint64(seed * 1_000_003)
     for shift, factor in ((16, 0x45D9F3B), (16, 0x45D9F3B), (16, 1)):
         x = ((x ^ (x >> np.uint64(shift))) * np.uint64(factor)) & np.uint64(0xFFFFFFFF)
@@ -29,14 +29,14 @@ def noise(seed: int, size: int) -> np.ndarray:
 
 
 def case(ties: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Four maps and masks of 48 x 48, exact in float32: regions and holes that touch at corners, a good image."""
+    """Makes four maps and masks of 48 x 48, exact in float32: regions and holes that touch at corners, a good image."""
     masks = np.zeros((4, 48, 48), np.uint8)
     masks[0, 5:12, 5:15] = masks[0, 12:20, 15:20] = masks[0, 40, 40] = 1
     masks[1, 10:31, 10:31] = 1
     masks[1, 14:27, 14:27] = 0
     masks[2, 30:34, 2:46] = masks[2, 3:6, 3:6] = masks[2, 47, 0:3] = 1
     masks[2, (9, 10, 10, 11, 11, 12, 12, 13), (22, 21, 23, 20, 24, 21, 23, 22)] = 1
-    near = np.roll(masks, (1, 2), (1, 2))  # what the map has found: the masks, shifted
+    near = np.roll(masks, (1, 2), (1, 2))  # the highest part of the map: the masks, shifted
     high = noise(1, masks.size).reshape(masks.shape)
     level, unit = (high % 64, 64) if ties else (high >> 9, 2**23)
     return ((level + near * np.uint64(unit // 2)) / (2 * unit)).astype(np.float32), masks
@@ -49,7 +49,7 @@ def best_f1(scores, labels):
 
 
 def anomalib_aupro():
-    """anomalib's class, without the import of all of anomalib: its two helpers for batches and plots are empty."""
+    """Imports anomalib's class without the rest of anomalib: its two helpers for batches and plots are empty."""
     root = importlib.util.find_spec("anomalib").submodule_search_locations[0]
     package, base, plots = (types.ModuleType("anomalib.metrics" + end) for end in ("", ".base", ".utils"))
     package.__path__, base.AnomalibMetric, plots.plot_metric_curve = [root + "/metrics"], type("Empty", (), {}), None
@@ -60,7 +60,7 @@ def anomalib_aupro():
 
 
 def by_steps(maps, masks, thresholds, kept, filled):
-    """Threshold by threshold, region by region, as RD4AD and RealNet describe it."""
+    """Computes AUPRO threshold by threshold, region by region, as RD4AD and RealNet describe it."""
     labels = [measure.label(mask, connectivity=2) for mask in masks]
     fpr, pro = [], []
     for threshold in thresholds:

@@ -1,34 +1,32 @@
 """Prints the sourced golden numbers of noise-to-norm: loss, SKFF, SRMNet's block, schedule, noise (no adref).
 
-    pip install torch pytorch-msssim pillow scipy
-    PYTHONPATH=tools python tools/sources/noise_to_norm.py [--pl4nn src/loss.py of NVlabs/PL4NN, as stored at commit d39c202]
-        [--port MS_SSIM_L1_loss.py of psyrocloud/MS-SSIM_L1_LOSS, 8cbb65f]
-        [--mirnet networks/MIRNet_model.py of swz30/MIRNet, 26e0be1] [--srmnet SRMNet.py of FanChiMao/SRMNet, 1e8ee80]
+    pip install torch
+    PYTHONPATH=tools python tools/sources/noise_to_norm.py [--pl4nn FILE] [--mirnet FILE] [--srmnet FILE]
 
-Each file is optional; what it would print is left out without it. Inputs and weights: the hash of tools/golden.py by
-these programs' parameter names, as tools/hash_recipe.py writes it out again. Everything is float64 where no line says
-float32. Mocks stand for the packages that the files import and that these numbers do not need (caffe, thop, MIRNet's
-own utils).
+    --pl4nn   src/loss.py of NVlabs/PL4NN, stored at commit d39c202
+    --mirnet  networks/MIRNet_model.py of swz30/MIRNet, commit 26e0be1
+    --srmnet  SRMNet.py of FanChiMao/SRMNet, commit 1e8ee80
+
+Each file is optional; without it its numbers are left out. Weights and inputs: the hash of tools/hash_recipe.py by
+these programs' parameter names, in float64. Mocks stand for the packages that the files import and that these numbers
+do not need (caffe, thop, MIRNet's utils).
 """
 
 import argparse
-import importlib.metadata
 import sys
 import types
 from pathlib import Path
-from unittest.mock import MagicMock, patch
+from unittest.mock import MagicMock
 
 import numpy as np
-import pytorch_msssim
 import torch
 import torch.nn.functional as F
 from hash_recipe import digits, fill, hashed, report
-from PIL import Image
 from torch import nn
 
 
 def load(path: str) -> types.ModuleType:
-    """A stored file as a module; PL4NN's Python 2 (tabs among spaces, whole-number `width/2`) becomes Python 3."""
+    """Imports a stored file; PL4NN's Python 2 (tabs among spaces, whole-number `width/2`) becomes Python 3."""
     for name in ("caffe", "thop", "utils", "utils.antialias"):
         sys.modules.setdefault(name, MagicMock(Layer=object))
     text = Path(path).read_text().expandtabs(8).replace("width/2", "width//2")
@@ -38,7 +36,7 @@ def load(path: str) -> types.ModuleType:
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
-    """a, and 0.3 b + 0.7 a: three channels of 64 x 64 in [0, 1)."""
+    """Returns a, and 0.3 b + 0.7 a: three channels of 64 x 64 in [0, 1)."""
     a, b = (hashed(name, 3, 64, 64).double() for name in ("a", "b"))
     return a, 0.3 * b + 0.7 * a
 
@@ -49,7 +47,7 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 class Zhao:
     """PL4NN's layer MSSSIML1 on windows of 33 x 33: it knows one patch, its Gaussians as large as the patch.
 
-    It says nothing of borders. Whoever cuts one patch around every pixel of a padded picture gets the map.
+    It defines no border. One patch around every pixel of a padded image gives the map.
     """
 
     def __init__(self, path: str, side: int = 33, channels: int = 1, **parameters: float) -> None:
@@ -72,18 +70,18 @@ class Zhao:
         self.layer.reshape(self.bottom, self.top)
 
     def __call__(self, output: np.ndarray, label: np.ndarray) -> float:
-        """The loss of one patch, channels x side x side."""
+        """Computes the loss of one patch, channels x side x side."""
         self.bottom[0].data[0], self.bottom[1].data[0] = output, label
         self.layer.forward(self.bottom, self.top)
         return float(self.top[0].data[0])
 
     def gradient(self) -> np.ndarray:
-        """For the output of the last call."""
+        """Computes the gradient for the output of the last call."""
         self.layer.backward(self.top, [True, False], self.bottom)
         return self.bottom[0].diff[0].copy()
 
     def map(self, output: np.ndarray, label: np.ndarray, border: str, gradient: bool = False) -> tuple:
-        """Channel by channel: the loss of the patch around every pixel; the gradient of their mean, if reflected."""
+        """Computes the loss of the patch around every pixel, channel by channel, and the gradient of its mean."""
         pads = ((0, 0), (16, 16), (16, 16))
         padded = [np.pad(image, pads, mode=border) for image in (output, label)]
         losses, whole = np.zeros(output.shape), np.zeros(padded[0].shape)
@@ -100,7 +98,7 @@ class Zhao:
 
 
 def zhao(path: str) -> None:
-    """PL4NN: one patch as it stands, the map by patches, and the images of the specification's G8 to G11."""
+    """Prints PL4NN's numbers of one patch, of the map by patches, and of images by formulas."""
     print("PL4NN's MSSSIML1 (a: label; 0.3 b + 0.7 a: output, which the gradient is for)")
     label, output = (image.numpy() for image in pair())
     for side in (33, 31):
@@ -145,58 +143,18 @@ def zhao(path: str) -> None:
         ("u = 0, v = 1", 0 * grey, 0 * grey + 1, own, "reflect"),
         ("u = 0.4, v = 0.4 but 0.9 at (32, 32)", grey, spot, own, "reflect"),
     )
-    print("  the specification's images: mean, maximum, (channel, row, column) of the maximum, value at (0, 0, 0)")
+    print("  images by formulas: mean, maximum, (channel, row, column) of the maximum, value at (0, 0, 0)")
     for name, label, output, parameters, border in cases:
         losses, _ = Zhao(path, **parameters).map(output, label, border)
         place = tuple(map(int, np.unravel_index(losses.argmax(), losses.shape)))
         print(f"  {name}: {digits(losses.mean(), losses.max())} {place} {digits(losses[0, 0, 0])}")
 
 
-def port(path: str) -> None:
-    """PORT as it is (zeros at the border, 15 filters in groups that do not fit), its windows float32 or float64."""
-    print("PORT's MS_SSIM_L1_LOSS(a, 0.3 b + 0.7 a)")
-    a, b = (image[None] for image in pair())
-    loss = load(path).MS_SSIM_L1_LOSS
-    with patch.object(torch.Tensor, "cuda", lambda self, *_: self):
-        single = loss()
-        with patch.object(torch, "float", torch.float64):  # it asks for torch.float by name
-            torch.set_default_dtype(torch.float64)
-            double, mixed = loss(), loss(alpha=0.84, compensation=1.0)
-            torch.set_default_dtype(torch.float32)
-    print(f"  alpha {double.alpha}, compensation {double.compensation}, C1 {double.C1}, C2 {double.C2}")
-    print("  float32:", digits(single(a.float(), b.float())))
-    for name, module in (("default", double), ("alpha 0.84, compensation 1", mixed)):
-        print(f"  {name}:", digits(module(a, b)))
-        leaf = b.clone().requires_grad_()
-        module(a, leaf).backward()
-        report("  gradient for the second picture, times 12288", leaf.grad * leaf.numel())
-        grey = [image[:, :1].expand(-1, 3, -1, -1) for image in (a, b)]
-        print("  the first channel three times (the groups do no harm):", digits(module(*grey)))
-    flat = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64)[None, :, None, None].expand(1, 3, 64, 64)
-    seen = F.conv2d(flat, double.g_masks, groups=3, padding=double.pad)[0, :, 32, 32]
-    sigmas = [1 / (2 * torch.pi * float(mask[0, 16, 16])) ** 0.5 for mask in double.g_masks]
-    print("  channels 1, 10, 100 as its 15 filters see them:", [round(v, 6) for v in seen.tolist()])
-    print("  sigma of the 15 filters from the centre weight (0.5 and 1 roughly):", [round(s, 2) for s in sigmas])
-
-
-# -- MS-SSIM by Wang et al. -------------------------------------------------------------------------------------------
-
-
-def wang() -> None:
-    """pytorch-msssim, its window float32 as it makes it, and float64."""
-    print("pytorch-msssim", importlib.metadata.version("pytorch-msssim"), "of a and 0.7 a + 0.3 b, 2 x 3 x 176 x 192")
-    a, b = (hashed(name, 2, 3, 176, 192).double() for name in ("a", "b"))
-    options = {"data_range": 1, "size_average": False}
-    print("  as it is:", digits(*pytorch_msssim.ms_ssim(a, 0.7 * a + 0.3 * b, **options)))
-    with patch.object(torch, "float", torch.float64):
-        print("  float64 window:", digits(*pytorch_msssim.ms_ssim(a, 0.7 * a + 0.3 * b, **options)))
-
-
 # -- the network ------------------------------------------------------------------------------------------------------
 
 
 def skff(name: str, module: types.ModuleType) -> None:
-    """Selective kernel feature fusion of four maps; width 40 tells floor(w / 8) from the least, 4."""
+    """Runs selective kernel feature fusion of four maps; width 40 tells floor(w / 8) from the least, 4."""
     for width in (32, 40):
         fusion = fill(module.SKFF(width, height=4))
         maps = [hashed(f"map {i}", 2, width, 6, 10).double() - 0.5 for i in range(4)]
@@ -209,7 +167,7 @@ def count(module: nn.Module) -> int:
 
 
 def srmnet(path: str) -> None:
-    """SRMNet's block and the whole network, whose output holds its input (global residual)."""
+    """Runs SRMNet's block and the whole network, whose output contains its input (global residual)."""
     module = load(path)
     print("SRMNet")
     skff("SRMNet", module)
@@ -231,30 +189,11 @@ def srmnet(path: str) -> None:
             print(f"    {key} {tuple(value.shape)}")
 
 
-def resizing() -> None:
-    """Pixel unshuffle against a reshape, and bilinear halving against the mean of 2 x 2."""
-    print("torch", torch.__version__, "resizing")
-    x = hashed("map", 2, 5, 8, 12).double()
-    blocks = x.numpy().reshape(2, 5, 4, 2, 6, 2)  # n, c, y, dy, x, dx: the new channel is 4 c + 2 dy + dx
-    reshaped = blocks.transpose(0, 1, 3, 5, 2, 4).reshape(2, 20, 4, 6)
-    shuffled = F.pixel_shuffle(torch.from_numpy(reshaped), 2)
-    print("  pixel unshuffle is the reshape:", bool((F.pixel_unshuffle(x, 2).numpy() == reshaped).all()), end=", ")
-    print("pixel shuffle its inverse:", bool((shuffled == x).all()))
-    ramp = torch.arange(16, dtype=torch.float64).reshape(1, 1, 4, 4)
-    print("  of 0..15 as 4 x 4:", F.pixel_unshuffle(ramp, 2)[0].int().tolist())
-    means = torch.from_numpy(blocks.mean(axis=(3, 5)))
-    halved = F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)
-    print("  bilinear x0.5 less the mean of 2 x 2, largest:", (halved - means).abs().max().item())
-    pillow = np.asarray(Image.fromarray(ramp[0, 0].float().numpy()).resize((2, 2), Image.Resampling.BILINEAR))
-    print("  of 0..15 as 4 x 4: torch", F.interpolate(ramp, scale_factor=0.5, mode="bilinear")[0, 0].tolist(), end=", ")
-    print("Pillow (with antialias)", pillow.tolist())
-
-
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
 def schedule() -> None:
-    """One step per epoch; past T_max the rate rises again."""
+    """Prints a step an epoch; after T_max the rate rises again."""
     print("CosineAnnealingLR, 1e-4 to 1e-6, T_max 100")
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-4)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100, eta_min=1e-6)
@@ -267,7 +206,7 @@ def schedule() -> None:
 
 
 def noise() -> None:
-    """The frozen legacy stream, and its spread after bilinear halvings."""
+    """Prints the frozen legacy stream, and its spread after bilinear halvings."""
     print("numpy", np.__version__, "RandomState(0).normal(0.5, 0.5, (3, 256, 256))")
     values = np.random.RandomState(0).normal(0.5, 0.5, (3, 256, 256))
     print("  first four, mean, standard deviation:", digits(*values[0, 0, :4], values.mean(), values.std()))
@@ -277,22 +216,18 @@ def noise() -> None:
 
 
 def main() -> None:
-    """Everything the given files allow."""
+    """Prints everything that the given files allow."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("pl4nn", "port", "mirnet", "srmnet"):
+    for name in ("pl4nn", "mirnet", "srmnet"):
         parser.add_argument(f"--{name}")
     paths = parser.parse_args()
     if paths.pl4nn:
         zhao(paths.pl4nn)
-    if paths.port:
-        port(paths.port)
-    wang()
     if paths.mirnet:
         print("MIRNet")
         skff("MIRNet", load(paths.mirnet))
     if paths.srmnet:
         srmnet(paths.srmnet)
-    resizing()
     schedule()
     noise()
 

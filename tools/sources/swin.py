@@ -1,12 +1,10 @@
-"""Prints the sourced golden numbers of tests/test_swin.py, from timm and from transformers (adref is not imported).
+"""Prints the sourced golden numbers of tests/layers/test_swin.py, from timm and transformers (adref is not imported).
 
     pip install torch timm transformers
     PYTHONPATH=tools python tools/sources/swin.py
 
-Both packages hold their own port of the Swin authors' code; where both can compute a case, the largest difference
-between them is printed behind it. Everything is float64. Weights and inputs: the hash of tools/golden.py by the
-authors' parameter name, as tools/hash_recipe.py writes it out again, so that no line of adref takes part. Where
-torchvision is not installed, mocks take the place of the names that timm imports from it and that no case here uses.
+Both packages have a port of the Swin authors' code; where both can compute a case, the largest difference between them
+is printed behind it. Weights and inputs: the hash of tools/hash_recipe.py by the authors' parameter name, in float64.
 """
 
 import re
@@ -30,7 +28,7 @@ AUTHORS = (  # transformers' names -> the authors'
 
 
 def fill(module: torch.nn.Module) -> torch.nn.Module:
-    """Hashed values for every parameter, as `fill` of tools/golden.py gives them to the authors' names."""
+    """Fills every parameter by its authors' name, as `fill` of tools/hash_recipe.py."""
     for name, tensor in module.state_dict().items():
         third, parts = 0, 1
         if isinstance(module, ti.SwinTransformer):  # timm merges before a layer, the authors after it
@@ -50,7 +48,7 @@ def fill(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def report(case: str, *outputs: torch.Tensor) -> None:
-    """Mean, standard deviation and nine elements of the first output, as `digest` of tools/golden.py."""
+    """Prints mean, standard deviation and nine elements of the first output, as `digest` of tools/golden.py."""
     flat = outputs[0].flatten()
     numbers = [flat.mean().item(), flat.std(correction=0).item(), *flat[torch.linspace(0, len(flat) - 1, 9).long()]]
     agreement = [f"{(outputs[0] - other.reshape(outputs[0].shape)).abs().max():.1e}" for other in outputs[1:]]
@@ -58,12 +56,12 @@ def report(case: str, *outputs: torch.Tensor) -> None:
 
 
 def config(window: int, **more) -> transformers.SwinConfig:
-    """The authors' settings; sdpa, as the eager attention takes its softmax in float32."""
+    """Makes the authors' settings; sdpa, as the eager attention computes its softmax in float32."""
     return transformers.SwinConfig(embed_dim=WIDTH, window_size=window, attn_implementation="sdpa", **more)
 
 
 def main() -> None:
-    """Each piece, then a whole encoder."""
+    """Runs each piece, then a whole encoder."""
     print("timm", timm.__version__, "transformers", transformers.__version__, "torch", torch.__version__)
     for window in ((8, 8), (4, 8)):
         index = ti.get_relative_position_index(*window)

@@ -1,6 +1,8 @@
-"""Writes OpenCV's 8-bit colour conversions: `PYTHONPATH=tools python tools/sources/textures.py > tests/golden/opencv_colours.json`.
+"""Writes OpenCV's 8-bit colour conversions for tests/golden/opencv_colours.json.
 
-Needs opencv-python-headless. None of our own code takes part. Each string is bytes in hexadecimal: first the space's
+    PYTHONPATH=tools python tools/sources/textures.py > tests/golden/opencv_colours.json
+
+Needs opencv-python-headless; adref is not imported. Each string is bytes in hexadecimal: first the space's
 codes of 125 colours, then the RGB that OpenCV makes of these codes after 20 was added to the luminance.
 """
 

@@ -3,18 +3,16 @@
     pip install torch timm transformers scikit-image
     PYTHONPATH=tools python tools/sources/vit_autoencoder.py [memory_module.py] [entropy_loss.py] [coordatt.py]
 
-    models/memory_module.py  of donggong1/memae-anomaly-detection, as stored at commit 89cb183
-    models/entropy_loss.py   of the same, as stored at commit ceece77
-    coordatt.py              of houqb/CoordAttention, as stored at commit a3f3490
+    models/memory_module.py  of donggong1/memae-anomaly-detection, stored at commit 89cb183
+    models/entropy_loss.py   of the same, stored at commit ceece77
+    coordatt.py              of houqb/CoordAttention, stored at commit a3f3490
 
-Encoder: timm's vision transformer, with transformers' as a second witness. Memory: the MemAE authors' own files,
-known by their names, where they are given. Coordinate attention: timm's, and the authors' own file where it is given.
-Smoothing: scipy. SSIM map: scikit-image, with a few lines of scipy as a second witness. Everything is float64.
-Weights and inputs: the hash of tools/golden.py by these programs' parameter names, as tools/hash_recipe.py writes it
-out again, so that no line of adref takes part. Mocks stand for torchvision, which timm imports, where it is missing.
+Encoder: timm's vision transformer, and transformers'. Memory: the MemAE authors' files, known by their names, where
+they are given. Coordinate attention: timm's, and the authors' file where it is given. Smoothing: scipy. SSIM map:
+scikit-image, and a few lines of scipy. Weights and inputs: the hash of tools/hash_recipe.py by these programs'
+parameter names, in float64.
 """
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +22,7 @@ import scipy
 import skimage
 import torch
 import transformers
-from hash_recipe import fill, hashed, report, stand_in_for_torchvision
+from hash_recipe import fill, hashed, load_file, report, stand_in_for_torchvision
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 from torch import nn
@@ -36,21 +34,13 @@ from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
 
 def verdict(case: str, one: torch.Tensor, other: torch.Tensor) -> None:
-    """Whether two witnesses agree, and the largest difference."""
+    """Prints whether two programs agree, and the largest difference."""
     difference = (one - other).abs().max().item()
     print(f"  {case} {'agree' if difference < 1e-12 else 'DISAGREE'}: at most {difference:.1g} apart")
 
 
-def load(path: str) -> ModuleType:
-    """A module from a file."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def encoder() -> None:
-    """Two blocks of four heads on a rectangle; the map of the patch tokens after the last norm."""
+    """Runs two blocks of four heads on a rectangle; the map of the patch tokens after the last norm."""
     images = hashed("images", 2, 3, 64, 96).double()
     size = {"img_size": (64, 96), "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 4}
     network = fill(VisionTransformer(**size, num_classes=0, global_pool=""))
@@ -84,7 +74,7 @@ def encoder() -> None:
 
 
 def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """timm's names to those of transformers 5; query, key and value are three layers there."""
+    """Translates timm's names to those of transformers 5, where query, key and value are three layers."""
     names = {
         "cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings",
         "patch_embed.proj": "embeddings.patch_embeddings.projection", "blocks": "layers", "norm1": "layernorm_before",
@@ -104,7 +94,7 @@ def renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def memory(module: ModuleType, entropy: ModuleType | None) -> None:
-    """30 queries, 50 items, width 16. Weights are after shrinkage and renormalisation; outputs mix the raw items."""
+    """Addresses 50 items of width 16 by 30 queries; weights are shrunk and renormalised, outputs mix the raw items."""
     items = (hashed("items", 50, 16).double() - 0.5) * 2
     queries = hashed("queries", 30, 16).double() * 4 - 2
     # The file knows the dot product only. Of rows of unit length that is the cosine; queries of length 1 / tau divide
@@ -143,7 +133,7 @@ def memory(module: ModuleType, entropy: ModuleType | None) -> None:
 
 
 def coordinate_attention(module: ModuleType | None) -> None:
-    """Evaluation mode, hashed running statistics, a rectangle; timm's is the paper's form with bias and given width."""
+    """Runs coordinate attention on a rectangle; timm's is the paper's form with bias and given width."""
     for channels in (40, 512, 768):
         width = max(8, channels // 32)
         x = hashed("map", 2, channels, 6, 10).double() - 0.5
@@ -160,7 +150,7 @@ def coordinate_attention(module: ModuleType | None) -> None:
 
 
 def smoothing() -> None:
-    """scipy's `reflect` repeats the edge pixel; at sigma 15 the radius of 60 is longer than both sides."""
+    """Smooths by scipy, whose `reflect` repeats the edge pixel; at sigma 15 the radius of 60 exceeds both sides."""
     picture = hashed("map", 40, 56).double().numpy()
     for sigma in (2, 6, 15):
         smooth = gaussian_filter(picture, sigma, mode="reflect", truncate=4.0)
@@ -168,7 +158,7 @@ def smoothing() -> None:
 
 
 def ssim_maps() -> None:
-    """Two readings of "reflect": with the edge pixel repeated (numpy: symmetric), or not (numpy and torch: reflect)."""
+    """Computes SSIM maps with the edge pixel repeated (numpy: symmetric), or not (numpy and torch: reflect)."""
     k, r, c = np.mgrid[:3, :64, :64]
     image = (7 * r + 13 * c + 29 * k) % 256 / 255
     a, b = (hashed(name, 3, 24, 40).double().numpy() for name in ("a", "b"))
@@ -190,7 +180,7 @@ def ssim_maps() -> None:
 
 
 def scipy_ssim(a: np.ndarray, b: np.ndarray, mode: str) -> np.ndarray:
-    """The published formula; scipy says `mirror` where numpy and torch say reflect."""
+    """Computes the published formula; scipy says `mirror` where numpy and torch say reflect."""
 
     def local(values: np.ndarray) -> np.ndarray:
         return gaussian_filter(values, 1.5, mode=mode, radius=5)
@@ -203,10 +193,10 @@ def scipy_ssim(a: np.ndarray, b: np.ndarray, mode: str) -> np.ndarray:
 
 
 def main() -> None:
-    """Every piece whose source is there."""
+    """Runs every piece whose source is given."""
     packages = {"timm": timm, "transformers": transformers, "torch": torch, "scipy": scipy, "scikit-image": skimage}
     print(*(f"{name} {package.__version__}" for name, package in {**packages, "numpy": np}.items()), sep=", ")
-    files = {Path(path).stem: load(path) for path in sys.argv[1:]}
+    files = {Path(path).stem: load_file(path) for path in sys.argv[1:]}
     encoder()
     if "memory_module" in files:
         memory(files["memory_module"], files.get("entropy_loss"))
