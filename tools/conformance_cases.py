@@ -14,7 +14,7 @@ from hash_recipe import fill, hashed
 from torch import Tensor, nn
 
 from adref import options as option_tools
-from adref.data import examples as samples
+from adref.data import examples
 from adref.layers import (
     aspp,
     channel_cross_attention,
@@ -30,35 +30,25 @@ from adref.layers import (
     vit,
 )
 from adref.methods import METHODS
-from adref.methods.noise_to_norm import loss as losses_loss
+from adref.methods.noise_to_norm import loss as noise_to_norm_loss
 from adref.methods.noise_to_norm import method as noise_to_norm
-from adref.methods.noise_to_norm import network as noise_to_norm_network
-from adref.methods.noise_to_norm import network as residual_attention
+from adref.methods.noise_to_norm import network as m_net
 from adref.methods.realnet import anomalies as realnet_anomalies
-from adref.methods.realnet import cut_paste, foreground, nsa
-from adref.methods.realnet import foreground as image_foreground
+from adref.methods.realnet import cut_paste, foreground, networks, nsa, selection
 from adref.methods.realnet import method as realnet
-from adref.methods.realnet import networks as feature_unet
-from adref.methods.realnet import networks as residual_selection_networks
-from adref.methods.realnet import selection as feature_selection
-from adref.methods.realnet import selection as residual_selection
 from adref.methods.sdas import method as sdas
-from adref.methods.sdas import schedule as sdas_schedule
-from adref.methods.sernet import anomalies as pseudo_anomaly
-from adref.methods.sernet import map as image_map
+from adref.methods.sdas import schedule
+from adref.methods.sernet import anomalies as sernet_anomalies
+from adref.methods.sernet import map as sernet_map
 from adref.methods.sernet import method as sernet
-from adref.methods.sernet import similar as image_similar
+from adref.methods.sernet import similar
 from adref.methods.srdad import anomalies as srdad_anomalies
-from adref.methods.srdad import discriminator as res_se_unet
+from adref.methods.srdad import discriminator, reconstructor
 from adref.methods.srdad import method as srdad
 from adref.methods.srdad import options as srdad_options
-from adref.methods.srdad import reconstructor as swin_unet
-from adref.methods.vit_autoencoder import decoder as vit_autoencoder
-from adref.ops import filters as method_module
-from adref.ops import image, losses, metrics, perlin, poisson, textures
-from adref.ops import patches as natural
-from adref.ops import texture_anomaly as draem
-from adref.run import scoring as run
+from adref.methods.vit_autoencoder import decoder
+from adref.ops import filters, image, losses, metrics, patches, perlin, poisson, texture_anomaly, textures
+from adref.run import scoring
 
 PICKED = 8  # elements of a weight that are compared after a step of the optimiser
 REASONS = {
@@ -397,7 +387,7 @@ def of_losses() -> Iterator[Case]:
     yield piece("", losses.gaussian_window, {}, size=11, sigma=1.5)
     large = {"a": h("a", 2, 3, 40, 48), "b": h("b", 2, 3, 40, 48)}
     windows = {"sigmas": (0.5, 1.0, 2.0, 4.0, 8.0), "constants": (0.01**2, 0.03**2)}
-    yield piece("", losses_loss.ms_ssim_l1, large, "variance", **windows)
+    yield piece("", noise_to_norm_loss.ms_ssim_l1, large, "variance", **windows)
     probabilities = {
         "probabilities": h("p", 2, 2, 24, 20, scale=0.98, shift=0.01),
         "mask": h("m", 2, 1, 24, 20, above=0.8),
@@ -406,11 +396,11 @@ def of_losses() -> Iterator[Case]:
     yield piece("alpha", losses.focal, probabilities, alpha=0.25, gamma=1.5, smooth=0.0)
     maps = {"maps": h("maps", 2, 1, 24, 20)}
     for sigma in (1.5, 15.0):
-        yield piece(f"{sigma}", method_module.gaussian_smooth, maps, sigma=sigma)
+        yield piece(f"{sigma}", filters.gaussian_smooth, maps, sigma=sigma)
     for border in ("zero", "reflect"):
-        yield piece(border, method_module.mean_filter, maps, side=7, border=border)
-    yield piece("", method_module.filtered_maximum, maps, side=5)
-    yield piece("", run.at_size, {"map": h("maps", 1, 1, 24, 20)}, size=(35, 50))
+        yield piece(border, filters.mean_filter, maps, side=7, border=border)
+    yield piece("", filters.filtered_maximum, maps, side=5)
+    yield piece("", scoring.at_size, {"map": h("maps", 1, 1, 24, 20)}, size=(35, 50))
 
 
 def of_metrics() -> Iterator[Case]:
@@ -432,27 +422,27 @@ def of_images() -> Iterator[Case]:
     for rule in ("luma", "opencv"):
         yield piece(rule, image.grey, {"image": picture}, "float64", rule=rule)
     yield piece("", image.otsu, {"image": plane}, "float64")
-    yield piece("", image_foreground.triangle, {"image": plane}, "exact")
+    yield piece("", foreground.triangle, {"image": plane}, "exact")
     for operation, above in (("closing", 0.6), ("opening", 0.15)):
         speckled = {"mask": hn("mask", 24, 20, above=above, dtype="bool")}
         yield piece(operation, image.morphology, speckled, "exact", operation=operation)
     yield piece("", image.frame_share, {"mask": mask}, "float64", width=3)
     yield piece("", image.fill_holes, {"mask": mask}, "exact")
     for connectivity in (8, 4):
-        small = pseudo_anomaly.remove_small
+        small = sernet_anomalies.remove_small
         yield piece(f"{connectivity}", small, {"mask": mask}, "exact", min_area=5, connectivity=connectivity)
-    yield piece("", image_similar.perceptual_hash, {"image": hn("photograph", 75, 101, 3, dtype="uint8")}, "exact")
+    yield piece("", similar.perceptual_hash, {"image": hn("photograph", 75, 101, 3, dtype="uint8")}, "exact")
     hashes = {"hashes": other, "query": hn("own", 8, dtype="uint8")}
-    yield piece("", image_similar.hamming, hashes, "exact")
-    yield piece("", image_similar.nearest, hashes, "exact", exclude=2)
+    yield piece("", similar.hamming, hashes, "exact")
+    yield piece("", similar.nearest, hashes, "exact", exclude=2)
     pair = {"x": h("x", 2, 3, 32, 48), "y": h("y", 2, 3, 32, 48)}
-    yield piece("", image_map.cielab, {"images": pair["x"]})
+    yield piece("", sernet_map.cielab, {"images": pair["x"]})
     for padding in ("zero", "replicate", "none"):
-        yield piece(padding, image_map.msgms, pair, scales=3, padding=padding)
-    yield piece("grey", image_map.msgms, pair, scales=2, grey=True)
+        yield piece(padding, sernet_map.msgms, pair, scales=3, padding=padding)
+    yield piece("grey", sernet_map.msgms, pair, scales=2, grey=True)
     for rule in ("bilinear", "antialias"):
         photograph = {"image": h("photograph", 3, 37, 51, dtype="uint8")}
-        yield piece(rule, samples.resize, photograph, "exact", size=(20, 64), filter=rule)
+        yield piece(rule, examples.resize, photograph, "exact", size=(20, 64), filter=rule)
 
 
 def of_synthesis() -> Iterator[Case]:
@@ -473,7 +463,7 @@ def of_synthesis() -> Iterator[Case]:
         yield piece(name, textures.apply_operations, {"texture": texture}, "exact", drawn=((name, numbers[name]),))
     mask = h("mask", 1, 32, 32, above=0.7)
     mixed = {"image": small, "texture": h("texture", 3, 32, 32), "mask": mask}
-    yield piece("", draem.blend, mixed, weight=0.6)
+    yield piece("", texture_anomaly.blend, mixed, weight=0.6)
     yield piece("", realnet_anomalies.blend, mixed, opacity=0.7)
     rule = noise_to_norm.NoiseToNorm.Options
     for domain in ("normalised", "pixel"):
@@ -488,7 +478,7 @@ def of_synthesis() -> Iterator[Case]:
             inputs = {"source": source, "target": target, "region": region}
             yield piece(label, poisson.poisson_blend, inputs, "float64", stiffness=stiffness, mixed=mode)
     patch, added = (hn(name, 3, 9, 13, dtype="float64") for name in ("patch", "noise"))
-    yield piece("", natural.warp, {"patch": patch}, "float64", angle=0.7, scale=1.15)
+    yield piece("", patches.warp, {"patch": patch}, "float64", angle=0.7, scale=1.15)
     yield piece(
         "",
         srdad_anomalies.alter,
@@ -503,10 +493,13 @@ def of_synthesis() -> Iterator[Case]:
     cut = cut_paste.CutPasteNumbers((5, 7), (20, 12), 30.0, (30, 20), (1.1, 0.9, 1.05), 0.08)
     yield piece("", cut_paste.cut_paste, {"image": large}, numbers=cut)
     yield piece("", cut_paste.change_colour, {"image": large}, factors=(1.1, 0.9, 1.05), hue=0.08)
-    patches = (nsa.NSAPatch((3, 4), (12, 16), (15, 20), (10, 12)), nsa.NSAPatch((30, 20), (10, 9), (8, 7), (40, 30)))
+    drawn_patches = (
+        nsa.NSAPatch((3, 4), (12, 16), (15, 20), (10, 12)),
+        nsa.NSAPatch((30, 20), (10, 9), (8, 7), (40, 30)),
+    )
     pair = {"image": hn("image", 3, 64, 48), "other": hn("other", 3, 64, 48)}
     for mode in (False, True):
-        yield piece("mixed" if mode else "plain", nsa.nsa, pair, patches=patches, mixed=mode)
+        yield piece("mixed" if mode else "plain", nsa.nsa, pair, patches=drawn_patches, mixed=mode)
     yield piece(
         "", nsa.object_pixels, {"image": hn("blocks", 3, 64, 48, repeat=(3, 16, 16))}, "exact", background=(100.0, 60.0)
     )
@@ -514,30 +507,30 @@ def of_synthesis() -> Iterator[Case]:
         picture = {"image": hn("picture", 64, 48, 3, repeat=(16, 12, 1), dtype="uint8")}
         yield piece(name, foreground.foreground, picture, "exact", rule=foreground.RULES[name])
     pictures = [h(f"{i}", 3, 32, 48, dtype="uint8") for i in range(4)]
-    yield piece("", pseudo_anomaly.recombine, {"pictures": pictures}, "exact", order=(2, 0, 3, 1))
-    drawn = pseudo_anomaly.SourceNumbers((2, 0, 3, 1), (1.2, 0.8, 1.1), 30.0, 0.9, (0.05, -0.08))
-    yield piece("", pseudo_anomaly.transform, {"picture": pictures[0]}, numbers=drawn)
+    yield piece("", sernet_anomalies.recombine, {"pictures": pictures}, "exact", order=(2, 0, 3, 1))
+    drawn = sernet_anomalies.SourceNumbers((2, 0, 3, 1), (1.2, 0.8, 1.1), 30.0, 0.9, (0.05, -0.08))
+    yield piece("", sernet_anomalies.transform, {"picture": pictures[0]}, numbers=drawn)
     own = {"image": small, "source": h("source", 3, 32, 32), "mask": mask}
     for on in ("original", "source"):
-        yield piece(on, pseudo_anomaly.blend_source, own, beta=0.3, beta_on=on)
-    yield piece("", pseudo_anomaly.shift_colour, {"image": small, "mask": mask}, shift=(0.2, -0.1, 0.15))
-    rectangles = [pseudo_anomaly.Rectangle(*sides) for sides in ((3, 4, 6, 5), (20, 30, 4, 9), (8, 8, 3, 3))]
-    spread = pseudo_anomaly.Spread(tuple(rectangles[:2]), (rectangles[2],), (0,))
-    yield piece("", pseudo_anomaly.spread_mask, {"spread": spread}, "exact", shape=(32, 48))
+        yield piece(on, sernet_anomalies.blend_source, own, beta=0.3, beta_on=on)
+    yield piece("", sernet_anomalies.shift_colour, {"image": small, "mask": mask}, shift=(0.2, -0.1, 0.15))
+    rectangles = [sernet_anomalies.Rectangle(*sides) for sides in ((3, 4, 6, 5), (20, 30, 4, 9), (8, 8, 3, 3))]
+    spread = sernet_anomalies.Spread(tuple(rectangles[:2]), (rectangles[2],), (0,))
+    yield piece("", sernet_anomalies.spread_mask, {"spread": spread}, "exact", shape=(32, 48))
     probabilities = h("probabilities", 2, 1, 24, 20)
     yield piece("", sernet.repair_mask, {"probabilities": probabilities}, "exact", threshold=0.55, area=4.0)
     repaired = {"images": small, "similar": h("similar", 3, 32, 32), "mask": mask}
     yield piece("", sernet.repair, repaired)
-    table = sdas_schedule.linear_betas()
-    yield Case("sdas.linear_betas", sdas_schedule.linear_betas, {}, {"steps": 1000}, "float64")
+    table = schedule.linear_betas()
+    yield Case("sdas.linear_betas", schedule.linear_betas, {}, {"steps": 1000}, "float64")
     yield Case(
         "sdas.schedule_of",
-        sdas_schedule.schedule_of,
+        schedule.schedule_of,
         {"beta": given("float64", *table.double().tolist())},
         {},
         "float64",
     )
-    yield piece("", sdas_schedule.spaced_steps, {"total": 1000}, "exact", count=20)
+    yield piece("", schedule.spaced_steps, {"total": 1000}, "exact", count=20)
     state = {"x": h("x", 2, 3, 8, 8, scale=4, shift=-2), "eps": h("eps", 2, 3, 8, 8, scale=4, shift=-2)}
     yield piece("", sdas.clamped, state, abar=0.3)
     gaussian = {"image": h("x", 2, 3, 8, 8, scale=2, shift=-1), "mean": h("mean", 2, 3, 8, 8, scale=2, shift=-1),
@@ -566,15 +559,15 @@ def of_layers() -> Iterator[Case]:
     stage = {"width": 12, "heads": 3, "size": (8, 8), "window": 4, "depth": 2}
     square = {"encoded": h("map", 2, 8, 8, 12, shift=-0.5), "decoded": h("decoded", 2, 8, 8, 12, shift=-0.5)}
     for residual in ("level", "block"):
-        yield piece(residual, swin_unet.Stage, {"map": square["encoded"]}, residual=residual, **stage)
+        yield piece(residual, reconstructor.Stage, {"map": square["encoded"]}, residual=residual, **stage)
     for gates in ("channel", "spatial"):
-        yield piece(gates, swin_unet.GatedSkip, square, width=12, gates=gates)
+        yield piece(gates, reconstructor.GatedSkip, square, width=12, gates=gates)
     picture = {"images": h("images", 1, 3, 64, 128)}
     own = {"size": (64, 128), "width": 12, "window": 4, "aspp_width": 24, "residual": "level", "skips": "final_sum",
            "skip_levels": 4, "gates": "channel"}  # fmt: skip
-    yield piece("srdad", swin_unet.SwinUNet, picture, "deep", **own)
-    yield piece("inline", swin_unet.SwinUNet, picture, "deep", **{**own, "aspp_width": 8, "skips": "inline"})
-    yield piece("plain", swin_unet.SwinUNet, picture, "deep", **{**own, **swin_unet.SWIN_UNET})
+    yield piece("srdad", reconstructor.SwinUNet, picture, "deep", **own)
+    yield piece("inline", reconstructor.SwinUNet, picture, "deep", **{**own, "aspp_width": 8, "skips": "inline"})
+    yield piece("plain", reconstructor.SwinUNet, picture, "deep", **{**own, **reconstructor.SWIN_UNET})
     for width in (4, 5):
         yield piece(f"{width}", aspp.ASPP, wide, width=16, branch_width=width, rates=(1, 2, 6))
     widths = (2, 4, 6)
@@ -587,8 +580,8 @@ def of_layers() -> Iterator[Case]:
     form = {"size": (32, 64), "widths": widths, "patches": (16, 8, 4), "layers": 2, "add_input": True, "dropout": 0.1}
     yield piece("", channel_cross_attention.CrossFusion, levels, **form, **code)
     pairs = {"pairs": h("pairs", 1, 6, 64, 32)}
-    yield piece("", res_se_unet.ResSE, {"maps": h("map", 2, 32, 6, 10)}, channels=32)
-    yield piece("", res_se_unet.ResSEUNet, pairs, width=4, fusion=None)
+    yield piece("", discriminator.ResSE, {"maps": h("map", 2, 32, 6, 10)}, channels=32)
+    yield piece("", discriminator.ResSEUNet, pairs, width=4, fusion=None)
 
     vectors = {"tokens": h("tokens", 2, 7, 12, shift=-0.5)}
     yield piece("", vit.Attention, vectors, width=12, heads=3)
@@ -607,18 +600,18 @@ def of_layers() -> Iterator[Case]:
     yield piece("", coordinate_attention.CoordinateAttention, gated, width=40, reduction=4)
     for kind in ("anovit", "pow2"):
         own = {"width": 24, "size": (32, 64), "kind": kind, "first": 32, "norm": "batch", "last_block": "plain"}
-        yield piece(kind, vit_autoencoder.Decoder, {"maps": h("map", 2, 24, 2, 4, shift=-0.5)}, **own)
+        yield piece(kind, decoder.Decoder, {"maps": h("map", 2, 24, 2, 4, shift=-0.5)}, **own)
 
     fused = {"maps": [h(f"map {i}", 2, 24, 6, 10, shift=-0.5) for i in range(4)]}
     yield piece("", selective_kernel.SelectiveKernelFusion, fused, width=24, count=4, reduction=8)
     for label, reduction, padding in (("relu", 8, "zeros"), ("min", 2, "reflect")):
         own = {"width_in": 12, "width_out": 16, "reduction": reduction, "padding": padding}
-        yield piece(label, residual_attention.ResidualAttention, maps, convolutions=label == "relu", **own)
+        yield piece(label, m_net.ResidualAttention, maps, convolutions=label == "relu", **own)
     own = {"width_in": 12, "width_out": 16, "reduction": 8, "padding": "zeros"}
-    yield piece("", residual_attention.SelectiveDense, maps, **own)
+    yield piece("", m_net.SelectiveDense, maps, **own)
     for kind in ("full", "min", "conv1x1", "skrdb"):
         own = {"width": 8, "levels": 3, "kind": kind, "level0": True, "padding": "zeros"}
-        yield piece(kind, noise_to_norm_network.MNet, {"images": h("images", 2, 3, 32, 64)}, **own)
+        yield piece(kind, m_net.MNet, {"images": h("images", 2, 3, 32, 64)}, **own)
 
     steps, labels = given("int64", 950, 3), given("int64", 0, 2)
     x, embedding = h("x", 2, 3, 16, 24, shift=-0.5), h("embedding", 2, 128, shift=-0.5)
@@ -649,23 +642,23 @@ def of_layers() -> Iterator[Case]:
     yield piece("", mobilenet.LinearBottleneck, wide, channels=16, out=24, stride=2)
 
     difference = {"difference": h("difference", 2, 5, 8, 12), "mask": h("mask", 2, 1, 32, 48, above=0.7)}
-    yield piece("", feature_selection.min_max, {"difference": difference["difference"]}, axes=(0, 2, 3))
+    yield piece("", selection.min_max, {"difference": difference["difference"]}, axes=(0, 2, 3))
     for align in ("mask", "feature"):
-        yield piece(align, feature_selection.afs_losses, difference, align=align)
-    yield piece("", feature_selection.select, {"losses": h("losses", 40)}, "exact", count=12)
+        yield piece(align, selection.afs_losses, difference, align=align)
+    yield piece("", selection.select, {"losses": h("losses", 40)}, "exact", count=12)
     for resample, width in (("none", 16), ("none", 24), ("up", 16), ("down", 16)):
         own = {"channels": 16, "width": width, "resample": resample, "groups": 4}
-        yield piece(f"{resample}-{width}", feature_unet.FeatureResidual, wide, **own)
-    yield piece("", feature_unet.FeatureUNet, wide, "deep", channels=16, groups=4)
-    yield piece("", feature_unet.ResidualUnit, wide, channels=16, hidden=8, side=3)
-    yield piece("", feature_unet.SimpleNetwork, wide, channels=16, depth=2)
+        yield piece(f"{resample}-{width}", networks.FeatureResidual, wide, **own)
+    yield piece("", networks.FeatureUNet, wide, "deep", channels=16, groups=4)
+    yield piece("", networks.ResidualUnit, wide, channels=16, hidden=8, side=3)
+    yield piece("", networks.SimpleNetwork, wide, channels=16, depth=2)
     residuals = {"residuals": h("map", 2, 12, 8, 12)}
     for label, normalised in (("", False), ("normalised", True)):
         own = {"channels": 12, "by_max": 3, "by_mean": 4, "normalised": normalised}
-        yield piece(label, residual_selection.ResidualSelection, residuals, **own)
+        yield piece(label, selection.ResidualSelection, residuals, **own)
     for side in (3, 1):
         own = {"channels": 12, "size": (32, 48), "side": side}
-        yield piece(f"{side}", residual_selection_networks.Discriminator, residuals, **own)
+        yield piece(f"{side}", networks.Discriminator, residuals, **own)
 
 
 def all_cases() -> Iterator[Case]:
