@@ -1,4 +1,4 @@
-"""Prints the sourced golden numbers of SDAS and of RealNet's networks, and how far our own are from them.
+"""Prints the sourced golden numbers of SDAS and of RealNet's networks, and the differences of adref from them.
 
     pip install tqdm; pip download --no-deps guided-diffusion-sdk==1.0.0   (unpacked: FOLDER/guided_diffusion)
     PYTHONPATH=tools python tools/sources/sdas.py FOLDER
@@ -59,7 +59,7 @@ def noises(count: int) -> list[torch.Tensor]:
 
 
 def bytes_of(name: str, count: int) -> torch.Tensor:
-    """Images of 8-bit values in [-1, 1], with many at both ends."""
+    """Makes images of 8-bit values in [-1, 1], with many at both ends."""
     return ((1.2 * hashed(name, count, 3, *SIZE) - 0.1).clamp(0, 1) * 255).round() / 255 * 2 - 1
 
 
@@ -70,7 +70,7 @@ def compare(case: str, theirs, ours) -> None:
 
 
 def copy_weights(theirs, ours, renames=()) -> None:
-    """Strictly, by name, both ways where no name is changed."""
+    """Copies weights by name, strictly; both ways where no name is changed."""
     state = {key: value.clone() for key, value in theirs.state_dict().items()}
     if not renames:
         theirs.load_state_dict(ours.state_dict())
@@ -80,7 +80,7 @@ def copy_weights(theirs, ours, renames=()) -> None:
 
 
 def realnet_name(key: str, renames) -> str:
-    """RealNet's name of our tensor."""
+    """Translates adref's name of a tensor to RealNet's."""
     for old, new in renames:
         key = key.replace(old, new, 1) if old.startswith(".") or key.startswith(old) else key
     return key
@@ -128,7 +128,7 @@ def their_classifier(g):
 
 
 def networks(g) -> None:
-    """U-Nets, classifier, embedding."""
+    """Compares U-Nets, classifier, embedding."""
     x, t = 4 * hashed("image", 2, 3, 16, 24) - 2, torch.tensor([7, 950])
     compare("embedding", g.nn.timestep_embedding(t, 32), step_embedding(t, 32))
     cases = {"u-net, labels": (3, 1, (1, 2)), "u-net": (None, 2, (1, 2)), "u-net, three levels": (None, 1, (1, 2, 2))}
@@ -164,7 +164,7 @@ def diffusion(g, steps=1000, spacing=None, loss="MSE"):
 
 
 def tables(g, r) -> None:
-    """All tables, whole and respaced, and which steps are kept."""
+    """Compares all tables, whole and respaced, and the kept steps."""
     names = {"beta": "betas", "abar": "alphas_cumprod", "abar_before": "alphas_cumprod_prev",
              "variance": "posterior_variance", "log_variance": "posterior_log_variance_clipped",
              "c1": "posterior_mean_coef1", "c2": "posterior_mean_coef2"}  # fmt: skip
@@ -199,7 +199,7 @@ def tables(g, r) -> None:
 
 
 def losses(g, r) -> None:
-    """Likelihood, one term of the bound, the whole loss."""
+    """Compares likelihood, one term of the bound, the whole loss."""
     x = bytes_of("bytes", 3).double()
     means, scales = x + 0.1 * (hashed("means", 3, 3, *SIZE) - 0.5), -4 - hashed("scales", 3, 3, *SIZE).double()
     theirs = g.losses.discretized_gaussian_log_likelihood(x, means=means, log_scales=scales)
@@ -251,7 +251,7 @@ def losses(g, r) -> None:
 
 
 def samplers(g, r) -> None:
-    """Whole ways back, both samplers, guided or not; the way there."""
+    """Compares both samplers, guided and unguided, and the inversion."""
     unet, classifier = their_unet(g, 3), their_classifier(g)
 
     def towards(scale):
@@ -317,7 +317,7 @@ def samplers(g, r) -> None:
 
 
 def small_parts(g) -> None:
-    """The moving average of the weights, and pictures as bytes."""
+    """Compares the moving average of the weights, and images as bytes."""
     method = sdas.SDAS(sdas_options.Options(**LEAST, ema_warmup=False))
     source, target = their_unet(g, 3), their_unet(g, 3)
     copy_weights(target, method.average)
@@ -336,7 +336,7 @@ def small_parts(g) -> None:
 
 
 def feature_networks(r) -> None:
-    """Reconstruction, selection and judgement of features."""
+    """Compares the networks and the selection of features."""
 
     def unet_of(channels):
         return r.recon.UNetModel(channels, channels, channels // 2, 2, (1, 2, 4), (2, 4))
@@ -397,7 +397,7 @@ def feature_networks(r) -> None:
 
 
 def unet_name(key: str, theirs) -> str:
-    """RealNet's name of a tensor of our feature U-Net."""
+    """Translates adref's name of a tensor of the feature U-Net to RealNet's."""
     for old, new in TO_REALNET["unet"]:
         key = new + key.removeprefix(old) if key.startswith(old) else key
     names = theirs.state_dict()
@@ -409,7 +409,7 @@ def unet_name(key: str, theirs) -> str:
 
 
 def selection(r) -> None:
-    """AFS: sums of the losses over two batches, and the indices."""
+    """Compares AFS: sums of the losses over two batches, and the indices."""
     planes, strides = {"layer1": 6, "layer2": 9}, {"layer1": 4, "layer2": 8}
     layers = [{"idx": "layer1", "planes": 3}, {"idx": "layer2", "planes": 4}]
     structure = [{"name": "both", "layers": layers, "stride": 4}, {"name": "own", "layers": layers[1:], "stride": 8}]

@@ -3,13 +3,13 @@
     pip install torch ImageHash scikit-image opencv-python-headless colour-science
     PYTHONPATH=tools python tools/sources/sernet.py [--check]
 
-Perceptual hash: ImageHash. CIELAB: scikit-image with sRGB's matrix to seven digits in place of its own,
-and colour-science where it is installed, which alone has CIE 15's exact constants (dark colours). MSGMS: Prewitt's
-kernel and the median by scipy, means and enlargement by scikit-image, OpenCV as a second witness of the enlargement.
-Mean filter: scipy. Inputs: the hash of tools/golden.py, as tools/hash_recipe.py writes it out again; float64.
+Perceptual hash: ImageHash. CIELAB: scikit-image with sRGB's matrix to seven digits, and colour-science where it is
+installed, which has CIE 15's exact constants (dark colours). MSGMS: Prewitt's kernel and the median by scipy, means and
+enlargement by scikit-image, and OpenCV's enlargement. Mean filter: scipy. Inputs: the hash of tools/hash_recipe.py,
+float64.
 
-No line of adref takes part but with --check, which compares adref with these programs, on 1000 pictures of many sizes
-and modes among others, and prints the largest differences.
+adref is imported with --check only, which compares it with these programs, among others on 1000 images of many sizes
+and modes, and prints the largest differences.
 """
 
 import sys
@@ -37,7 +37,7 @@ WHITE = np.array((0.95047, 1, 1.08883))
 
 
 def mosaic(name: str, height: int, width: int) -> np.ndarray:
-    """Five by five hashed tiles under a quarter of hashed noise, uint8 (H, W, 3), in whole numbers."""
+    """Makes five by five hashed tiles under a quarter of hashed noise, uint8 (H, W, 3), in whole numbers."""
     tiles, noise = ((256 * hashed(f"{name} {part}", *shape, 3)).long().numpy() for part, shape in
                     (("tiles", (5, 5)), ("noise", (height, width))))  # fmt: skip
     tiles = tiles[np.arange(height) * 5 // height][:, np.arange(width) * 5 // width]
@@ -45,7 +45,7 @@ def mosaic(name: str, height: int, width: int) -> np.ndarray:
 
 
 def margin(image: Image.Image) -> float:
-    """How far the nearest coefficient is from the median (by ImageHash's lines), in the largest but the mean's."""
+    """Computes the least distance of a coefficient from the median, relative to the largest without the mean's."""
     small = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS))
     waves = scipy.fftpack.dct(scipy.fftpack.dct(small, axis=0), axis=1)[:8, :8]
     away = np.abs(waves - np.median(waves)).ravel()
@@ -53,7 +53,7 @@ def margin(image: Image.Image) -> float:
 
 
 def hashes() -> None:
-    """The strings of pictures of many sizes; each has its own 64 bits, none of which hangs on rounding."""
+    """Prints the hashes of images of many sizes; they differ, and no bit depends on rounding."""
     print("phash of mosaic(name, height, width), name HEIGHTxWIDTH:")
     for height, width in SIZES:
         image = Image.fromarray(mosaic(f"{height}x{width}", height, width))
@@ -61,13 +61,13 @@ def hashes() -> None:
 
 
 def lab_pictures() -> dict[str, np.ndarray]:
-    """Colours of all kinds, and dark ones: (24, 40, 3), the last below 0.09 and often below 0.04045."""
+    """Makes colours of all kinds, and dark ones: (24, 40, 3), the last below 0.09 and often below 0.04045."""
     colours = hashed("colours", 24, 40, 3).double().numpy()
     return {"bright": 0.5 + 0.5 * colours, "all": colours, "dark": 0.09 * hashed("dark", 24, 40, 3).double().numpy()}
 
 
 def skimage_lab(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """scikit-image's rgb2lab with another matrix."""
+    """Computes scikit-image's rgb2lab with another matrix."""
     kept, colorconv.xyz_from_rgb = colorconv.xyz_from_rgb, np.array(matrix)
     try:
         return colorconv.rgb2lab(image)
@@ -76,7 +76,7 @@ def skimage_lab(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def colour_lab(image: np.ndarray) -> np.ndarray | None:
-    """colour-science's, of the same matrix and white; None without it."""
+    """Computes CIELAB by colour-science with the same matrix and white; None without it."""
     try:
         import colour
     except ImportError:
@@ -86,7 +86,7 @@ def colour_lab(image: np.ndarray) -> np.ndarray | None:
 
 
 def cielab() -> None:
-    """Each channel by both programs, how far they are apart, and what scikit-image's own matrix changes."""
+    """Prints each channel by both programs, their difference, and the effect of scikit-image's matrix."""
     for name, image in lab_pictures().items():
         first, second = skimage_lab(image, MATRIX), colour_lab(image)
         own = np.abs(skimage_lab(image, colorconv.xyz_from_rgb) - first).max()
@@ -100,20 +100,20 @@ def cielab() -> None:
 
 
 def structure_pair() -> tuple[np.ndarray, np.ndarray]:
-    """a, and 0.3 b + 0.7 a: (3, 48, 64) in [0, 1)."""
+    """Returns a, and 0.3 b + 0.7 a: (3, 48, 64) in [0, 1)."""
     a, b = (hashed(name, 3, 48, 64).double().numpy() for name in ("a", "b"))
     return a, 0.3 * b + 0.7 * a
 
 
 def gradient(channel: np.ndarray, padding: str) -> np.ndarray:
-    """Prewitt's, by scipy; without padding what depends on the border is cut off."""
+    """Computes Prewitt's gradients by scipy; without padding the border is cut off."""
     mode = "nearest" if padding == "replicate" else "constant"
     found = np.sqrt(sum((ndimage.prewitt(channel, axis, mode=mode) / 3) ** 2 for axis in (0, 1)) + 1e-12)
     return found[1:-1, 1:-1] if padding == "none" else found
 
 
 def msgms(x: np.ndarray, y: np.ndarray, scales: int, grey: bool, padding: str, by_opencv: bool = False) -> np.ndarray:
-    """(C, H, W) twice -> (H, W)."""
+    """Computes the map of two images (C, H, W): (H, W)."""
     size, maps = x.shape[1:], []
     if grey:
         x, y = x.mean(axis=0, keepdims=True), y.mean(axis=0, keepdims=True)
@@ -133,7 +133,7 @@ def msgms(x: np.ndarray, y: np.ndarray, scales: int, grey: bool, padding: str, b
 
 
 def structure_cases() -> list[tuple]:
-    """Pictures, scales, grey, padding; two cases of odd sides."""
+    """Lists images, scales, grey, padding; two cases have odd sides."""
     cases = [(scales, grey, padding) for padding in ("zero", "replicate", "none") for grey in (False, True)
              for scales in (1, 2, 3, 4)]  # fmt: skip
     return [(*structure_pair(), *case) for case in cases] + [
@@ -142,7 +142,7 @@ def structure_cases() -> list[tuple]:
 
 
 def structure() -> None:
-    """Every case, and how far the enlargement by OpenCV is from that by scikit-image."""
+    """Prints every case, and the difference of the enlargements by OpenCV and scikit-image."""
     apart = 0.0
     for x, y, *case in structure_cases():
         found = msgms(x, y, *case)
@@ -152,13 +152,13 @@ def structure() -> None:
 
 
 def mean_filter(border: str) -> np.ndarray:
-    """scipy's; torch's and numpy's "reflect" is its "mirror"."""
+    """Filters by scipy, whose "mirror" is torch's and numpy's "reflect"."""
     mode = {"reflect": "mirror", "zero": "constant"}[border]
     return ndimage.uniform_filter(hashed("map", 40, 56).double().numpy(), 21, mode=mode)
 
 
 def check() -> None:
-    """adref beside all of these."""
+    """Compares adref with all of these."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from adref.data.reader import read_image
     from adref.methods.sernet import map as sernet_map
@@ -199,7 +199,7 @@ def check() -> None:
 
 
 def save(rng: np.random.Generator, mode: str, folder: Path) -> Path:
-    """A smooth field with noise, from 1 x 1 to about 1500 a side, as a file in a mode."""
+    """Saves a smooth field with noise, from 1 x 1 to about 1500 a side, as a file in a mode."""
     height, width = (int(2 ** rng.uniform(0, 10.55)) for _ in range(2))
     field = rng.integers(0, 256, (rng.integers(2, 12), rng.integers(2, 12), 4)).astype(np.float32)
     share = rng.uniform(0, 0.7)
