@@ -28,7 +28,7 @@ def test_multiply_adds_at_the_papers_sizes(name, multiply_adds):
 @pytest.mark.parametrize(("study", "flags", "rows"), [
     ("complexity", ("--repeats", "1"), 3),
     ("tiny", ("--sizes", "2,4"), 3),
-    ("robustness", ("--limit", "5"), 14),
+    ("robustness", ("--limit", "5"), 15),
     ("reconstruction", ("--n", "2"), None),
     ("synthesis", ("--n", "3"), 9),
 ])  # fmt: skip
