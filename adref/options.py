@@ -13,15 +13,15 @@ import typing
 
 
 class UserError(ValueError):
-    """A mistake of the person at the keyboard: one sentence, shown without a traceback, exit code 2."""
+    """A user's mistake: one sentence, shown without a traceback, exit code 2."""
 
 
 class Notice(UserWarning):
-    """Something that a person should know before a run, and no mistake: shown in one line."""
+    """A warning that is not an error, shown in one line."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one sentence."""
+    """argparse, with a mistake as one sentence."""
 
     def error(self, message: str):
         """Raises UserError in place of printing the usage and leaving."""
@@ -62,22 +62,22 @@ def option(
 
 
 def choices(field_type) -> tuple | None:
-    """The values that a `Literal[...]` annotation allows, None for any other type."""
+    """Returns the values that a `Literal[...]` annotation allows, None for any other type."""
     return typing.get_args(field_type) if typing.get_origin(field_type) is typing.Literal else None
 
 
 def flag(name: str) -> str:
-    """`learning_rate` -> `--learning-rate`."""
+    """Turns `learning_rate` into `--learning-rate`."""
     return "--" + name.replace("_", "-")
 
 
 def hints(options_class) -> dict:
-    """Field name -> its type."""
+    """Maps field names to types."""
     return typing.get_type_hints(options_class)
 
 
 def names(options_class, all_fields: bool = False) -> list[str]:
-    """The fields that are flags, or all."""
+    """Lists the fields that are flags, or all."""
     return [f.name for f in dataclasses.fields(options_class) if all_fields or f.metadata["is_flag"]]
 
 
@@ -123,7 +123,7 @@ def parse(name: str, field_type, text):
 
 
 def replace(options, changes: dict):
-    """A copy of `options` with some fields changed, each value parsed; unknown names list the near ones.
+    """Copies `options` with some fields changed, each value parsed.
 
     Raises:
         UserError: a name that is no field, a value of the wrong type, or what the class itself refuses.
@@ -151,7 +151,7 @@ def require_ascending(options, *pairs: str) -> None:
 
 
 def build(options_class, presets: dict, ablations: dict, preset: str, ablation: str | None, flags: dict):
-    """Options from defaults < preset < ablation < flags.
+    """Builds options from defaults < preset < ablation < flags.
 
     Raises:
         UserError: an unknown preset or ablation (the known ones are listed), or what `replace` refuses.
@@ -169,7 +169,7 @@ def build(options_class, presets: dict, ablations: dict, preset: str, ablation: 
 def add_flags(
     parser: argparse.ArgumentParser, options_class, kind: str, title: str, names: tuple[str, ...] | None = None
 ) -> None:
-    """One `--flag VALUE` a field, with meaning, choices, default and source in `--help`; tuples take several values.
+    """Adds `--flag VALUE` for each field, with meaning, choices, default and source in `--help`.
 
     Args:
         parser: the command's.
@@ -215,7 +215,7 @@ def parse_known(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Na
 
 
 def flags_given(arguments: argparse.Namespace, kind: str) -> dict:
-    """The values, still text, that stood on the command line."""
+    """Returns the values of the command line, still text."""
     pairs = ((k.partition(" "), v) for k, v in vars(arguments).items() if v is not None)
     found = {name: value for (prefix, _, name), value in pairs if prefix == kind and name}
     return {name: ",".join(value) if isinstance(value, list) else value for name, value in found.items()}

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 from adref import options as option_tools
-from adref.layers.diffusion_unet import AttentionPool, DiffusionUNet, NoisyClassifier, SelfAttention, step_embedding
+from adref.layers.diffusion_unet import DiffusionUNet, NoisyClassifier
 from adref.method import Sources
 from adref.methods.sdas import method as module
-from adref.methods.sdas.method import SDAS, Batch, corrupt, log_likelihood, to_bytes
+from adref.methods.sdas.method import SDAS, Batch, corrupt, to_bytes
 from adref.methods.sdas.options import ABLATIONS, PRESETS, SAMPLING, Options
 from adref.methods.sdas.schedule import linear_betas, respace, schedule_of, spaced_steps
 from adref.options import Notice, UserError
@@ -184,20 +184,6 @@ def test_one_step_has_the_perturbed_variance(s):
     assert torch.equal(found, (after / math.sqrt(0.9999)).clamp(-1, 1))  # c1 = 1, c2 = 0
 
 
-@pytest.mark.holds("sdas", "3", "7")
-def test_strength_0_is_the_plain_sampler():
-    plain = Still()
-    drawn(plain, 0.0, number=2, sampling_steps=4)
-    rngs, table = streams(2), respace(schedule_of(linear_betas()), spaced_steps(1000, 4))
-    x = torch.from_numpy(np.stack([r.standard_normal((3, 64, 64), np.float32) for r in rngs]))
-    for j in (3, 2, 1):
-        assert torch.allclose(plain.inputs[3 - j], x, atol=1e-5)
-        sigma = math.exp((math.log(table.beta[j]) + float(table.log_variance[j])) / 2)
-        guess = (x / math.sqrt(float(table.abar[j]))).clamp(-1, 1)
-        noise = torch.from_numpy(np.stack([r.standard_normal((3, 64, 64), np.float32) for r in rngs]))
-        x = float(table.c1[j]) * guess + float(table.c2[j]) * x + math.sqrt(sigma) * noise
-
-
 def test_each_picture_has_its_own_strength_and_stream():
     method = small(categories=())
     golden.fill(method.average)
@@ -217,35 +203,6 @@ def test_the_three_variances_of_ddim():
     assert found[-1.0, "ddim-btilde"] < found[0.0, "ddim"] < found[1.0, "ddim-beta"]
     assert found[1.0, "ddim"] == pytest.approx(found[1.0, "ddim-beta"], rel=1e-4)
     assert found[-1.0, "ddim"] == pytest.approx(found[-1.0, "ddim-btilde"], rel=1e-4)
-
-
-def test_inversion_returns():
-    method = small(size=(64, 64), categories=(), sampler="ddim", sampling_steps=100)
-    method.average = Oracle(0.0, 0.3**2)
-    images = 0.3 * torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 64, 64), np.float32))
-    noise = method.invert(images, [0, 0])
-    assert float(noise.std()) == pytest.approx(1, rel=0.1)
-
-    back = method.sample([0, 0], streams(2), [0.0, 0.0], start=noise)
-    assert float((back - images).abs().mean()) < 0.1 * float(images.abs().mean())
-
-
-def test_guidance_pulls_towards_the_class():
-    """With a classifier whose log-probability rises with the pixels, the images of its class are brighter."""
-
-    class Rises(nn.Module):
-        def forward(self, x, steps):
-            level = 30 * x.mean(dim=(1, 2, 3))
-            return torch.stack((-level, level), dim=1)
-
-    for sampler in ("ancestral", "ddim"):
-        method = small(classifier_epochs=1, guidance_scale=1.0, sampler=sampler, sampling_steps=10)
-        golden.fill(method.average)
-        method.classifier = Rises()
-        means = [float(method.sample([label] * 4, streams(4), [0.1] * 4).mean()) for label in (0, 1)]
-        assert means[0] < means[1] - 1e-3, sampler
-        slope = method.classifier_gradient(torch.zeros(2, 3, 4, 4), torch.zeros(2), torch.tensor([1, 0]))
-        assert slope[0, 0, 0, 0] == pytest.approx(30 / 48) and slope[1, 0, 0, 0] == pytest.approx(-30 / 48)
 
 
 def test_images_are_truncated_to_bytes():
@@ -276,28 +233,6 @@ def test_variational_term():
     found = [exact_terms(1, v, method) for v in (-1.0, 0.0, 1.0)]
     assert found == pytest.approx([0, 0.0493116, 0.1751248], abs=2e-6)
     assert all(abs(exact_terms(500, v, method)) < 1e-6 for v in (-1.0, 0.0, 1.0))
-
-
-@pytest.mark.holds("sdas", "5")
-def test_likelihood_of_the_first_step_by_hand():
-    image = torch.tensor([-1.0, 0.2, 1.0])
-    mean, scale = torch.tensor([-0.9, 0.21, 0.5]), 0.03
-
-    def phi(x):
-        return 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-    expected = [
-        math.log(phi((-1 + 1 / 255 + 0.9) / scale)),
-        math.log(phi((0.2 + 1 / 255 - 0.21) / scale) - phi((0.2 - 1 / 255 - 0.21) / scale)),
-        math.log(max(1 - phi((1 - 1 / 255 - 0.5) / scale), 1e-12)),
-    ]
-    found = log_likelihood(image, mean, torch.full((3,), math.log(scale)))
-    assert found.tolist() == pytest.approx(expected, rel=1e-4)
-    method = small()
-    first = math.log(2) * exact_terms(0, 0.0, method)
-    image = golden.hashed("image", 2, 3, 16, 16) * 2 - 1  # the mean is the image itself: c1 = 1
-    half = 0.5 * (math.log(1e-4) + float(method.schedule.log_variance[0])) / 2
-    assert first == pytest.approx(-float(log_likelihood(image, image, torch.full_like(image, half)).mean()), rel=1e-3)
 
 
 @pytest.mark.holds("sdas", "6")
@@ -356,51 +291,6 @@ def test_parameter_counts():
             == 26_004_230
         )
         assert count(DiffusionUNet(**FULL | {"width": 64})) == 34_615_686
-
-
-def test_layout_of_the_full_network():
-    with torch.device("meta"):
-        network = DiffusionUNet(**FULL, classes=15)
-    shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    inputs = [shapes.get(f"output_blocks.{i}.0.in_layers.0.weight")[0] for i in range(18)]
-    assert inputs == [*[2048] * 5, *[1536] * 2, *[1024] * 4, *[768] * 2, *[512] * 5]
-    attends = [i for i in range(18) if f"input_blocks.{i}.1.qkv.weight" in shapes]
-    assert attends == [10, 11, 13, 14, 16, 17]
-    assert len(network.input_blocks) == 18 and shapes["input_blocks.3.0.in_layers.2.weight"] == (256, 256, 3, 3)
-    assert shapes["middle_block.1.qkv.weight"] == (3072, 1024, 1) and shapes["label_emb.weight"] == (15, 1024)
-    assert shapes["output_blocks.2.2.out_layers.3.weight"] == (1024, 1024, 3, 3)  # the block that enlarges
-    assert shapes["out.2.weight"] == (6, 256, 3, 3) and "output_blocks.17.1.norm.weight" not in shapes
-
-
-def test_embedding_of_steps():
-    found = step_embedding(torch.tensor([0, 950]), 8)
-    frequencies = [10000 ** (-j / 4) for j in range(4)]
-    expected = [math.cos(950 * f) for f in frequencies] + [math.sin(950 * f) for f in frequencies]
-    assert found[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0] and found[1].tolist() == pytest.approx(expected, abs=1e-4)
-
-
-def test_attention_by_hand():
-    """The order of the channels of qkv: [head][q, k, v][channel]; of the pool [q, k, v][head][channel]."""
-    layer, x = (
-        golden.fill(SelfAttention(64, head_width=32, groups=32)).double(),
-        golden.hashed("x", 1, 64, 2, 3).double(),
-    )
-    tokens = nn.functional.group_norm(x, 32, layer.norm.weight, layer.norm.bias).flatten(2)[0]  # (64, 6)
-    mixed = layer.qkv.weight[:, :, 0] @ tokens + layer.qkv.bias[:, None]
-    parts = []
-    for head in range(2):
-        q, k, v = (mixed[96 * head + 32 * i : 96 * head + 32 * (i + 1)] for i in range(3))
-        weights = ((q * 32**-0.25).T @ (k * 32**-0.25)).softmax(dim=1)
-        parts.append(v @ weights.T)
-    expected = x[0].flatten(1) + layer.proj_out.weight[:, :, 0] @ torch.cat(parts) + layer.proj_out.bias[:, None]
-    assert torch.allclose(layer(x)[0].flatten(1), expected, atol=1e-10)
-
-    pool = golden.fill(AttentionPool(64, 6, 5, head_width=32)).double()
-    tokens = torch.cat((x[0].flatten(1).mean(dim=1, keepdim=True), x[0].flatten(1)), 1) + pool.positional_embedding
-    q, k, v = (pool.qkv_proj.weight[:, :, 0] @ tokens + pool.qkv_proj.bias[:, None]).chunk(3)
-    heads = [(q[a].T @ k[a] / math.sqrt(32)).softmax(dim=1) @ v[a].T for a in (slice(0, 32), slice(32, 64))]
-    expected = pool.c_proj.weight[:, :, 0] @ torch.cat(heads, dim=1)[0] + pool.c_proj.bias
-    assert torch.allclose(pool(x)[0], expected, atol=1e-10)
 
 
 def test_labels_are_needed_where_there_are_some():

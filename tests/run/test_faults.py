@@ -313,9 +313,9 @@ def damage(run: Path, kind: str) -> str:
         "no config": ("", "is no run directory: it has no config.json"),
         "cut config": (text[:100], "config.json cannot be read"),
         "config of something else": ('{"a": 1}', "is not of a run of this version: method, preset"),
-        "unknown option": (text.replace('"batch_size"', '"batch_sise"'), "unknown option --batch-sise; known: --batch-"),
+        "unknown option": (text.replace('"batch_size"', '"batch_sise"'), "unknown option --batch-sise; known: --b"),
         "unknown method": (text.replace('"method": "draem"', '"method": "dream"'), "unknown method dream"),
-        "another width": (text.replace('"discriminator_width": 4', '"discriminator_width": 8'), "do not fit config.json"),
+        "another width": (text.replace('nator_width": 4', 'nator_width": 8'), "do not fit config.json"),
     }):  # fmt: skip
         config.write_text(edits[kind][0])
         if kind == "no config":
@@ -345,8 +345,8 @@ def damage(run: Path, kind: str) -> str:
 
 
 DAMAGES = ("no config", "cut config", "config of something else", "unknown option", "unknown method", "another width",
-           "no checkpoint", "NaN in a weight", "a bit of a weight", "code", "code in a plain pickle", "0", "100", "2000",
-           "-1")  # fmt: skip
+           "no checkpoint", "NaN in a weight", "a bit of a weight", "code", "code in a plain pickle", "0", "100",
+           "2000", "-1")  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", DAMAGES)

@@ -22,18 +22,7 @@ SDAS_OPACITY = (0.5, 1.0)  # delta of SDAS images, uniform; as in the article
 def add_anomaly(
     image: Tensor, rng: np.random.Generator, o: Options, sources: Sources, kind: str
 ) -> tuple[Tensor, Tensor]:
-    """Adds an anomaly of one source to an image.
-
-    Args:
-        image: (3, H, W) in [0, 1].
-        rng: the random stream of this example.
-        o: the method's options.
-        sources: see `RealNet.corrupt`.
-        kind: one of `Options.anomaly_sources`.
-
-    Returns:
-        corrupted (3, H, W) and mask (H, W) in {0, 1}, which may be empty.
-    """
+    """Adds an anomaly of one source, `kind`, to an image: corrupted (3, H, W), mask (H, W) in {0, 1}, maybe empty."""
     category, shape = sources.categories[sources.index], tuple(image.shape[1:])
     if kind in ("cut_paste", "scar"):
         return cut_paste(image, (draw_rectangle if kind == "cut_paste" else draw_scar)(rng, shape))
@@ -68,16 +57,9 @@ def nsa_anomaly(image: Tensor, rng: np.random.Generator, sources: Sources, categ
 
 
 def blend(image: Tensor, picture: Tensor, mask: Tensor, opacity: float) -> Tensor:
-    """Blends a picture into an image (equation 1) in 8-bit values, truncated as in the code.
+    """Blends a picture P, uint8 (3, H, W), into an image I in [0, 1] (equation 1), in truncated 8-bit values.
 
-    Args:
-        image: I, (3, H, W) in [0, 1].
-        picture: P, (3, H, W) uint8.
-        mask: M, (H, W) in {0, 1}.
-        opacity: delta.
-
-    Returns:
-        A, (3, H, W); exactly I where M is 0, P where delta is 1.
+    Exactly I where the mask M, (H, W) in {0, 1}, is 0, and P where the opacity delta is 1.
     """
     mixed = ((1 - opacity) * to_bytes(image).double() + opacity * picture.double()).floor().float() / 255
     return torch.where(mask > 0, mixed, image)

@@ -68,11 +68,7 @@ def bounding_box(size: tuple[int, int], degrees: float) -> tuple[int, int]:
 
 
 def cut_paste(image: Tensor, numbers: CutPasteNumbers) -> tuple[Tensor, Tensor]:
-    """Cuts a piece, changes its colours, rotates it about its centre (nearest pixel) and pastes it.
-
-    Args:
-        image: (3, H, W) in [0, 1].
-        numbers: from `draw_rectangle` or `draw_scar`.
+    """Cuts a piece of an image (3, H, W) in [0, 1], changes its colours, rotates it (nearest pixel) and pastes it.
 
     Returns:
         corrupted (3, H, W), equal to `image` outside the mask; mask (H, W) float32 in {0, 1}, all pasted pixels, or
@@ -104,15 +100,10 @@ def cut_paste(image: Tensor, numbers: CutPasteNumbers) -> tuple[Tensor, Tensor]:
 def change_colour(image: Tensor, factors: Sequence[float], hue: float) -> Tensor:
     """Changes brightness, contrast, saturation and hue, in this order: (3, H, W) in [0, 1] -> the same.
 
-    These are the operations of torchvision's ColorJitter, which shuffles them. With G = 0.2989 R + 0.587 G + 0.114 B
-    of a pixel, and clipped to [0, 1] after each step,
+    These are the operations of torchvision's ColorJitter, which shuffles them. With `factors` b, c, s, `hue` h in turns
+    of the hue circle, G = 0.2989 R + 0.587 G + 0.114 B of a pixel, and clipped to [0, 1] after each step,
 
         x <- b x,   x <- c x + (1 - c) mean(G),   x <- s x + (1 - s) G,   hue <- hue + h in HSV
-
-    Args:
-        image: (3, H, W) in [0, 1].
-        factors: b, c, s; 1 changes nothing.
-        hue: h, in turns of the hue circle.
     """
     brightness, contrast, saturation = factors
     image = (brightness * image).clamp(0, 1)

@@ -17,18 +17,13 @@ from adref.options import Notice
 def triangle(image: np.ndarray) -> int:
     """Computes the threshold farthest below the line from the histogram's peak to the end of its longer tail.
 
-    G. Zack, W. Rogers, S. Latt, "Automatic measurement of sister chromatid exchange frequency", J. Histochem.
-    Cytochem. 1977, as in OpenCV. With the counts h, the peak p (the first) and the last empty level l before the
-    tail, mirrored if the tail is on the right, the result is one below the first level i in (l, p] that maximises
-
-        h_p i - (p - l) h_i,   l itself where nothing is above 0
-
-    Args:
-        image: uint8, any shape.
+    G. Zack, W. Rogers, S. Latt, J. Histochem. Cytochem. 1977, as in OpenCV. With the counts h, the peak p (the first)
+    and the last empty level l before the tail, mirrored if the tail is on the right, the result is one below the first
+    level i in (l, p] that maximises h_p i - (p - l) h_i, or below l where nothing is above 0.
 
     Returns:
-        t in [-1, 255]: the upper class is value > t. For an image of one value v, as in OpenCV: v - 1 for v > 1, -1
-        for v = 1, and 1 for v = 0.
+        t in [-1, 255]: the upper class of the uint8 image is value > t. For an image of one value v, as in OpenCV:
+        v - 1 for v > 1, -1 for v = 1, and 1 for v = 0.
     """
     h = np.bincount(image.ravel(), minlength=256)
     filled, p = np.flatnonzero(h), int(h.argmax())
@@ -77,14 +72,9 @@ RULES: dict[str, Rule | None] = {
 
 
 def foreground(image: np.ndarray, rule: Rule | None) -> np.ndarray:
-    """Finds the foreground: threshold, then closing, then opening with squares; the frame mirrors the mask.
+    """Finds the foreground by a rule, None: everything; uint8 (H, W, 3) RGB -> bool (H, W).
 
-    Args:
-        image: uint8 (H, W, 3), RGB.
-        rule: of `RULES`; None: everything is foreground.
-
-    Returns:
-        (H, W) bool; all True or all False for an image of one colour.
+    An image of one colour is all foreground or none; the frame mirrors the mask in closing and opening.
 
     Raises:
         ValueError: another shape or type.
@@ -108,9 +98,8 @@ def choose_rule(images: Sequence[np.ndarray], category: str, kind: str) -> Rule 
     Args:
         images: uint8 (H, W, 3) each; only "auto" uses them.
         category: its name.
-        kind: "rules": that of `RULES`, with a notice because another category may have the same name; None for an
-            unknown category. "none": None. "bright", "dark": Otsu's upper or lower class. "auto": the class that holds
-            less than half of the frame, 5 pixels wide, of all images together.
+        kind: "rules": by `RULES`, with a notice because another category may have the same name. "bright", "dark":
+            Otsu's upper or lower class. "auto": the one that holds less of the images' frames, 5 pixels wide. "none".
     """
     if kind == "none":
         return None

@@ -83,7 +83,7 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
         sources: `statistics`, `categories` and `index`; `anomalies`, `textures` or `images` if a source needs them.
 
     Returns:
-        clean and corrupted (3, H, W), mask (1, H, W); mask all 0 and corrupted equal to clean for a normal example.
+        clean and corrupted (3, H, W), equal in a normal example; mask (1, H, W), all 0 there.
     """
     return draw_example(image, rng, options, sources, options.anomaly_sources, ANOMALY_PROBABILITY)
 
@@ -172,14 +172,14 @@ class RealNet(Method):
             given = sources._replace(index=index, notes=None)
             return draw_example(sources.images[index].float() / 255, rng, o, given, kinds, probability=1.0)
 
-        for i, kind in enumerate(kind for kind in o.anomaly_sources for _ in range(EXAMPLES)):
+        for i, kind in enumerate(np.repeat(o.anomaly_sources, EXAMPLES).tolist()):
             rng = stream("examples", i)
             for _ in range(51):  # until a mask is not empty
                 example = draw(i, rng, (kind,))
                 if example.mask.any():
                     break
-            for name in ("clean", "corrupted", "mask"):
-                getattr(self, f"example_{name}")[i] = to_bytes(getattr(example, name)).to(device)
+            for name, part in example._asdict().items():
+                getattr(self, f"example_{name}")[i] = to_bytes(part).to(device)
         if o.selection != "afs":
             return
         images = o.afs_batches * o.batch_size
@@ -203,11 +203,7 @@ class RealNet(Method):
                 getattr(self, f"afs_losses_{k}").add_(losses / self.options.afs_batches)
 
     def load_weights(self, states: list[dict], part: str = "method") -> None:
-        """Loads ImageNet weights with torchvision's or timm's names into the backbone; ignored keys become notices.
-
-        Raises:
-            UserError: keys or shapes that do not fit the backbone; weights for another part.
-        """
+        """Loads ImageNet weights with torchvision's or timm's names into the backbone; ignored keys become notices."""
         if part != "backbone":
             super().load_weights(states, part)
         try:
@@ -307,8 +303,8 @@ class RealNet(Method):
     def selection_figures(self) -> dict[str, Tensor]:
         """Shows example anomalies of every source, and the channels that AFS keeps and drops for the first of them."""
         shown = {}
-        for i, kind in enumerate(kind for kind in self.options.anomaly_sources for _ in range(EXAMPLES)):
-            for name in ("clean", "corrupted", "mask"):
+        for i, kind in enumerate(np.repeat(self.options.anomaly_sources, EXAMPLES).tolist()):
+            for name in Batch._fields:
                 shown[f"{kind} {i % EXAMPLES + 1}: {name}"] = getattr(self, f"example_{name}")[i] / 255
         if self.options.selection == "afs":
             a, b = (getattr(self, f"example_{name}")[:1] / 255 for name in ("corrupted", "clean"))

@@ -14,14 +14,11 @@ BLOCKS = {"A": ((0,), (1,), (2,), (3,)), "B": ((0, 1, 2, 3),), "C": ((0, 1), (2,
 
 
 class FeatureUNet(nn.Module):
-    """G_k of RealNet: a U-Net on features, whose output is 0 before training.
+    """G_k of RealNet: a U-Net on features with m `channels`, whose output is 0 before training.
 
     Three levels of m / 2, m and 2 m channels, two residual blocks each on the way down, three on the way up; attention
-    after every block of the lower two levels, and between the two blocks of the middle.
-
-    Args:
-        channels: m of input and output, a multiple of 2 `groups`.
-        groups: of every group norm; a head of the attention has twice as many channels (code: 32 and 64).
+    after every block of the lower two levels, and between the two blocks of the middle. Group norms have `groups`
+    groups, heads of the attention twice as many channels (code: 32 and 64).
     """
 
     stride = 4
@@ -68,13 +65,10 @@ class FeatureUNet(nn.Module):
 
 
 class FeatureResidual(nn.Module):
-    """One convolution after group norm and SiLU, and a shortcut: (B, channels, H, W) -> (B, width, H', W').
-
-        x' + conv3x3(R(SiLU(GN(x)))),   x' = x, its 1 x 1 convolution where the widths differ, or R'(x)
+    """Computes x' + conv3x3(R(SiLU(GN(x)))), x' = x, its 1 x 1 convolution where the widths differ, or R'(x).
 
     Args:
-        channels: of the input.
-        width: of the output.
+        channels, width: of input and output.
         resample: R and R': "none"; "down", the mean of 2 x 2 pixels for both; "up", two different 4 x 4 transposed
             convolutions of stride 2, where `width` is `channels`.
         groups: of the group norm.
@@ -98,13 +92,9 @@ class FeatureResidual(nn.Module):
 
 
 class SimpleNetwork(nn.Module):
-    """The G_k of the authors' code for EfficientNet-B4 and for many categories; the article does not have it.
+    """The G_k of the authors' code, not of the article, for EfficientNet-B4 and for many categories.
 
-    Two steps down, with instance norm after each convolution, residual units, two steps up with skips.
-
-    Args:
-        channels: C of input and output.
-        depth: number of residual units in the middle.
+    Two steps down, with instance norm after each convolution, `depth` residual units, two steps up with skips.
     """
 
     def __init__(self, channels: int, depth: int):
@@ -131,22 +121,12 @@ class SimpleNetwork(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """x + conv1x1(ReLU(conv(ReLU(x)))) without biases: (B, channels, H, W) -> the same shape.
-
-    Args:
-        channels: of input and output.
-        hidden: channels between the convolutions.
-        side: of the first convolution, odd.
-    """
+    """Adds conv1x1(ReLU(conv(ReLU(x)))), without biases; `hidden` channels between them, the first of odd `side`."""
 
     def __init__(self, channels: int, hidden: int, side: int):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.ReLU(),
-            nn.Conv2d(channels, hidden, side, padding=side // 2, bias=False),
-            nn.ReLU(),
-            nn.Conv2d(hidden, channels, 1, bias=False),
-        )
+        first = nn.Conv2d(channels, hidden, side, padding=side // 2, bias=False)
+        self.layers = nn.Sequential(nn.ReLU(), first, nn.ReLU(), nn.Conv2d(hidden, channels, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, channels, H, W) to the same shape."""
@@ -154,12 +134,9 @@ class ResidualUnit(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Turns residuals into logits: two residual units, then convolutions and bilinear enlargements.
+    """Turns residuals into logits of `size`: two residual units, then convolutions of `side` and enlargements.
 
-    Args:
-        channels: N of the residuals.
-        size: (H, W) of the logits. The last two convolutions run at twice the sides of the residuals.
-        side: of the convolutions, 3 or 1.
+    The last two convolutions run at twice the sides of the residuals.
     """
 
     def __init__(self, channels: int, size: tuple[int, int], side: int):

@@ -62,10 +62,7 @@ class NSAPatch(NamedTuple):
 
 
 def object_pixels(image: np.ndarray, background: tuple[float, float] | None) -> np.ndarray:
-    """Finds the object: (3, H, W) in [0, 1] -> bool (H, W), median filtered; all True without a background.
-
-    A pixel is object where the mean of its channels is farther than the threshold from the background's grey.
-    """
+    """Finds the pixels far from the background's grey: (3, H, W) in [0, 1] -> bool (H, W), median filtered."""
     if background is None:
         return np.ones(image.shape[1:], bool)
     far = np.abs(255 * image.mean(axis=0, dtype=np.float64) - background[0]) > background[1]
@@ -75,19 +72,13 @@ def object_pixels(image: np.ndarray, background: tuple[float, float] | None) -> 
 def draw_nsa(
     rng: np.random.Generator, image: np.ndarray, other: np.ndarray, rule: NSARule = NSARule()
 ) -> list[NSAPatch]:
-    """Draws the patches of one image: the first always, each further one with probability 1/2.
+    """Draws the patches that `image` gets from `other`: the first always, each further one with probability 1/2.
 
-    A patch of the size of `draw_gamma_size`, anywhere in `other`, is resized by N(1, 0.5^2), clipped to `rule.scale`.
-    Source and place are uniform, and drawn again while the rule refuses them.
-
-    Args:
-        rng: the random stream of this example.
-        image: (3, H, W) in [0, 1], which gets the patches.
-        other: (3, H, W) in [0, 1], from which they are cut.
-        rule: of the category.
+    A patch of the size of `draw_gamma_size` is resized by N(1, 0.5^2), clipped to `rule.scale`. Source and place are
+    uniform, and drawn again while the rule refuses them.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: other shapes than (3, H, W) twice.
     """
     check_pair(image, other)
     target, pixels = object_pixels(image, rule.background), ObjectPixels(object_pixels(other, rule.background))
@@ -97,10 +88,9 @@ def draw_nsa(
 
 
 def draw_patch(rng: np.random.Generator, target: np.ndarray, pixels: ObjectPixels, rule: NSARule) -> NSAPatch | None:
-    """Draws one patch; `target` (H, W) bool and `pixels` are the objects of both images. None: no place is found.
+    """Draws one patch, None if there is no place for it; `target` (H, W) and `pixels` are the objects of both images.
 
-    The bounds of half a side in the rule bound the whole resized side, as in the authors' code; the aspect is kept
-    where both sides fit.
+    The rule's bounds of half a side bound the whole resized side, as in the authors' code.
     """
     shape, shares = target.shape, draw_gamma_size(rng, rule.height, rule.width)
     size = tuple(min(max(round(share * n), LEAST_SIDE), n) for share, n in zip(shares, shape))
@@ -141,17 +131,15 @@ def draw_corner(
 def nsa(
     image: np.ndarray, other: np.ndarray, patches: Sequence[NSAPatch], mixed: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blends patches in, one after the other; the outermost pixels of each keep the image's colours.
+    """Blends patches of `other` into `image`, one after the other; their outermost pixels keep the image's colours.
 
     Args:
-        image: (3, H, W) in [0, 1].
-        other: (3, H, W) in [0, 1], from which the patches are cut.
+        image, other: (3, H, W) in [0, 1].
         patches: from `draw_nsa`.
         mixed: takes the larger in magnitude of both images' gradients, instead of the patch's.
 
     Returns:
-        corrupted (3, H, W) of `image`'s dtype; mask (H, W) float32 in {0, 1}, median filtered. With an empty mask, a
-        copy of `image`.
+        corrupted (3, H, W) of `image`'s dtype, with an empty mask a copy of it; mask (H, W) float32 in {0, 1}.
 
     Raises:
         ValueError: other shapes.

@@ -39,7 +39,7 @@ class Options:
         paper="one architecture for all backbones", why="the authors use the simple one for EfficientNet-B4 and for "
         "many categories (their issues); widths and depth for many categories are unknown: preset multi-class guesses")
     groups: int = option(
-        32, "groups of the U-Nets' group norms; an attention head has 2 groups channels", "code", limits=(1, 1024))
+        32, "groups of the U-Nets' group norms; attention heads have twice as many channels", "code", limits=(1, 1024))
     selection: Literal["afs", "random", "projection"] = option(
         "afs", "channels by AFS, at random (RDR), or mixed by a random projection (RLPR)", "table of selections",
         kind="silent", paper="random projection, no details", why="a 1 x 1 convolution, frozen at its default "
@@ -137,20 +137,13 @@ DEVIATIONS = (
         "the code draws 64 batches for each block: the same distribution at four times the cost",
     ),
     Deviation(
-        "selection.min_max", "silent", "normalisation", "over the batch, with 1e-4 added to max - min", "the code's"
+        "selection", "silent", "normalisation in AFS; sets of channels and a batch norm in RRS",
+        "min-max over the batch, 1e-4 added; descending order, maxima first, duplicates kept; momentum 0.9",
+        "the code's, whose order among equals is undefined: here the smaller index comes first",
     ),
     Deviation(
-        "selection.ResidualSelection", "silent", "sets of channels; batch norm without momentum",
-        "descending order, maxima first, duplicates kept, the smaller index first among equals; momentum 0.9",
-        "the code's, whose order among equals is undefined",
-    ),
-    Deviation(
-        "nsa.draw_nsa", "silent", "NSA, no details", "its authors' sizes and conditions, and NSA's mask as the label",
-        "unknown categories get the widest bounds and no condition; the differences from their code stand in nsa.py",
-    ),
-    Deviation(
-        "cut_paste.cut_paste", "silent", "CutPaste, no details", "rectangles, labelled whole; scars are a source, too",
-        "colours change as in its code, in a fixed order; a piece that changes no pixel is no anomaly",
+        "add_anomaly", "silent", "NSA and CutPaste, no details", "their authors' constants; NSA's mask as the label",
+        "unknown categories get NSA's widest bounds and no condition; colours change in a fixed order; see nsa.py",
     ),
     Deviation(
         "networks.enlarge", "silent", "up-sampling", "bilinear, corners aligned; rectangles are allowed",

@@ -38,25 +38,21 @@ def afs_losses(difference: Tensor, mask: Tensor, align: str) -> Tensor:
 
 
 def select(losses: Tensor, count: int) -> Tensor:
-    """Returns the indices of the `count` smallest losses (C,), ascending.
-
-    Among equal losses the smaller index comes first; NaN counts as the largest finite loss.
-    """
+    """Returns the indices of the `count` smallest losses (C,), ascending; NaN counts as the largest finite loss."""
     finite = losses[losses.isfinite()]
     losses = losses.nan_to_num(nan=float(finite.max()) if len(finite) else 0.0)
     return losses.sort(stable=True).indices[:count].sort().values
 
 
 class ResidualSelection(nn.Module):
-    """RRS: selects, for each image, the residuals with the largest maxima, then those with the largest means.
+    """RRS: selects, for each image, the `by_max` residuals with the largest maxima and the `by_mean` largest means.
 
     They are ranked after a batch norm without affine part. It scales each channel by a positive number, so it suffices
     to normalise the maximum and the mean of a channel instead of all its pixels.
 
     Args:
         channels: C of the residuals.
-        by_max: number of channels selected by the maximum.
-        by_mean: number of channels selected by the mean.
+        by_max, by_mean: numbers of selected channels.
         normalised: returns normalised residuals instead of raw ones.
     """
 
@@ -77,14 +73,10 @@ class ResidualSelection(nn.Module):
 
     @torch.no_grad()
     def rank(self, residuals: Tensor) -> Tensor:
-        """Ranks channels (equation 7) and, in training, updates the running statistics.
-
-        Args:
-            residuals: (B, C, H, W).
+        """Ranks the channels of (B, C, H, W) by equation 7; in training it updates the running statistics.
 
         Returns:
-            indices (B, by_max + by_mean) in descending order of the maximum, then of the mean; a channel may be in
-            both parts.
+            indices (B, by_max + by_mean), by descending maximum, then mean; a channel may be in both parts.
         """
         mean, variance = self.running_mean, self.running_var
         if self.training:

@@ -39,7 +39,8 @@ Algorithms and tables
     (Algorithm S1) perturbed DDIM sampling                                                     SDAS.sample
 
 Not built
-    Table S6, whose values the source does not have; DDIM with eta above 0; other spacings of the steps.
+    Table S6, whose values the source does not have.
+    DDIM with eta above 0, and other spacings of the steps.
 """
 
 import copy
