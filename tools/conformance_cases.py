@@ -618,7 +618,7 @@ def of_layers() -> Iterator[Case]:
     yield piece("", diffusion_unet.step_embedding, {"steps": steps}, width=32)
     inner = {"maps": h("maps", 2, 32, 8, 12, shift=-0.5)}
     for resample in ("none", "down", "up"):
-        own = {"channels": 32, "width": 64, "embedding": 128, "resample": resample, "dropout": 0.0, "groups": 32}
+        own = {"channels": 32, "width": 64, "embedding": 128, "resample": resample, "groups": 32}
         yield piece(resample, diffusion_unet.ResidualBlock, {**inner, "embedding": embedding}, **own)
     yield piece("", diffusion_unet.SelfAttention, inner, channels=32, head_width=16, groups=32)
     yield piece("", diffusion_unet.AttentionPool, inner, channels=32, pixels=96, classes=5, head_width=16)

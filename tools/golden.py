@@ -348,7 +348,7 @@ def diffusion_unet() -> list[float]:
     """Runs each piece of layers/diffusion_unet.py, with and without labels."""
     x, steps, labels = hashed("x", 2, 3, 16, 24), torch.tensor([950, 3]), torch.tensor([0, 2])
     maps, embedding = hashed("maps", 2, 32, 8, 12), hashed("embedding", 2, 128)
-    blocks = [ResidualBlock(32, 32 * (1 + i), 128, resample=kind, dropout=0.0, groups=32)
+    blocks = [ResidualBlock(32, 32 * (1 + i), 128, resample=kind, groups=32)
               for i, kind in enumerate(("none", "down", "up"))]  # fmt: skip
     form = {"width": 32, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "head_width": 32, "groups": 32}
     return digest(

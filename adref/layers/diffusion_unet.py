@@ -32,20 +32,19 @@ def zeroed(module: nn.Module) -> nn.Module:
 class ResidualBlock(nn.Module):
     """Adds two 3 x 3 convolutions; the embedding of the step modulates the group norm between them (FiLM).
 
-        h = conv(SiLU(GN(x)));  h = GN(h) (1 + scale) + shift;  x' + conv_0(dropout(SiLU(h)))
+        h = conv(SiLU(GN(x)));  h = GN(h) (1 + scale) + shift;  x' + conv_0(SiLU(h))
 
     with (scale, shift) = Linear(SiLU(embedding)), conv_0 starting at 0, x' = x or its 1 x 1 convolution.
 
     Args:
         channels, width, embedding: of the input, the output and the embedding.
         resample: "down" averages 2 x 2 pixels, "up" doubles them, before the first convolution and in the shortcut.
-        dropout: share of the values that training drops.
         groups: number of groups of the group norms.
     """
 
     def __init__(
-        self, channels: int, width: int, embedding: int, *,
-        resample: Literal["none", "down", "up"] = "none", dropout: float, groups: int,
+        self, channels: int, width: int, embedding: int, *, groups: int,
+        resample: Literal["none", "down", "up"] = "none",
     ):  # fmt: skip
         super().__init__()
         self.resample = resample
@@ -54,7 +53,7 @@ class ResidualBlock(nn.Module):
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * width))
         last = zeroed(nn.Conv2d(width, width, 3, padding=1))
-        self.out_layers = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), nn.Dropout(dropout), last)
+        self.out_layers = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), nn.Identity(), last)  # there: dropout
         self.skip_connection = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -121,30 +120,29 @@ class DiffusionUNet(nn.Module):
             code lists resolutions, which are converted with the image's size: 32, 16, 8 of 256 are 8, 16, 32.)
         head_width: channels of each head; widths with attention are multiples of it.
         classes: rows of the table of labels; 0: no labels.
-        dropout: in residual blocks.
         groups: number of groups of every group norm. If `width` is no larger, each channel is one group at full
             resolution: its mean over the image is lost, and with it the mean of the noise.
     """
 
     def __init__(
         self, *, width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_width: int,
-        groups: int, classes: int = 0, dropout: float = 0.0,
+        groups: int, classes: int = 0,
     ):  # fmt: skip
         super().__init__()
         self.width = width
-        e, form = 4 * width, {"dropout": dropout, "groups": groups}
+        e = 4 * width
         self.time_embed = nn.Sequential(nn.Linear(width, e), nn.SiLU(), nn.Linear(e, e))
         self.label_emb = nn.Embedding(classes, e) if classes else None
-        self.input_blocks, skips = encoder(width, multipliers, blocks, attention, head_width, **form)
+        self.input_blocks, skips = encoder(width, multipliers, blocks, attention, head_width, groups)
         channels = skips[-1]
-        self.middle_block = middle(channels, e, head_width, **form)
+        self.middle_block = middle(channels, e, head_width, groups)
         self.output_blocks = nn.ModuleList()
         for level in reversed(range(len(multipliers))):
             out = width * multipliers[level]
             for i in range(blocks + 1):
-                layers = [ResidualBlock(channels + skips.pop(), out, e, **form)]
+                layers = [ResidualBlock(channels + skips.pop(), out, e, groups=groups)]
                 layers += [SelfAttention(out, head_width=head_width, groups=groups)] if 2**level in attention else []
-                layers += [ResidualBlock(out, out, e, resample="up", **form)] if level and i == blocks else []
+                layers += [ResidualBlock(out, out, e, resample="up", groups=groups)] if level and i == blocks else []
                 self.output_blocks.append(Step(*layers))
                 channels = out
         self.out = nn.Sequential(
@@ -152,18 +150,12 @@ class DiffusionUNet(nn.Module):
         )
 
     def forward(self, x: Tensor, steps: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Predicts noise and raw variance.
+        """Predicts (B, 6, H, W): three channels of noise, three of the raw variance v.
 
         Args:
-            x: (B, 3, H, W) in about [-1, 1], sides multiples of `stride`.
+            x: (B, 3, H, W) in about [-1, 1], sides multiples of 2^(levels - 1).
             steps: (B,), the original steps of the diffusion, 0 to T - 1.
-            labels: (B,) integers below `classes`; None if `classes` is 0.
-
-        Returns:
-            (B, 6, H, W): three channels of noise, three of v.
-
-        Raises:
-            ValueError: labels without classes, or the reverse.
+            labels: (B,) integers below `classes`; ValueError unless it is None exactly if `classes` is 0.
         """
         if (labels is None) != (self.label_emb is None):
             raise ValueError(f"expected {'no labels' if self.label_emb is None else 'labels'}, got {labels}")
@@ -181,28 +173,26 @@ class DiffusionUNet(nn.Module):
 
 
 def encoder(
-    width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_width: int, *,
-    dropout: float, groups: int,
+    width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_width: int, groups: int
 ) -> tuple[nn.ModuleList, list[int]]:  # fmt: skip
     """Builds the encoder, from three channels; returns its steps and the channels after each of them."""
-    form = {"dropout": dropout, "groups": groups}
     steps, widths = nn.ModuleList([Step(nn.Conv2d(3, width, 3, padding=1))]), [width]
     for level, multiplier in enumerate(multipliers):
         out = width * multiplier
         for _ in range(blocks):
-            layers = [ResidualBlock(widths[-1], out, 4 * width, **form)]
+            layers = [ResidualBlock(widths[-1], out, 4 * width, groups=groups)]
             layers += [SelfAttention(out, head_width=head_width, groups=groups)] if 2**level in attention else []
             steps.append(Step(*layers))
             widths.append(out)
         if level < len(multipliers) - 1:
-            steps.append(Step(ResidualBlock(out, out, 4 * width, resample="down", **form)))
+            steps.append(Step(ResidualBlock(out, out, 4 * width, resample="down", groups=groups)))
             widths.append(out)
     return steps, widths
 
 
-def middle(channels: int, embedding: int, head_width: int, *, dropout: float, groups: int) -> Step:
+def middle(channels: int, embedding: int, head_width: int, groups: int) -> Step:
     """Builds residual block, attention, residual block for the coarsest level."""
-    first, last = (ResidualBlock(channels, channels, embedding, dropout=dropout, groups=groups) for _ in range(2))
+    first, last = (ResidualBlock(channels, channels, embedding, groups=groups) for _ in range(2))
     return Step(first, SelfAttention(channels, head_width=head_width, groups=groups), last)
 
 
@@ -249,9 +239,8 @@ class NoisyClassifier(nn.Module):
         super().__init__()
         self.width, stride = width, 2 ** (len(multipliers) - 1)
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
-        form = {"dropout": 0.0, "groups": groups}
-        self.input_blocks, widths = encoder(width, multipliers, blocks, attention, head_width, **form)
-        self.middle_block = middle(widths[-1], 4 * width, head_width, **form)
+        self.input_blocks, widths = encoder(width, multipliers, blocks, attention, head_width, groups)
+        self.middle_block = middle(widths[-1], 4 * width, head_width, groups)
         pool = AttentionPool(widths[-1], size[0] // stride * (size[1] // stride), classes, head_width=head_width)
         self.out = nn.Sequential(nn.GroupNorm(groups, widths[-1]), nn.SiLU(), pool)
 

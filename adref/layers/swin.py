@@ -57,12 +57,6 @@ def join_windows(x: Tensor, window: tuple[int, int], size: tuple[int, int]) -> T
     return x.transpose(2, 3).reshape(x.shape[0], height, width, -1)
 
 
-def explicit_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Computes softmax(q k^T / sqrt(d) + bias) v (Eq 4), the reference for `scaled_dot_product_attention`."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
-    return scores.softmax(dim=-1) @ v
-
-
 class WindowAttention(nn.Module):
     """Attends within each window, with several heads and a learned bias for each relative position (Eq 4).
 

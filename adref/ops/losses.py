@@ -100,8 +100,7 @@ def focal(
     [s / (K - 1), 1 - s].
 
     Args:
-        probabilities: (B, K, H, W) after softmax; class 1 is "anomalous".
-        mask: (B, 1, H, W), the class of each pixel: 1 = anomalous.
+        probabilities, mask: (B, K, H, W) after softmax, and (B, 1, H, W), the class of each pixel; 1 is "anomalous".
         gamma: focusing exponent, 0 or more; 0 gives cross-entropy.
         alpha: None: all weights 1. A number: weight of class 1, and 1 - alpha of class 0 (Lin et al.). A sequence: one
             weight a class.

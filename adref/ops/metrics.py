@@ -34,11 +34,9 @@ from adref.ops.pixels import NAN, PixelScores, count_pixels, curve, detected_at,
 
 
 def undefined_reason(labels: Sequence | np.ndarray, unit: str = "image") -> str | None:
-    """Explains why AUROC, AP, F1 and AUPRO are NaN for these labels; None where they are defined.
+    """Explains why AUROC, AP, F1 and AUPRO are NaN for labels (an array, or a list of masks); None: they are defined.
 
-    Args:
-        labels: an array of 0 and 1, or a list of masks.
-        unit: the thing that has a label, for the sentence: "image" or "pixel".
+    `unit` is the word for what has a label, "image" or "pixel".
     """
     parts = [labels] if isinstance(labels, np.ndarray) else labels
     total, anomalous = sum(np.size(part) for part in parts), sum(np.count_nonzero(part) for part in parts)
@@ -60,12 +58,7 @@ def _split(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Computes the area under the ROC curve, ties by mid-rank, in integers up to the one division; never flipped.
 
-    Args:
-        scores: any shape.
-        labels: the same shape.
-
-    Returns:
-        The area in [0, 1]; NaN where a class is missing.
+    Scores and labels have one shape, any; NaN where a class is missing.
     """
     if (split := _split(scores, labels)) is None:
         return NAN
@@ -103,16 +96,8 @@ def bootstrap_auroc(
 
     Stratified: good and anomalous images are redrawn within their class, as a test set fixes both numbers and a plain
     resample of a small one can lose a class. A draw with replacement is a multinomial draw of counts over the distinct
-    scores, so ties stay exact. Perfectly separated scores give (1, 1), however few they are.
-
-    Args:
-        scores, labels: as for `auroc`.
-        rng: the only source of randomness.
-        n: number of resamples.
-        level: coverage of the interval, in (0, 1).
-
-    Returns:
-        (low, high) in [0, 1]; (NaN, NaN) where a class is missing.
+    scores, so ties stay exact. Perfectly separated scores give (1, 1), however few they are. `n` resamples; `level` is
+    the coverage, in (0, 1); (NaN, NaN) where a class is missing.
     """
     if (split := _split(scores, labels)) is None:
         return NAN, NAN
@@ -129,9 +114,7 @@ def bootstrap_auroc(
 def roc_curve(scores: np.ndarray, labels: np.ndarray, points: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Returns the corners (fpr, tpr) of the exact ROC curve from (0, 0) to (1, 1); empty where a class is missing.
 
-    Args:
-        scores, labels: as for `auroc`.
-        points: for drawing, keeps at most so many corners (3 or more).
+    `points`, 3 or more, keeps at most so many corners, for drawing.
     """
     if (split := _split(scores, labels)) is None:
         return np.empty(0), np.empty(0)
@@ -142,9 +125,9 @@ def roc_curve(scores: np.ndarray, labels: np.ndarray, points: int | None = None)
 def pro_curve(
     maps: Sequence, masks: Sequence, connectivity: int = 8, points: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the exact PRO curve: mean coverage of the regions over the FPR of all good pixels of all images.
+    """Returns the exact PRO curve (fpr, pro), the mean coverage of the regions over the FPR of all good pixels.
 
-    Arguments and memory as for `pixel_metrics`, `points` and the result (fpr, pro) as for `roc_curve`.
+    Arguments as for `pixel_metrics`, `points` as for `roc_curve`.
     """
     return PixelScores(maps, masks, connectivity=connectivity).pro_curve(points)
 

@@ -61,12 +61,9 @@ def detected_at(anomalous: np.ndarray, start: int = 0, stop: int | None = None) 
 
 
 def curve(before, after, weights, points: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the corners of a ROC or PRO curve; each anomalous score, from the highest down, is one line segment.
+    """Computes the corners of a ROC or PRO curve, at most `points`; each anomalous score, highest first, is a segment.
 
-    Args:
-        before, after: FPR above the score, and at or above it; segments of tied scores are joined.
-        weights: the height that the score adds.
-        points: keeps at most so many corners.
+    `before` and `after` are the FPR above a score, and at or above it (ties are joined), `weights` the heights it adds.
     """
     height = np.cumsum(weights)
     height = height / height[-1]  # ends at exactly 1 in spite of rounding
@@ -237,8 +234,8 @@ def _binned_values(parts: list[_Binned], edges: np.ndarray, fpr_limits: Sequence
     precision, first, fewest = detected / (detected + after), detected - anomalous + 1, np.where(pure, after, before)
     middle = values(before, after, precision)
     rise = values(before, fewest, detected / (detected + fewest)) - middle
-    # AUROC and AUPRO cannot lie further below than above. AP can, but precision is concave in the rank within a
-    # bin, so that it averages to at least the mean of its two ends.
+    # AUROC and AUPRO cannot lie further below than above. AP can, but precision is concave in the rank within a bin:
+    # its average is at least the mean of its two ends.
     fall = (anomalous * np.where(pure, 0, precision - first / (first + after)) / 2).sum() / P
     return middle, max(*map(float, rise), float(fall)) + 1e-12  # and rounding
 

@@ -22,22 +22,15 @@ def rotate_randomly(image: Tensor, rng: np.random.Generator, probability: float,
 
 
 def draw_texture(
-    rng: np.random.Generator,
-    textures: Sequence[Tensor] | None,
-    images: Sequence[Tensor] | None,
-    *,
-    own_share: float,
-    operations: str,
-    operation_count: int,
-    channel_order: str,
-) -> Tensor:
+    rng: np.random.Generator, textures: Sequence[Tensor] | None, images: Sequence[Tensor] | None, *,
+    own_share: float, operations: str, operation_count: int, channel_order: str,
+) -> Tensor:  # fmt: skip
     """Draws a texture and changes it by a few different operations in random order.
 
     Args:
         rng: the random stream.
-        textures: uint8 (3, H, W) each.
-        images: training images, uint8 (3, H, W) each; needed where `own_share` is above 0.
-        own_share: share of textures that are training images, moved cyclically.
+        textures, images: textures and training images, uint8 (3, H, W) each.
+        own_share: share of textures that are training images, moved cyclically; 0 needs no `images`.
         operations: "code", the ten kinds of the authors' code, or "paper", the seven of the article.
         operation_count: how many operations are applied.
         channel_order: "rgb" or "bgr", the order that the colour operations assume.
@@ -57,13 +50,9 @@ def draw_texture(
 
 
 def draw_mask(
-    rng: np.random.Generator,
-    shape: tuple[int, int],
-    *,
-    exponents: tuple[int, int],
-    degrees: float,
+    rng: np.random.Generator, shape: tuple[int, int], *, exponents: tuple[int, int], degrees: float,
     thresholds: tuple[float, float],
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Draws a mask (H, W) in {0, 1}: Perlin noise, rotated by U(-degrees, degrees), above U(*thresholds).
 
     The lattice of the noise has 2^i x 2^j cells, i and j drawn from `exponents` (smallest, largest).

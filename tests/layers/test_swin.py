@@ -14,7 +14,6 @@ from adref.layers.swin import (
     SwinBlock,
     WindowAttention,
     collect,
-    explicit_attention,
     join_windows,
     relative_position_index,
     shift_mask,
@@ -134,7 +133,8 @@ def test_attention_against_the_peers_the_formula_and_a_slow_loop(masked):
         q, k, v = (t.unflatten(-1, (3, 4)).transpose(2, 3) for t in attention.qkv(x).chunk(3, dim=-1))
         table = attention.relative_position_bias_table
         bias = table[relative_position_index((4, 4))].permute(2, 0, 1) + (mask[:, None] if masked else 0)
-        explicit = explicit_attention(q, k, v, bias).transpose(2, 3).flatten(3)
+        explicit = (q @ k.transpose(-2, -1) / 2 + bias).softmax(dim=-1) @ v
+        explicit = explicit.transpose(2, 3).flatten(3)
         assert torch.allclose(attention.proj(explicit), out, rtol=0, atol=1e-6)
 
         last = (1, 7)  # the second image's last window, which the mask cuts into four

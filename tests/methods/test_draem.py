@@ -1,4 +1,4 @@
-"""DRAEM: golden checks of its published numbers, its simulator, losses, schedule, score, released keys."""
+"""DRAEM: its published numbers, simulator, losses, schedule, score, released keys."""
 
 import dataclasses
 
@@ -12,9 +12,9 @@ from test_perlin import slow_perlin, slow_rotate
 
 from adref.layers.unet import Autoencoder, UNet
 from adref.method import Sources
+from adref.methods.draem import method as module
 from adref.methods.draem.method import DRAEM, Batch, corrupt, released_keys
 from adref.methods.draem.options import ABLATIONS, PRESETS, Options
-from adref.ops.losses import focal, ssim
 from adref.ops.perlin import draw_perlin
 from adref.ops.texture_anomaly import blend, draw_mask, draw_texture
 from adref.options import UserError, build
@@ -55,21 +55,16 @@ def test_parameter_counts_of_the_paper_preset():
         assert [parameters(up) for up in method.reconstructor.ups] == [9_440_256, 2_360_832, 590_592, 147_840]
         encoder = [parameters(block) for block in method.discriminator.encoder.blocks]
         assert encoder == [40_704, 221_952, 886_272, 3_542_016, 4_721_664, 4_721_664]
-        pairs = [
-            (2_360_832, 7_080_960),
-            (1_180_416, 2_360_832),
-            (295_296, 590_592),
-            (73_920, 147_840),
-            (37_056, 110_976),
-        ]
-        found = [(parameters(u), parameters(b)) for u, b in zip(method.discriminator.ups, method.discriminator.blocks)]
-        assert found == pairs
+        ups, blocks = method.discriminator.ups, method.discriminator.blocks
+        assert [parameters(up) for up in ups] == [2_360_832, 1_180_416, 295_296, 73_920, 37_056]
+        assert [parameters(block) for block in blocks] == [7_080_960, 2_360_832, 590_592, 147_840, 110_976]
 
 
 def test_shapes_of_rectangles_and_ranges():
     method = DRAEM(SMALL).eval()
     images = torch.rand(2, 3, 96, 64)
     reconstruction, logits = method(images)
+    assert torch.equal(logits, method.discriminator(torch.cat((method.reconstructor(images), images), dim=1)))
     assert reconstruction.shape == (2, 3, 96, 64) and logits.shape == (2, 2, 96, 64)
     maps = method.anomaly_map(images)
     assert maps.shape == (2, 1, 96, 64) and maps.min() >= 0 and maps.max() <= 1
@@ -93,7 +88,7 @@ def test_options_that_cannot_work_are_refused(changes):
 
 def test_initialisation():
     torch.manual_seed(0)
-    network = UNet(6, 2, 16)
+    network = UNet(16)
     weights = torch.cat([m.weight.flatten() for m in network.modules() if isinstance(m, torch.nn.Conv2d)])
     norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     gains = torch.cat([m.weight for m in norms])
@@ -104,26 +99,20 @@ def test_initialisation():
 
 @pytest.mark.holds("draem", "5")
 def test_image_score_golden_values():
-    """Spec check 10: a mean filter of 21 x 21 with the padding counted."""
+    """A mean filter of 21 x 21 with the padding counted; its maximum."""
+
+    def score(maps):
+        return method.image_scores(maps)["score"]
+
     method = DRAEM(Options(reconstruction_width=1, discriminator_width=1))
     hot = torch.zeros(1, 1, 64, 64)
     hot[0, 0, 30, 30] = 1
-    assert method.image_score(hot).item() == pytest.approx(1 / 441, rel=1e-6)
+    assert score(hot).item() == pytest.approx(1 / 441, rel=1e-6)
     hot = hot.roll((-30, -30), (2, 3))  # in the corner, where 121 of the 441 pixels lie inside
-    assert method.image_score(hot).item() == pytest.approx(1 / 441, rel=1e-6)
+    assert score(hot).item() == pytest.approx(1 / 441, rel=1e-6)
     mean = F.avg_pool2d(torch.ones(1, 1, 64, 64), 21, 1, 10)[0, 0]
     assert mean[0, 0] == pytest.approx(121 / 441) and mean[0, 30] == pytest.approx(231 / 441)
-    assert method.image_score(torch.ones(2, 1, 64, 64)).tolist() == pytest.approx([1, 1])
-
-
-@pytest.mark.holds("draem", "5")
-def test_image_score_against_a_slow_loop():
-    rng = np.random.default_rng(0)
-    field = rng.random((12, 10))
-    padded = np.pad(field, 2)
-    slow = max(padded[y : y + 5, x : x + 5].mean() for y in range(12) for x in range(10))
-    score = DRAEM(SMALL).image_score(torch.from_numpy(field)[None, None])
-    assert score.item() == pytest.approx(slow, rel=1e-12)
+    assert score(torch.ones(2, 1, 64, 64)).tolist() == pytest.approx([1, 1])
 
 
 def test_schedule_falls_at_560_and_630_of_700():
@@ -138,36 +127,19 @@ def test_schedule_falls_at_560_and_630_of_700():
     assert rates[560:630] == pytest.approx([2e-5] * 70) and rates[630:] == pytest.approx([4e-6] * 70)
 
 
-def test_paper_ablation_falls_at_400_and_600():
-    options = build(
-        Options, PRESETS, ABLATIONS, "paper", "paper", {"reconstruction_width": 1, "discriminator_width": 1}
-    )
+def test_literal_ablation_is_the_article():
+    small = {"reconstruction_width": 1, "discriminator_width": 1}
+    options = build(Options, PRESETS, ABLATIONS, "paper", "literal", small)
     _, schedule = DRAEM(options).optimizer()
     assert sorted(schedule.milestones) == [400, 600] and schedule.gamma == 0.1
     assert options.texture_weight == (0.1, 1.0) and options.rotation_degrees == 45
 
 
-@pytest.mark.holds("draem", "2", "3")
-def test_loss_is_the_sum_of_its_terms(sources, clean):
-    torch.manual_seed(0)
-    method, batch = DRAEM(SMALL), batch_of(SMALL, sources, clean)
-    terms = method.loss(batch)
-    reconstruction, logits = method(batch.corrupted)
-    expected = {
-        "l2": ((reconstruction - batch.clean) ** 2).mean(),
-        "ssim": 1 - ssim(reconstruction, batch.clean),
-        "focal": focal(logits.softmax(1), batch.mask),
-    }
-    for name, value in expected.items():
-        assert terms[name].item() == pytest.approx(value.item(), rel=1e-5)
-    assert terms["total"].item() == pytest.approx(sum(v.item() for v in expected.values()), rel=1e-5)
-
-
 @pytest.mark.holds("draem", "1", "2", "3")
 def test_loss_against_scipy_and_numpy(sources, clean):
-    """Equations 1 to 3 in float64, where lambda is not 1: SSIM by scipy's filter, the focal loss of a sigmoid."""
+    """Equations 1 to 3 in float64: SSIM by scipy's filter, the focal loss of a sigmoid."""
     torch.manual_seed(0)
-    options = dataclasses.replace(SMALL, ssim_weight=0.3, anomaly_probability=1.0, mask_threshold=(0.1, 0.1))
+    options = dataclasses.replace(SMALL, mask_threshold=(0.1, 0.1))
     method, batch = DRAEM(options), batch_of(options, sources, clean)
     terms = method.loss(batch)
     reconstruction, logits = (output.detach().double().numpy() for output in method(batch.corrupted))
@@ -188,7 +160,7 @@ def test_loss_against_scipy_and_numpy(sources, clean):
     smooth = (1 - 1e-5) * true + 1e-5 * (1 - true) + 1e-5
     expected = {
         "l2": ((reconstruction - image) ** 2).mean(),
-        "ssim": 0.3 * (1 - similarity.mean()),
+        "ssim": 1 - similarity.mean(),
         "focal": -((1 - smooth) ** 2 * np.log(smooth)).mean(),
     }
     assert {name: terms[name].item() for name in expected} == pytest.approx(expected, rel=1e-4)
@@ -206,20 +178,7 @@ def test_focal_loss_alone_reaches_the_reconstructor(sources, clean):
         assert parameter.grad.abs().max() > 0 or name.endswith("bias"), name
 
 
-def test_input_order_is_an_option():
-    torch.manual_seed(0)
-    method = DRAEM(SMALL).eval()
-    torch.manual_seed(0)
-    swapped = DRAEM(Options(size=(64, 64), reconstruction_width=4, discriminator_width=4, score_window=5,
-                            discriminator_input="image_first")).eval()  # fmt: skip
-    image = torch.rand(1, 3, 64, 64)
-    rebuilt = method.reconstructor(image)
-    assert torch.equal(method(image)[1], method.discriminator(torch.cat((rebuilt, image), 1)))
-    assert torch.equal(swapped(image)[1], swapped.discriminator(torch.cat((image, rebuilt), 1)))
-
-
 def test_corrupted_equals_clean_outside_the_mask(sources, clean):
-    """Spec check 15. Inside, equation 4 gives a texture weight in [0.2, 1]."""
     anomalous = 0
     for seed in range(200):
         example = corrupt(clean, np.random.default_rng(seed), SMALL, sources)
@@ -241,66 +200,53 @@ def test_blend_is_equation_4():
 
 
 @pytest.mark.holds("draem", "4")
-def test_texture_weight_and_threshold_readings(clean):
+def test_texture_weight_and_threshold_readings(monkeypatch):
     """The code draws beta from [0.2, 1], the paper from [0.1, 1]; white on black shows it."""
+    monkeypatch.setattr(module, "OPERATION_COUNT", 0)  # white stays white
     black, white = torch.zeros(3, 64, 64), Sources(textures=torch.full((1, 3, 64, 64), 255, dtype=torch.uint8))
 
     def weights(low):
-        options = Options(size=(64, 64), texture_operation_count=0, anomaly_probability=1, texture_weight=(low, 1.0))
-        drawn = (corrupt(black, np.random.default_rng(i), options, white) for i in range(400))
+        options = Options(size=(64, 64), texture_weight=(low, 1.0))
+        drawn = (corrupt(black, np.random.default_rng(i), options, white) for i in range(800))
         return [example.corrupted.max().item() for example in drawn if example.mask.any()]
 
     assert 0.2 <= min(weights(0.2)) < 0.22 and 0.98 < max(weights(0.2)) <= 1
     assert 0.1 <= min(weights(0.1)) < 0.12
-    areas = [
-        draw_mask(np.random.default_rng(i), (64, 64), exponents=(0, 5), degrees=90.0, thresholds=(0.0, 1.0)).mean()
-        for i in range(300)
-    ]
-    fixed = [
-        draw_mask(np.random.default_rng(i), (64, 64), exponents=(0, 5), degrees=90.0, thresholds=(0.5, 0.5)).mean()
-        for i in range(300)
-    ]
+    areas, fixed = (
+        [draw_mask(np.random.default_rng(i), (64, 64), exponents=(0, 5), degrees=90.0, thresholds=limits).mean()
+         for i in range(300)] for limits in ((0.0, 1.0), (0.5, 0.5))
+    )  # fmt: skip
     assert np.mean(areas) > 2 * np.mean(fixed) and max(areas) > 0.4
 
 
 @pytest.mark.holds("draem", "6")
-def test_mask_is_noise_that_is_turned_and_cut():
-    """Equation 6 from the same random numbers, by slow loops: noise, turned, black outside, above a threshold."""
+def test_mask_is_rotated_noise_above_a_threshold():
+    """Equation 6 from the same random numbers, by slow loops; black outside."""
     areas = []
     for seed in range(6):
         rng = np.random.default_rng(seed)
         noise = slow_perlin(draw_perlin(rng, (26, 20), 0, 5).angles, (26, 20))
-        turned = slow_rotate(noise, rng.uniform(-60, 60), 0)
+        rotated = slow_rotate(noise, rng.uniform(-60, 60))
         level = rng.uniform(-0.4, 0.4)
         mask = draw_mask(np.random.default_rng(seed), (26, 20), exponents=(0, 5), degrees=60.0, thresholds=(-0.4, 0.4))
-        clear = np.abs(turned - level) > 1e-5
-        assert clear.mean() > 0.5 and np.array_equal(mask[clear], (turned > level)[clear])
+        clear = np.abs(rotated - level) > 1e-5
+        assert clear.mean() > 0.5 and np.array_equal(mask[clear], (rotated > level)[clear])
         areas.append(mask.mean())
     assert min(areas) < 0.4 and max(areas) > 0.5
 
 
 def test_own_textures_are_moved_training_images(clean):
-    """With no operation, what is pasted is the roll of a training image; without the option nothing is drawn for it."""
+    """Without operations, the texture is the roll of a training image."""
     images = [(clean * 255).byte(), (clean.flip(1) * 255).byte()]
-    texture = draw_texture(
-        np.random.default_rng(0), None, images, own_share=1.0, operations="code", operation_count=0, channel_order="rgb"
-    )
+    form = {"own_share": 1.0, "operations": "code", "operation_count": 0, "channel_order": "rgb"}
+    texture = draw_texture(np.random.default_rng(0), None, images, **form)
     rows = {tuple(row) for image in images for row in (image[0] / 255).sort(dim=1).values.tolist()}
     assert all(tuple(row) in rows for row in texture[0].sort(dim=1).values.tolist())
     assert not any(torch.equal(texture, image / 255) for image in images)
 
 
-def test_same_stream_same_example(sources, clean):
-    first, second = (corrupt(clean, np.random.default_rng(7), SMALL, sources) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
-
-
-def test_sampling_with_and_without_replacement():
-    rng = np.random.default_rng(0)
-    drawn = DRAEM(SMALL).order(500, rng)
-    assert len(drawn) == 500 and len(set(drawn)) == pytest.approx(500 * (1 - np.exp(-1)), abs=30)
-    shuffled = DRAEM(Options(size=(64, 64), reconstruction_width=1, discriminator_width=1, sampling="shuffle"))
-    assert sorted(shuffled.order(500, rng)) == list(range(500))
+def test_an_epoch_draws_with_replacement():
+    assert [stage.order for stage in DRAEM(SMALL).stages] == ["replacement"]
 
 
 def authors_state(width: int, channels: int, classes: int, levels: int, suffix: str) -> dict:
@@ -334,7 +280,7 @@ def authors_state(width: int, channels: int, classes: int, levels: int, suffix: 
 
 
 # Sourced: mean, standard deviation and four elements of the outputs of anomalib 2.7.0's networks (width 4, evaluation
-# mode, torch 2.13.0), which keep the authors' module names; `PYTHONPATH=tools python tools/sources/draem.py`, 2026-11-23.
+# mode, torch 2.13.0) with the authors' module names; `PYTHONPATH=tools python tools/sources/draem.py`, 2026-11-23.
 SOURCED = {
     "": [1.2430466, 1.5423318, -0.51586598, 0.80617654, 2.6752515, 0.77522159],
     "_segment": [3.2146056, 2.0466294, 0.85709321, 5.3442111, 2.0311413, 5.6240249],
@@ -343,7 +289,7 @@ SOURCED = {
 
 @pytest.mark.parametrize("suffix", SOURCED)
 def test_networks_and_key_map_against_anomalib(suffix):
-    network, channels = (UNet(6, 2, 4), 6) if suffix else (Autoencoder(4), 3)
+    network, channels = (UNet(4), 6) if suffix else (Autoencoder(4), 3)
     names = released_keys(network, suffix)
     for ours, tensor in network.state_dict().items():
         if tensor.is_floating_point():
@@ -383,20 +329,3 @@ def test_released_checkpoints_that_do_not_fit_are_refused(damage):
         states.pop()
     with pytest.raises(UserError, match="--weights"):
         DRAEM(SMALL).load_weights(states)
-
-
-@pytest.mark.parametrize("changes", [
-    {"resize": "antialias"}, {"sampling": "shuffle"}, {"ssim_range": "auto"}, {"texture_operations": "paper"},
-    {"channel_order": "bgr"}, {"discriminator_input": "image_first"}, {"mask_threshold": (0.0, 1.0)},
-    {"texture_weight": (0.1, 1.0)}, {"rotation_degrees": 45.0}, {"milestones": (4 / 7, 6 / 7)}, {"ssim_weight": 0.5},
-    {"rotation_probability": 1.0}, {"anomaly_probability": 1.0}, {"focal_smooth": 0.0},
-    {"own_texture_share": 1.0}, {"ssim_window": "uniform"}, {"ssim_padding": "valid"}, {"focal_alpha": 0.25},
-])  # fmt: skip
-def test_every_reading_builds_and_trains_a_step(changes, sources, clean):
-    options = Options(**{"size": (64, 64), "reconstruction_width": 2, "discriminator_width": 2, **changes})
-    method = DRAEM(options)
-    optimizer, _ = method.optimizer()
-    total = method.loss(batch_of(options, sources, clean, 2))["total"]
-    total.backward()
-    optimizer.step()
-    assert torch.isfinite(total) and all(torch.isfinite(p).all() for p in method.parameters())
