@@ -22,9 +22,8 @@ from adref.data.layouts import find_categories
 from adref.method import Method
 from adref.methods import METHODS, find_method
 from adref.options import UserError, flag
+from adref.run import config
 from adref.run.cli import run_cli
-from adref.run.config import FREE_ON_RESUME, RunSettings, new_config
-from adref.run.config import parse_arguments as parse_train_arguments
 from adref.run.directory import lock, read_config
 from adref.run.summary import last_line, log_file, read_metrics, write_summary
 
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_command(argv: list[str]) -> int:
-    """Runs the open cells and writes the summary; returns 1 if a cell failed."""
+    """Runs the cells that are not finished and writes the summary; returns 1 if a cell failed."""
     end = argv.index("--") if "--" in argv else len(argv)
     arguments = parse_arguments(argv[:end])
     cells = make_cells(arguments, group_flags(argv[end + 1 :]))
@@ -53,7 +52,6 @@ def run_command(argv: list[str]) -> int:
     waiting = [cell for cell in cells if read_metrics(cell.run) is None]
     print(f"{len(cells)} cells, {len(cells) - len(waiting)} finished before. Folder: {arguments.out}", flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    failed = []
     try:
         failed = run_cells(waiting, arguments.devices)
     finally:
@@ -65,29 +63,27 @@ def run_command(argv: list[str]) -> int:
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """Parses the command line up to `--`; raises UserError for a value that it does not take."""
+    """Parses the command line up to `--`."""
     parser = option_tools.Parser(
         prog="python -m adref.benchmark", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__.split("\n\n", 1)[1],
         epilog="FLAGS are those of adref.train; each method gets the ones it has: -- --textures FOLDER --epochs 50",
     )  # fmt: skip
-    scoring = [name for name, method in METHODS.items() if issubclass(method, Method)]
-    parser.add_argument("--methods", nargs="+", metavar="M", default=scoring,
-                        help=f"METHOD or METHOD:PRESET; of {', '.join(scoring)} [all]")  # fmt: skip
-    parser.add_argument("--data", nargs="+", type=Path, metavar="ROOT", required=True, help="folders of data sets")
-    parser.add_argument("--categories", nargs="+", metavar="NAME", help="[all in the folders]")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="[0]")
-    parser.add_argument("--preset", default="paper", help="preset of methods given without one [paper]")
-    parser.add_argument("--ablations", nargs="+", default=[], metavar="NAME",
-                        help="further cells of the methods that have these ablations")  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of all cells")
-    parser.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N",
-                        help="every N-th cell from the I-th on, for N machines on one disk [1/1]")  # fmt: skip
-    parser.add_argument("--devices", nargs="+", metavar="D", help="one cell at a time runs on each; a device can be "
-                        "given twice, cpu cpu with OMP_NUM_THREADS=1 [every GPU, or the CPU]")  # fmt: skip
-    arguments = parser.parse_args(argv)
-    arguments.devices = arguments.devices or [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
-    return arguments
+    scoring, add = [name for name, method in METHODS.items() if issubclass(method, Method)], parser.add_argument
+    add("--methods", nargs="+", metavar="M", default=scoring,
+        help=f"METHOD or METHOD:PRESET; of {', '.join(scoring)} [all]")  # fmt: skip
+    add("--data", nargs="+", type=Path, metavar="ROOT", required=True, help="folders of data sets")
+    add("--categories", nargs="+", metavar="NAME", help="[all in the folders]")
+    add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="[0]")
+    add("--preset", default="paper", help="preset of methods given without one [paper]")
+    add("--ablations", nargs="+", default=[], metavar="NAME", help="further cells of the methods that have these")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of all cells")
+    add("--shard", type=shard, default=(1, 1), metavar="I/N",
+        help="every N-th cell from the I-th on, for N machines on one disk [1/1]")  # fmt: skip
+    add("--devices", nargs="+", metavar="D", default=[f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"],
+        help="one cell at a time runs on each; a device can be given twice, cpu cpu with OMP_NUM_THREADS=1 [every GPU, "
+        "or the CPU]")  # fmt: skip
+    return parser.parse_args(argv)
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -96,9 +92,6 @@ def shard(text: str) -> tuple[int, int]:
     if not 1 <= first <= count:
         raise ValueError
     return first, count
-
-
-# -- cells ------------------------------------------------------------------------------------------------------------
 
 
 def make_cells(arguments: argparse.Namespace, given: dict[str, list[str]]) -> list[Cell]:
@@ -114,36 +107,30 @@ def make_cells(arguments: argparse.Namespace, given: dict[str, list[str]]) -> li
     variants = []
     for word in dict.fromkeys(arguments.methods):
         name, _, preset = word.partition(":")
-        if not issubclass(find_method(name), Method):
+        method = find_method(name)
+        if not issubclass(method, Method):
             raise UserError(f"--methods: {name} scores no images")
-        ablations = [None, *dict.fromkeys(a for a in arguments.ablations if a in find_method(name).ablations)]
+        ablations = [None, *dict.fromkeys(a for a in arguments.ablations if a in method.ablations)]
         variants += [(name, preset or arguments.preset, ablation) for ablation in ablations]
-    for ablation in arguments.ablations:
-        if not any(ablation in find_method(name).ablations for name, *_ in variants):
-            raise UserError(f"--ablations: no method has {ablation}")
-    known = {key for name, *_ in variants for key in known_flags(name)}
-    for key in given:
-        if key not in known:
-            option_tools.refuse_unknown(flag(key), known)
+    if unknown := set(arguments.ablations) - {ablation for *_, ablation in variants}:
+        raise UserError(f"--ablations: no method has {min(unknown)}")
+    known = {name: known_flags(name) for name, *_ in variants}
+    every = set().union(*known.values())
+    for key in given.keys() - every:
+        option_tools.refuse_unknown(flag(key), every)
     cells, roots = [], find_roots(arguments.data, arguments.categories)
-    seeds = dict.fromkeys(arguments.seeds)
+    seeds, (first, count) = dict.fromkeys(arguments.seeds), arguments.shard
     for seed, category, (name, preset, ablation) in itertools.product(seeds, roots, variants):
         argv = [name, "--data", str(roots[category].absolute()), "--category", category, "--seed", str(seed)]
         argv += ["--preset", preset, *(["--ablation", ablation] if ablation else [])]
-        for key, values in given.items():
-            argv += [flag(key), *values] if key in known_flags(name) else []
+        argv += [word for key, values in given.items() if key in known[name] for word in (flag(key), *values)]
         run = arguments.out / "-".join(filter(None, (name, preset, ablation))) / category / f"seed-{seed}"
-        cells.append(Cell(run, argv, new_config(parse_train_arguments(argv, ""))[1]))
-    first, count = arguments.shard
+        cells.append(Cell(run, argv, config.new_config(config.parse_arguments(argv, ""))))
     return cells[first - 1 :: count]
 
 
 def find_roots(roots: list[Path], wanted: list[str] | None) -> dict[str, Path]:
-    """Maps each category to the folder of its data set.
-
-    Raises:
-        UserError: an unknown category, or one that two data sets have.
-    """
+    """Maps each category to the folder of its data set; UserError for an unknown one, or one of two data sets."""
     found: dict[str, Path] = {}
     for root in roots:
         for name in find_categories(root):
@@ -157,11 +144,7 @@ def find_roots(roots: list[Path], wanted: list[str] | None) -> dict[str, Path]:
 
 
 def group_flags(words: list[str]) -> dict[str, list[str]]:
-    """Groups flags of adref.train with their values: `--a=1 --b-c 2 3` becomes {"a": ["1"], "b_c": ["2", "3"]}.
-
-    Raises:
-        UserError: a value without a flag, or a flag that the benchmark sets.
-    """
+    """Groups flags of adref.train with their values: `--a=1 --b-c 2 3` becomes {"a": ["1"], "b_c": ["2", "3"]}."""
     found: dict[str, list[str]] = {}
     for word in words:
         if word.startswith("--"):
@@ -180,7 +163,9 @@ def group_flags(words: list[str]) -> dict[str, list[str]]:
 def known_flags(name: str) -> set[str]:
     """Returns the names of the flags of adref.train that a method takes."""
     options = option_tools.names(find_method(name).Options)
-    return {*options, *option_tools.names(RunSettings)} - (set() if "backbone" in options else {"backbone_weights"})
+    return {*options, *option_tools.names(config.RunSettings)} - (
+        set() if "backbone" in options else {"backbone_weights"}
+    )
 
 
 def check_unchanged(cell: Cell) -> None:
@@ -188,14 +173,11 @@ def check_unchanged(cell: Cell) -> None:
     if not (cell.run / "config.json").exists():
         return
     old, new = read_config(cell.run), json.loads(json.dumps(cell.config))
-    for part, free in (("options", ()), ("flags", FREE_ON_RESUME)):
+    for part, free in (("options", ()), ("flags", config.FREE_ON_RESUME)):
         for name, value in new[part].items():
             if name not in free and old[part].get(name) != value:
                 change = f"{flag(name)} {old[part].get(name)}, now {value}"
                 raise UserError(f"{cell.run} was begun with {change}; give another --out")
-
-
-# -- processes --------------------------------------------------------------------------------------------------------
 
 
 def run_cells(cells: list[Cell], devices: list[str]) -> list[Cell]:
@@ -203,28 +185,27 @@ def run_cells(cells: list[Cell], devices: list[str]) -> list[Cell]:
 
     A cell whose run directory is in use by another process is left to that process.
     """
-    waiting, running, free, failed = list(cells), [], list(devices), []
-    begin, handler = time.monotonic(), signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
+    waiting, running, free, failed = list(cells), {}, list(devices), []
+    began, handler = time.monotonic(), signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
         while waiting or running:
             while waiting and free:
                 cell, device = waiting.pop(0), free.pop(0)
-                running.append((start(cell, device), cell, device))
+                running[start(cell, device)] = cell, device
             time.sleep(0.1)
-            for ended in [entry for entry in running if entry[0].poll() is not None]:
-                process, cell, device = ended
-                running.remove(ended)
+            for process in [process for process in running if process.poll() is not None]:
+                cell, device = running.pop(process)
                 free.append(device)
                 state = "finished"
                 if process.returncode:
                     state = "in use by another process" if is_locked(cell.run) else "failed"
-                    failed += [cell] if state == "failed" else []
-                done, seconds = len(cells) - len(waiting) - len(running), time.monotonic() - begin
+                failed += [cell] if state == "failed" else []
+                done, seconds = len(cells) - len(waiting) - len(running), time.monotonic() - began
                 print(f"{done}/{len(cells)}, {seconds:.0f} s: {cell.run} {state}", flush=True)
     finally:
-        for process, *_ in running:
+        for process in running:
             process.terminate()  # adref.train saves a checkpoint and ends
-        for process, *_ in running:
+        for process in running:
             process.wait()
         signal.signal(signal.SIGTERM, handler)
     return failed

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from adref.data.layouts import check_images, find_category, raise_if_any
 from adref.method import Method
-from adref.ops import metrics
+from adref.ops.metrics import CONVENTIONS
 from adref.options import UserError
 from adref.run import distributed, tiles
 from adref.run.cli import run_cli
@@ -21,17 +21,16 @@ from adref.run.evaluation import Rules, evaluate, summary
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m adref.evaluate", description=__doc__.split("\n\n", 1)[1])
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory of python -m adref.train")
-    parser.add_argument("--data", type=Path, help="the data set, if it is no longer where the run was trained")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    parser.add_argument(
-        "--resolution", choices=("native", "method"), default="native",
-        help="pixels that pixel metrics count: those of each image (maps resized) or of the network's input [native]",
-    )  # fmt: skip
-    text = "with --resolution method: how masks are resized, draem drops all their boundary pixels [nearest]"
-    parser.add_argument("--gt-mode", choices=("nearest", "draem"), default="nearest", help=text)
-    text = "AUPRO in another paper's reading, reported beside the exact one [that of the method]"
-    parser.add_argument("--convention", choices=sorted(metrics.CONVENTIONS), help=text)
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="run directory of python -m adref.train")
+    add("--data", type=Path, help="the data set, if it is no longer where the run was trained")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    add("--resolution", choices=("native", "method"), default="native", help="pixels that pixel metrics count: those "
+        "of each image (maps resized) or of the network's input [native]")  # fmt: skip
+    add("--gt-mode", choices=("nearest", "draem"), default="nearest", help="with --resolution method: how masks are "
+        "resized, draem drops all their boundary pixels [nearest]")  # fmt: skip
+    add("--convention", choices=sorted(CONVENTIONS), help="AUPRO in another paper's reading, reported beside the exact "
+        "one [that of the method]")  # fmt: skip
     tiles.add_flags(parser)
     arguments = parser.parse_args(argv)
     return run_cli(lambda: run_command(arguments), processes=True)
@@ -42,8 +41,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.gt_mode == "draem" and arguments.resolution != "method":
         raise UserError("--gt-mode draem needs --resolution method: it is a rule for resized masks")
     with distributed.process_group(), ExitStack() as locks:
-        run = open_run(arguments.run, distributed.local_device(find_device(arguments.device)), Method)
-        distributed.on_rank_zero(lambda: locks.enter_context(lock(run.folder)) and None)
+        run = open_run(arguments.run, find_device(arguments.device), Method)
+        distributed.on_rank_zero(lambda: locks.enter_context(lock(run.folder)))
         root = arguments.data or Path(run.config["flags"]["data"])
         if not root.exists():
             raise UserError(f"the data set {root} is not there; --data takes where it is now")

@@ -1,4 +1,4 @@
-"""What a method is: the contract between a paper and everything that knows no paper.
+"""The contract of a method, between its paper and everything that knows no paper.
 
 A method is one class built from one frozen `Options` dataclass. All randomness of its training enters in `corrupt`,
 which data workers call with a random stream keyed by (seed, purpose, epoch, position); `loss` is a pure function of
@@ -47,13 +47,13 @@ class Stage(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """Inputs of `corrupt` besides the image. Unused fields are None."""
+    """Inputs of `corrupt` besides the image; None: unused."""
 
     images: Sequence[Tensor] | None = None  # the clean training images, uint8 (3, H, W) each, at the method's size
     hashes: Sequence | None = None  # `image_hash` of each of `images`
     categories: Sequence[str] | None = None  # the category of each of `images`
     textures: Sequence[Tensor] | None = None  # uint8 (3, H, W) each, at the method's size
-    anomalies: dict[str, Sequence[Tensor]] | None = None  # category -> whole anomalous pictures, as `textures`
+    anomalies: dict[str, Sequence[Tensor]] | None = None  # category -> anomalous pictures, as `textures`
     sizes: np.ndarray | None = None  # (n, 3) float64: height, width (in a picture of 256 x 256) and weight
     statistics: Any = None  # `statistics` of the category; category -> statistics for a method of several categories
     stage: str | None = None  # name of the training stage; None: the first
@@ -109,19 +109,12 @@ class Trainable(nn.Module):
         return None
 
     def prepare(self, sources: Sources, stage: str, stream: Stream) -> None:
-        """Fills buffers from the training images before a stage begins.
-
-        Args:
-            sources: those of the stage.
-            stage: its name.
-            stream: gives the random stream of a purpose and numbers.
-        """
+        """Fills buffers from the training images, those of `sources`, before a stage begins."""
 
     def loss(self, batch: NamedTuple, stage: str) -> dict[str, Tensor]:
         """Computes named loss terms and their weighted sum "total", each a scalar in float32.
 
-        A name with a slash ("memory/entropy") is a statistic: logged, and no part of "total". It is NaN where a batch
-        has nothing to count.
+        A name with a slash ("memory/entropy") is a statistic: logged, no part of "total", NaN where there is none.
         """
         raise NotImplementedError
 
@@ -133,14 +126,11 @@ class Trainable(nn.Module):
         """Changes the gradients after each micro-batch, e.g. clips them; `last`: the optimizer steps next."""
 
     def load_weights(self, states: list[dict], part: Literal["method", "backbone"] = "method") -> None:
-        """Loads published weights before training.
+        """Loads published weights before training; UserError for keys or shapes that do not fit.
 
         Args:
             states: the state dictionaries of `--weights`, in order, or the one of `--backbone-weights`.
             part: "backbone" for a frozen feature extractor.
-
-        Raises:
-            UserError: the method has no published weights, or keys or shapes do not fit.
         """
         raise UserError(f"{type(self).__name__} has no published weights that could be loaded")
 
@@ -151,16 +141,13 @@ class Method(Trainable):
     evaluation = Evaluation()
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
-        """Maps a batch (B, 3, H, W) in [0, 1] to raw scores (B, 1, H, W), higher is more anomalous.
-
-        No image changes the map of another.
-        """
+        """Maps images (B, 3, H, W) in [0, 1], each by itself, to scores (B, 1, H, W); higher is more anomalous."""
         raise NotImplementedError
 
     def image_scores(self, maps: Tensor) -> dict[str, Tensor]:
         """Reduces maps (B, 1, H, W) to image scores (B,) by name.
 
-        The first score decides and has the threshold; others are readings that an evaluation reports beside it.
+        The first decides and has the threshold; others are readings that an evaluation reports beside it.
         """
         return {"score": maps.amax(dim=(1, 2, 3))}
 
@@ -173,8 +160,7 @@ class Method(Trainable):
         """Returns the pictures of a report by caption, (C, h, w) in [0, 1] each.
 
         Args:
-            image: one image (1, 3, H, W): what the method computes between it and its map. None: what the method has
-                learned, before any test image.
+            image: (1, 3, H, W): the steps between it and its map are shown; None: what the method has learned.
             context: as in `anomaly_map`.
         """
         return {}
@@ -190,7 +176,7 @@ class Sampler(Trainable):
 
     @property
     def labels(self) -> list[str]:
-        """The kinds of images that the model draws, by label."""
+        """Names the kinds of images that the model draws."""
         raise NotImplementedError
 
     def sample_images(
@@ -201,21 +187,18 @@ class Sampler(Trainable):
 
 
 def check_images(images: Tensor, stride: int = 1, size: tuple[int, int] | None = None) -> None:
-    """The public edge of every method.
+    """Raises ValueError unless a batch is (B, 3, H, W) floats in [0, 1] with sides that a method takes.
 
     Args:
-        images: a batch.
-        stride: of which both sides must be multiples.
-        size: (H, W), the only one that the method takes; None: any.
-
-    Raises:
-        ValueError: not (B, 3, H, W) floats in [0, 1], or sides that do not fit.
+        images: the batch.
+        stride: both sides must be multiples of it.
+        size: the only (H, W); None: any.
     """
     if not isinstance(images, Tensor):
         raise ValueError(f"expected a tensor, got {type(images).__name__}")
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or images.numel() == 0:
         raise ValueError(f"expected (B, 3, H, W) floats in [0, 1], got {tuple(images.shape)} {images.dtype}")
-    # A graph that torch.export draws knows shapes and no values. (torch 2.2 does not have the question.)
+    # torch.export traces shapes without values. (torch 2.2 has no is_compiling.)
     if not getattr(torch.compiler, "is_compiling", bool)():
         low, high = torch.aminmax(images)
         if not (low >= 0 and high <= 1):  # NaN, too

@@ -31,39 +31,28 @@ class Parser(argparse.ArgumentParser):
 KINDS = ("silent", "ambiguous", "contradiction", "mistake", "substitution")
 
 
-def option(
-    default,
-    help: str,
-    source: str,
-    limits: tuple[float, float] | None = None,
-    kind: str | None = None,
-    paper: str | None = None,
-    why: str | None = None,
-    is_flag: bool = True,
-):
+def option(default, help: str, source: str, limits: tuple[float, float] | None = None, kind: str | None = None,
+           paper: str | None = None, why: str | None = None, is_flag: bool = True):  # fmt: skip
     """Makes a dataclass field that knows its meaning, its source and how it departs from the paper.
 
     Args:
-        default: the value that the paper preset uses.
-        help: one line for `--help`; says the unit or the range.
-        source: where the default comes from, e.g. "equation 3", "table 2", "code"; "adref" for a choice of this code.
-        limits: smallest and largest value of a number, or of each number of a tuple; both are allowed.
-        kind: one of KINDS, where the default departs from the paper or is a guess; else None.
-        paper: with `kind`: what the paper says.
-        why: with `kind`: the reason for the default.
+        default: the value of the paper preset.
+        help: one line for `--help`, with the unit or the range.
+        source: of the default: "equation 3", "table 2", "code"; "adref" for a choice of this code.
+        limits: smallest and largest value, both allowed, of a number or of each number of a tuple.
+        kind: one of KINDS, where the default departs from the paper or is a guess.
+        paper, why: with `kind`: what the paper says, and the reason for the default.
         is_flag: False for what the commands fill in.
     """
     if (kind is None) != (paper is None) or (kind is None) != (why is None) or kind not in (None, *KINDS):
-        raise ValueError(
-            f"expected kind, paper and why together, kind one of {KINDS}; got {kind!r}, {paper!r}, {why!r}"
-        )
+        raise ValueError(f"expected kind of {KINDS}, paper and why together; got {kind!r}, {paper!r}, {why!r}")
     metadata = {"help": help, "source": source, "limits": limits, "kind": kind, "paper": paper, "why": why}
     return dataclasses.field(default=default, metadata={**metadata, "is_flag": is_flag})
 
 
-def choices(field_type) -> tuple | None:
+def choices(kind) -> tuple | None:
     """Returns the values that a `Literal[...]` annotation allows, None for any other type."""
-    return typing.get_args(field_type) if typing.get_origin(field_type) is typing.Literal else None
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else None
 
 
 def flag(name: str) -> str:
@@ -82,63 +71,61 @@ def names(options_class, all_fields: bool = False) -> list[str]:
 
 
 def refuse_unknown(name: str, known) -> None:
-    """Raises UserError for an option that does not exist; the near ones are listed, or all."""
+    """Raises UserError for an option that does not exist; it lists the near ones, or all."""
     near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=3, cutoff=0.5) or sorted(known)
     raise UserError(f"unknown option {name}; known: {', '.join(map(flag, near))}")
 
 
-def parse(name: str, field_type, text):
-    """Turns a flag's text (or a JSON value) into the type that the option's annotation states.
+def parse(name: str, kind, text):
+    """Turns a flag's text, or a JSON value, into the type of the option; UserError says what it takes."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
 
-    Raises:
-        UserError: the text is no such value; the sentence names the option and what it takes.
-    """
-    origin, arguments = typing.get_origin(field_type), typing.get_args(field_type)
+    def refusal(takes: str) -> UserError:
+        return UserError(f"{flag(name)} takes {takes}; got {text!r}")
+
     if origin in (typing.Union, types.UnionType):  # T | None
-        return None if text in (None, "none") else parse(name, arguments[0], text)
+        return None if text in (None, "none") else parse(name, parts[0], text)
     if origin is typing.Literal:
-        if text not in arguments:
-            raise UserError(f"{flag(name)} takes one of {', '.join(map(str, arguments))}; got {text!r}")
+        if text not in parts:
+            raise refusal(f"one of {', '.join(map(str, parts))}")
         return text
     if origin is tuple:
         if not isinstance(text, str | tuple | list):
-            raise UserError(f"{flag(name)} takes values joined by commas; got {text!r}")
-        parts = text.split(",") if isinstance(text, str) else list(text)
-        if arguments[-1] is not Ellipsis and len(parts) != len(arguments):
-            raise UserError(f"{flag(name)} takes {len(arguments)} values joined by commas; got {text!r}")
-        kinds = arguments if arguments[-1] is not Ellipsis else [arguments[0]] * len(parts)
-        return tuple(parse(name, kind, part) for kind, part in zip(kinds, parts))
-    if field_type is bool:
+            raise refusal("values joined by commas")
+        values = text.split(",") if isinstance(text, str) else text
+        kinds = parts[:1] * len(values) if parts[-1] is Ellipsis else parts
+        if len(values) != len(kinds):
+            raise refusal(f"{len(kinds)} values joined by commas")
+        return tuple(parse(name, *pair) for pair in zip(kinds, values))
+    if kind is bool:
         if str(text).lower() not in ("true", "false"):
-            raise UserError(f"{flag(name)} takes true or false; got {text!r}")
+            raise refusal("true or false")
         return str(text).lower() == "true"
     try:
-        value = field_type(text)
-        if field_type is float and not math.isfinite(value):
+        value = kind(text)
+        if kind is float and not math.isfinite(value):
             raise ValueError
         return value
     except (TypeError, ValueError, OverflowError):
-        word = {int: "a whole number", float: "a number"}.get(field_type, f"a {field_type.__name__}")
-        raise UserError(f"{flag(name)} takes {word}; got {text!r}") from None
+        raise refusal({int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")) from None
 
 
 def replace(options, changes: dict):
     """Copies `options` with some fields changed, each value parsed.
 
     Raises:
-        UserError: a name that is no field, a value of the wrong type, or what the class itself refuses.
+        UserError: a name that is no field, a value of the wrong type, or one that the class itself refuses.
     """
-    types_of, fields = hints(type(options)), {f.name: f for f in dataclasses.fields(options)}
-    values = {}
+    kinds, fields, values = hints(type(options)), {f.name: f for f in dataclasses.fields(options)}, {}
     for name, text in changes.items():
         if name not in fields:
             refuse_unknown(flag(name), fields)
-        values[name] = parse(name, types_of[name], text)
-        numbers = values[name] if isinstance(values[name], tuple) else (values[name],)
-        low, high = fields[name].metadata["limits"] or (-math.inf, math.inf)
-        if fields[name].metadata["limits"] and not all(n is None or low <= n <= high for n in numbers):
-            bounds = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-            raise UserError(f"{flag(name)} takes {bounds}; got {text if isinstance(text, str) else values[name]}")
+        value = values[name] = parse(name, kinds[name], text)
+        if limits := fields[name].metadata["limits"]:
+            low, high = limits
+            if not all(n is None or low <= n <= high for n in (value if isinstance(value, tuple) else (value,))):
+                bounds = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+                raise UserError(f"{flag(name)} takes {bounds}; got {text if isinstance(text, str) else value}")
     return dataclasses.replace(options, **values)
 
 
@@ -151,46 +138,36 @@ def require_ascending(options, *pairs: str) -> None:
 
 
 def build(options_class, presets: dict, ablations: dict, preset: str, ablation: str | None, flags: dict):
-    """Builds options from defaults < preset < ablation < flags.
-
-    Raises:
-        UserError: an unknown preset or ablation (the known ones are listed), or what `replace` refuses.
-    """
+    """Builds options from defaults < preset < ablation < flags; UserError lists the known presets or ablations."""
     changes = {}
     for kind, name, table in (("preset", preset, presets), ("ablation", ablation, ablations)):
-        if name is None:
-            continue
-        if name not in table:
+        if name is not None and name not in table:
             raise UserError(f"unknown --{kind} {name}; known: {', '.join(table) or 'none'}")
-        changes.update(table[name])
+        changes |= table.get(name, {})
     return replace(options_class(), {**changes, **flags})
 
 
-def add_flags(
-    parser: argparse.ArgumentParser, options_class, kind: str, title: str, names: tuple[str, ...] | None = None
-) -> None:
-    """Adds `--flag VALUE` for each field, with meaning, choices, default and source in `--help`.
+def add_flags(parser: argparse.ArgumentParser, options_class, kind: str, title: str, only: tuple = ()) -> None:
+    """Adds `--flag VALUE` for fields, with their meaning, choices, default and source in `--help`.
 
     Args:
         parser: the command's.
         options_class: dataclass of `option` fields.
-        kind: prefix that keeps this class's values apart in the parsed arguments; `flags_given` takes the same.
+        kind: keeps the values of this class apart in the parsed arguments; `flags_given` takes the same word.
         title: heading in `--help`.
-        names: the fields that become flags; None: all.
+        only: names of fields; none: all that are flags.
     """
-    types_of, group = hints(options_class), parser.add_argument_group(title)
+    kinds, group = hints(options_class), parser.add_argument_group(title)
     for field in dataclasses.fields(options_class):
-        if not field.metadata["is_flag"] or (names is not None and field.name not in names):
+        if field.name not in (only or names(options_class)):
             continue
-        known = choices(types_of[field.name])
-        text = field.metadata["help"] + (f" ({'|'.join(map(str, known))})" if known else "")
+        known, data = choices(kinds[field.name]), field.metadata
         shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        text = f"{text} [{shown}; {field.metadata['source']}]"
-        if field.metadata["kind"]:
-            text += f" {field.metadata['kind']}, the paper: {field.metadata['paper']}"
-        text = text.replace("%", "%%")
-        many = {"nargs": "+"} if typing.get_origin(types_of[field.name]) is tuple else {}
-        group.add_argument(flag(field.name), dest=f"{kind} {field.name}", metavar="VALUE", help=text, **many)
+        text = data["help"] + (f" ({'|'.join(map(str, known))})" if known else "") + f" [{shown}; {data['source']}]"
+        text += f" {data['kind']}, the paper: {data['paper']}" if data["kind"] else ""
+        many = {"nargs": "+"} if typing.get_origin(kinds[field.name]) is tuple else {}
+        words = {"dest": f"{kind} {field.name}", "metavar": "VALUE", "help": text.replace("%", "%%"), **many}
+        group.add_argument(flag(field.name), **words)
 
 
 def add_variants(parser: argparse.ArgumentParser, presets: dict, ablations: dict) -> None:
@@ -200,27 +177,23 @@ def add_variants(parser: argparse.ArgumentParser, presets: dict, ablations: dict
 
 
 def parse_known(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Parses a command line.
-
-    Raises:
-        UserError: an unknown argument; the near ones are listed.
-    """
+    """Parses a command line; UserError lists the options that are near to an unknown one."""
     arguments, unknown = parser.parse_known_args(argv)
+    if unknown and not unknown[0].startswith("-"):
+        raise UserError(f"unknown argument {unknown[0]!r}; after the method's name only --options follow")
     if unknown:
-        if not unknown[0].startswith("-"):
-            raise UserError(f"unknown argument {unknown[0]!r}; after the method's name only --options follow")
         known = [action.option_strings[0][2:].replace("-", "_") for action in parser._actions if action.option_strings]
         refuse_unknown(unknown[0].split("=")[0], known)
     return arguments
 
 
-def flags_given(arguments: argparse.Namespace, kind: str) -> dict:
-    """Returns the values of the command line, still text."""
-    pairs = ((k.partition(" "), v) for k, v in vars(arguments).items() if v is not None)
-    found = {name: value for (prefix, _, name), value in pairs if prefix == kind and name}
+def flags_given(arguments: argparse.Namespace, kind: str) -> dict[str, str]:
+    """Returns the values of the command line that `add_flags` named by `kind`, still text."""
+    found = {key.partition(" "): value for key, value in vars(arguments).items() if value is not None}
+    found = {name: value for (prefix, _, name), value in found.items() if prefix == kind and name}
     return {name: ",".join(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def to_json(options) -> dict:
-    """A flat dictionary of plain values; `replace(Options(), to_json(o)) == o`."""
+    """Returns a flat dictionary of plain values; `replace(Options(), to_json(o)) == o`."""
     return {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}

@@ -6,8 +6,6 @@ from the run. An image that cannot be read is named and skipped; the others are 
 """
 
 import argparse
-import csv
-import io
 import sys
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from adref.options import UserError
 from adref.run import tiles
 from adref.run.cli import Progress, run_cli
 from adref.run.directory import find_device, load
-from adref.run.files import write_atomically
+from adref.run.files import csv_text, explain_out, write_atomically
 from adref.run.report import overlay
 from adref.run.scoring import at_size, decision, map_scale, score_image, stored_map_scale
 
@@ -38,18 +36,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    """Scores every image; returns 0 when all were read, 2 when some were not.
-
-    Raises:
-        UserError: no trained run, or an output folder that cannot be written.
-    """
+    """Scores every image; returns 0 when all were read, 2 when some were not."""
     run = load(arguments.run, find_device(arguments.device))
     tiling, out = tiles.tiling_of(arguments, run.method), None if arguments.out == "-" else Path(arguments.out)
     names, problems = name_images(arguments.images, out)
+    scale, progress, rows = stored_map_scale(run.folder), Progress(), []
     if run.threshold is None:
         print(f"{run.folder} stores no threshold (training not finished, or no image held out): no decisions",
               file=sys.stderr)  # fmt: skip
-    scale, progress, rows = stored_map_scale(run.folder), Progress(), []
     if scale is None and out:
         print(f"{run.folder} was not evaluated: each overlay has a colour scale of its own", file=sys.stderr)
     for index, (name, path) in enumerate(names.items()):
@@ -63,12 +57,11 @@ def run_command(arguments: argparse.Namespace) -> int:
         if out:
             write_result(out, name, image, at_size(scored, image.shape[:2]), scale)
         progress(f"{index + 1}/{len(names)} {name}", final=index + 1 == len(names))
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([("path", "score", "decision"), *rows])
+    table = csv_text([("path", "score", "decision"), *rows])
     if out is None:
-        sys.stdout.write(table.getvalue())
+        sys.stdout.write(table)
     elif rows:
-        write(out, "scores.csv", lambda file: file.write(table.getvalue().encode(errors="surrogateescape")))
+        write(out, "scores.csv", lambda file: file.write(table.encode(errors="surrogateescape")))
         count = sum(row[2] == "anomalous" for row in rows)
         decided = "not decided" if run.threshold is None else f"{count} anomalous"
         print(f"{len(rows)} images scored, {decided}: {out}/scores.csv")
@@ -85,10 +78,9 @@ def name_images(images: list[Path], out: Path | None = None) -> tuple[dict[str, 
     """
     names, problems = {}, []
     for given in images:
-        if not given.exists():
-            problems.append(f"{given}: no such file or folder")
-            continue
         try:
+            if not given.exists():
+                raise UserError(f"{given}: no such file or folder")
             files = list_images(given) if given.is_dir() else [given]
         except UserError as error:
             problems.append(str(error))
@@ -108,19 +100,16 @@ def name_images(images: list[Path], out: Path | None = None) -> tuple[dict[str, 
 
 def write_result(out: Path, name: str, image: np.ndarray, anomaly_map: np.ndarray, scale: tuple | None) -> None:
     """Writes the map (H, W) and the overlay of an image."""
-    low, high = scale or map_scale([anomaly_map])
-    picture = Image.fromarray(overlay(image, anomaly_map, low, high))
+    picture = Image.fromarray(overlay(image, anomaly_map, *(scale or map_scale([anomaly_map]))))
     write(out, f"maps/{name}.npy", lambda file: np.save(file, anomaly_map))
     write(out, f"overlays/{name}.png", lambda file: picture.save(file, format="PNG"))
 
 
 def write(out: Path, name: str, action) -> None:
-    """Writes a result atomically, making its folder; UserError where that fails."""
-    try:
+    """Writes a result atomically, making its folder."""
+    with explain_out(out):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out / name, action)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

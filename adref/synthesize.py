@@ -9,10 +9,8 @@ statistics.csv with a row an example. The second draws N images for each categor
 defects in a folder of masks, for `--patch-size histogram`.
 """
 
-import csv
 import itertools
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -26,17 +24,18 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from adref import options as option_tools
-from adref.data.examples import Schedule, TrainingSet
+from adref.data.examples import stage_examples
 from adref.data.layouts import find_category, list_images, require_sound
 from adref.data.reader import read_mask
 from adref.method import Sources, Stage, Trainable
 from adref.methods import METHODS, find_method
 from adref.options import UserError
 from adref.run.cli import run_cli
-from adref.run.config import RunSettings, choose_categories
-from adref.run.directory import refuse_existing
-from adref.run.files import write_atomically, write_json
+from adref.run.config import RunSettings, new_config
+from adref.run.directory import build
+from adref.run.files import csv_text, new_folder, refuse_existing, write_atomically, write_json
 from adref.run.sampling import draw_images
+from adref.run.scoring import as_bytes
 from adref.run.sources import open_sources, read_images, split
 
 SETTINGS = ("data", "category", "textures", "defect_sizes", "anomaly_images", "seed", "holdout", "memory_limit")
@@ -66,9 +65,8 @@ def run_command(argv: list[str]) -> int:
         raise UserError(f"{argv[0]} is no run directory, and no method")
     name = argv[0] if argv and not argv[0].startswith("-") else None
     method = find_method(name) if name else None
-    parser = option_tools.Parser(
-        prog="python -m adref.synthesize", description=__doc__.split("\n\n", 1)[1], allow_abbrev=False
-    )
+    description = __doc__.split("\n\n", 1)[1]
+    parser = option_tools.Parser(prog="python -m adref.synthesize", description=description, allow_abbrev=False)
     parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)}; must stand first")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to make (a file, for sizes)")
     parser.add_argument("--n", metavar="N", default="16", help="corrupted examples to show [16]")
@@ -83,37 +81,30 @@ def run_command(argv: list[str]) -> int:
         return write_sizes(arguments.sizes_from, arguments.out)
     if method is None:
         raise UserError(f"a method must stand first, one of: {', '.join(METHODS)}")
-    return preview(name, method, arguments)
+    return preview(arguments)
 
 
-def preview(name: str, method: type[Trainable], arguments) -> int:
-    """Writes the first corrupted examples of a training.
-
-    Raises:
-        UserError: no example is corrupted, or options that do not fit.
-    """
+def preview(arguments) -> int:
+    """Writes the first corrupted examples of a training; UserError if there are none, or options do not fit."""
     count = option_tools.parse("n", int, arguments.n)
     if count < 1:
         raise UserError(f"--n takes 1 or more; got {count}")
     refuse_existing(arguments.out, "give another name")
-    settings = option_tools.replace(RunSettings(), option_tools.flags_given(arguments, "run"))
-    preset = arguments.preset or ("paper" if settings.data else "tiny")
-    changes = option_tools.flags_given(arguments, "option")
-    options = option_tools.build(method.Options, method.presets, method.ablations, preset, arguments.ablation, changes)
-    root, category, options = choose_categories(method, options, settings)
-    category = find_category(root, category)
+    config = new_config(arguments)
+    settings = option_tools.replace(RunSettings(), config["flags"])
+    category = find_category(settings.data, config["category"])
     require_sound(category)
     with torch.device("meta"):  # no weight is needed
-        built = method(options)
-    stages = {stage.name: stage for stage in built.stages}
-    stage = arguments.stage or built.stages[0].name
+        method = build(config)
+    stages = {stage.name: stage for stage in method.stages}
+    stage = arguments.stage or method.stages[0].name
     if stage not in stages:
         raise UserError(f"--stage takes one of {', '.join(stages)}; got {stage!r}")
     training = split(category, settings)[0]
-    images = read_images(built, training, settings)
-    sources, _ = open_sources(built, images, [record.category for record in training], settings)
+    images = read_images(method, training, settings)
+    sources, _ = open_sources(method, images, [record.category for record in training], settings)
     examples, failed, total = [], [], 0
-    for example, notes in draw_examples(built, stages[stage], sources._replace(stage=stage, notes=[]), settings.seed):
+    for example, notes in draw_examples(method, stages[stage], sources._replace(stage=stage, notes=[]), settings.seed):
         total += 1
         examples += [example] if example else []
         failed += [notes] if notes and not example else []
@@ -122,46 +113,38 @@ def preview(name: str, method: type[Trainable], arguments) -> int:
     kinds = [key for key, value in failed[0].items() if not np.ndim(value)] if failed else []
     reasons = {key: sum(notes[key] for notes in failed) for key in kinds}
     if not examples:
-        why = (
-            f"{len(failed)} came out empty: {reasons}"
-            if failed
-            else "see the options that mix anomalies and clean ones"
-        )
-        raise UserError(f"{name} corrupted none of {total} examples; {why}")
+        why = f"{len(failed)} came out empty: {reasons}" if failed else "see the options that mix in clean images"
+        raise UserError(f"{arguments.method} corrupted none of {total} examples; {why}")
     statistics = {
-        "method": name, "category": category.name, "preset": preset, "ablation": arguments.ablation, "changed": changes,
-        "seed": settings.seed, "statistics": sources.statistics, "examples": total, "corrupted": len(examples),
+        "method": arguments.method, "category": category.name, "preset": config["preset"],
+        "ablation": config["ablation"], "changed": config["changed"], "seed": settings.seed,
+        "statistics": sources.statistics, "examples": total, "corrupted": len(examples),
         "came_out_empty": len(failed), "empty_because": reasons, **summarise(examples),
     }  # fmt: skip
-    write(arguments.out, examples, {**statistics, "options": option_tools.to_json(built.options)})
+    write(arguments.out, examples, {**statistics, "options": config["options"]})
     for key, value in statistics.items():
         print(f"{key}: {value}")
     print(f"Sheet: {(arguments.out / 'sheet.png').resolve()}")
     return 0
 
 
-def draw_examples(
-    method: Trainable, stage: Stage, sources: Sources, seed: int
-) -> Iterator[tuple[Example | None, dict]]:
+def draw_examples(method: Trainable, stage: Stage, sources: Sources,
+                  seed: int) -> Iterator[tuple[Example | None, dict]]:  # fmt: skip
     """Yields the examples of a stage in its order, None for a clean one, with the notes of `corrupt`.
 
     A clean example with notes was meant to have an anomaly, of which nothing remained.
     """
-    purpose = "corrupt" if stage == method.stages[0] else f"corrupt {stage.name}"
-    data = TrainingSet(sources.images, method.corrupt, method.options, sources, seed, purpose)
-    order = Schedule(stage, len(data), method.options.batch_size, seed)
-    for step in itertools.count(1):
-        for key in itertools.chain(*order.parts(step)):
-            sources.notes.clear()
-            began = time.perf_counter()
-            batch = data[key]._asdict()
-            seconds = time.perf_counter() - began
-            if "corrupted" not in batch:
-                raise UserError(f"{type(method).__name__} trains on clean images alone: there is nothing to draw")
-            mask = batch.get("mask", torch.ones_like(batch["clean"][:1]))  # noise is everywhere
-            notes = {key: value for entry in sources.notes for key, value in entry.items()}
-            drawn = describe(batch["clean"], batch["corrupted"], mask, seconds, notes) if mask.any() else None
-            yield drawn, notes
+    data, order = stage_examples(method, stage, sources, seed)
+    for key in itertools.chain.from_iterable(part for step in itertools.count(1) for part in order.parts(step)):
+        sources.notes.clear()
+        began = time.perf_counter()
+        batch = data[key]._asdict()
+        seconds = time.perf_counter() - began
+        if "corrupted" not in batch:
+            raise UserError(f"{type(method).__name__} trains on clean images alone: there is nothing to draw")
+        mask = batch.get("mask", torch.ones_like(batch["clean"][:1]))  # noise is everywhere
+        notes = {name: value for entry in sources.notes for name, value in entry.items()}
+        yield describe(batch["clean"], batch["corrupted"], mask, seconds, notes) if mask.any() else None, notes
 
 
 def describe(clean: Tensor, corrupted: Tensor, mask: Tensor, seconds: float, notes: dict) -> Example:
@@ -171,10 +154,7 @@ def describe(clean: Tensor, corrupted: Tensor, mask: Tensor, seconds: float, not
              "corrupted": corrupted.clamp(0, 1), "mask": mask, "change x 4": (4 * change).clamp(0, 1)}  # fmt: skip
     visible = (change.mean(dim=0) > VISIBLE)[mask[0] > 0].float().mean().item()
     numbers = {"mask_share": mask.mean().item(), "visible_share_of_mask": visible, "milliseconds": 1000 * seconds}
-    return Example(
-        {k: (v.expand(3, -1, -1).float() * 255).round().byte().permute(1, 2, 0).numpy() for k, v in shown.items()},
-        numbers | {key: float(value) for key, value in notes.items() if not np.ndim(value)},
-    )
+    return Example(as_bytes(shown), numbers | {k: float(v) for k, v in notes.items() if not np.ndim(v)})
 
 
 def summarise(examples: list[Example]) -> dict[str, dict[str, float]]:
@@ -186,22 +166,15 @@ def summarise(examples: list[Example]) -> dict[str, dict[str, float]]:
 
 def write(out: Path, examples: list[Example], statistics: dict) -> None:
     """Writes the folder whole or not at all; UserError if it cannot be written."""
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "examples").mkdir(parents=True)
+    with new_folder(out) as partial:
+        (partial / "examples").mkdir()
         for i, example in enumerate(examples):
             for name, picture in example.pictures.items():
                 Image.fromarray(picture).save(partial / "examples" / f"{i:04d}_{name.replace(' ', '_')}.png")
         sheet(examples[:SHEET_ROWS]).save(partial / "sheet.png")
         write_json(partial / "statistics.json", statistics)
-        names = list(examples[0].numbers)
-        rows = [["example", *names]] + [[i, *(e.numbers[n] for n in names)] for i, e in enumerate(examples)]
-        with open(partial / "statistics.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-        os.replace(partial, out)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror or error}") from None
+        rows = [["example", *examples[0].numbers], *([i, *e.numbers.values()] for i, e in enumerate(examples))]
+        (partial / "statistics.csv").write_text(csv_text(rows), encoding="utf-8")
 
 
 def sheet(examples: list[Example]) -> Image.Image:
@@ -218,11 +191,7 @@ def sheet(examples: list[Example]) -> Image.Image:
 
 
 def write_sizes(masks: Path, out: Path) -> int:
-    """Writes height,width,weight of each 8-connected component of the masks, scaled to images of 256 x 256 pixels.
-
-    Raises:
-        UserError: no masks, no anomalous pixel in them, or a file that exists already.
-    """
+    """Writes height,width,weight of each 8-connected component of the masks, scaled to images of 256 x 256 pixels."""
     if out.exists() or not out.parent.is_dir():
         raise UserError(f"--out {out} " + ("exists already; give another name" if out.exists() else "is in no folder"))
     paths = list_images(masks)

@@ -9,15 +9,14 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from adref import options as option_tools
 from adref.data.layouts import check_images, digest, find_category, raise_if_any
 from adref.data.sample import CATEGORIES
 from adref.method import Method
-from adref.options import UserError
+from adref.options import UserError, replace
 from adref.run import distributed
 from adref.run.cli import explain_failures, run_cli
-from adref.run.config import RunSettings, new_config, parse_arguments, resumed_config
-from adref.run.directory import Run, State, create_run, find_device, is_own_restart, lock, open_run, read_config
+from adref.run.config import RunSettings, new_run, parse_arguments, resumed_run
+from adref.run.directory import Run, create_run, find_device, is_own_restart, lock, open_run, read_config
 from adref.run.evaluation import evaluate, summary
 from adref.run.files import sha256, write_json
 from adref.run.loop import calibrate, fit
@@ -35,33 +34,30 @@ def run_command(argv: list[str]) -> int:
     with distributed.process_group(), ExitStack() as locks:
         arguments = parse_arguments(argv, __doc__.split("\n\n", 1)[1])
         if distributed.count() > 1 and arguments.out is None:
-            raise UserError(
-                "several processes need --out RUN: after a failure torchrun restarts them, and they go on there"
-            )
+            raise UserError("several processes need --out RUN: restarted after a failure, they go on there")
         arguments.resume |= arguments.out is not None and is_own_restart(arguments.out)
         if not argv:
             print(f"No argument: DRAEM, preset tiny, on generated sample pictures of a {CATEGORIES[0]}.")
-        configure = resumed_config if arguments.resume else new_config
+        configure = resumed_run if arguments.resume else new_run
         folder, config = distributed.on_rank_zero(lambda: configure(arguments))
         with explain_failures(folder, config["options"]):
             if arguments.resume:
-                distributed.on_rank_zero(lambda: locks.enter_context(lock(folder)) and None)
+                distributed.on_rank_zero(lambda: locks.enter_context(lock(folder)))
             return work(folder, config, arguments.resume, locks)
 
 
 def work(folder: Path, config: dict, resume: bool, locks: ExitStack) -> int:
     """Reads the data, makes or opens the run, trains, sets the threshold, evaluates; returns the exit code."""
-    settings = option_tools.replace(RunSettings(), config["flags"])
-    device = distributed.local_device(find_device(settings.device))
+    settings = replace(RunSettings(), config["flags"])
+    device, name = find_device(settings.device), shlex.quote(str(folder))
     category = find_category(Path(settings.data), config["category"])
     run = open_run(folder) if resume else None
-    method = run.method if run else initial_method(config, settings, published=True)
+    method = run.method if run else initial_method(config, settings)
     scores_images = isinstance(method, Method)
     training, held_out = split(category, settings) if scores_images else (list(category.train), [])
     images, held_out_images = (read_images(method, records, settings) for records in (training, held_out))
     problems, digests = distributed.on_rank_zero(lambda: check_images(category.test))
-    problems = [*category.problems, *images.problems, *held_out_images.problems, *problems]
-    raise_if_any(problems, category.name)
+    raise_if_any([*category.problems, *images.problems, *held_out_images.problems, *problems], category.name)
     sources, known = open_sources(method, images, [record.category for record in training], settings)
     files = dict(zip(images.paths + held_out_images.paths, images.digests + held_out_images.digests))
     now = {"data_digest": digest(category.train, files), "sources": known}
@@ -70,16 +66,15 @@ def work(folder: Path, config: dict, resume: bool, locks: ExitStack) -> int:
             if run.config[key] != value:
                 changed = "training images" if key == "data_digest" else " or ".join(known)
                 raise UserError(f"--resume: the {changed} are not those that {folder} began with")
-        run.config = {**run.config, **config, **now}
+        run.config |= {**config, **now}
         distributed.on_rank_zero(lambda: write_json(folder / "config.json", run.config))
     else:
         weights = [*settings.weights, *({settings.backbone_weights} - {None, "random"})]
         config |= {"device": str(device), "processes": distributed.count(), **now}
-        config |= {"weights_sha256": {path: sha256(Path(path)) for path in weights}}
+        config |= {"weights_sha256": {path: sha256(path) for path in weights}}
         distributed.on_rank_zero(lambda: create_run(folder, config, method))
-        run = Run(folder, read_config(folder), method, State())
-        distributed.on_rank_zero(lambda: locks.enter_context(lock(folder)) and None)
-    name = shlex.quote(str(folder))
+        distributed.on_rank_zero(lambda: locks.enter_context(lock(folder)))
+        run = Run(folder, read_config(folder), method)
     print(f"{category.name}: {len(training)} normal images train, {len(held_out)} set the threshold. Run: {folder}")
     if not fit(run, sources, settings, device):
         print(f"Interrupted and saved. Go on with: python -m adref.train --resume --out {name}")

@@ -40,8 +40,8 @@ from adref.methods.sernet.method import SeRNet, repair
 from adref.ops import losses
 from adref.options import UserError, to_json
 from adref.run.cli import run_cli
-from adref.run.directory import open_run, refuse_existing, versions
-from adref.run.files import sha256, write_json
+from adref.run.directory import open_run, versions
+from adref.run.files import refuse_existing, sha256, write_json
 
 LIMIT = 1e-4  # of a difference from the method, relative to the largest value where that is above 1
 TORCH = {"onnx": (2, 9), "pt2": (2, 7)}  # least versions that work

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from adref.data.layouts import Problem
 from adref.data.reader import THREADS, read_file
-from adref.method import Stage
+from adref.method import Sources, Stage, Trainable
 from adref.options import UserError
 
 
 def random_stream(seed: int, purpose: str, *key: int) -> np.random.Generator:
     """Returns an independent random stream for each seed in [0, 2**64), purpose, and key of numbers in [0, 2**32).
 
-    It is the same on every platform: PCG64 is named because `default_rng` may change. The key is SeedSequence's spawn
-    key, not its entropy, which is padded with zeros: there (1,) and (1, 0) would be one stream.
+    PCG64 is named because `default_rng` may change. The key is SeedSequence's spawn key, not its entropy, which is
+    padded with zeros: there (1,) and (1, 0) would be one stream.
     """
     if not 0 <= seed < 2**64 or not all(0 <= number < 2**32 for number in key):
         raise ValueError(f"expected seed in [0, 2**64) and key in [0, 2**32), got {seed} and {key}")
@@ -61,20 +61,13 @@ class Images(Sequence):
 
     Args:
         paths: the files.
-        size: (height, width).
-        filter: of `resize`.
+        size, filter: of `resize`.
         memory_limit: bytes.
         image_hash: called with each image at its full resolution, uint8 (H, W, 3).
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        size: tuple[int, int],
-        filter: str = "bilinear",
-        memory_limit: float = 2 * 2**30,
-        image_hash: Callable | None = None,
-    ):
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int], filter: str = "bilinear",
+                 memory_limit: float = 2 * 2**30, image_hash: Callable | None = None):  # fmt: skip
         self.paths, self.size, self.filter = [Path(path) for path in paths], tuple(size), filter
         self.in_memory = len(self.paths) * 3 * size[0] * size[1] <= memory_limit
         self.pixels = torch.empty((len(self.paths) if self.in_memory else 0, 3, *self.size), dtype=torch.uint8)
@@ -110,25 +103,16 @@ class TrainingSet(torch.utils.data.Dataset):
     """Examples by (epoch, position, index); neither order nor workers change one.
 
     Args:
-        images: uint8 (3, H, W) each.
         corrupt, options, sources: of the method.
         seed: of the run.
         purpose: of the random streams.
-        indexed: whether `images` are `sources.images`, so that `corrupt` may know the index.
+        images: uint8 (3, H, W) each, in place of those of the sources: `corrupt` gets no index.
     """
 
-    def __init__(
-        self,
-        images: Sequence[Tensor],
-        corrupt: Callable,
-        options,
-        sources,
-        seed: int,
-        purpose: str,
-        indexed: bool = True,
-    ):
-        self.images, self.corrupt, self.options, self.sources, self.seed = images, corrupt, options, sources, seed
-        self.purpose, self.indexed = purpose, indexed
+    def __init__(self, corrupt: Callable, options, sources: Sources, seed: int, purpose: str,
+                 images: Sequence[Tensor] | None = None):  # fmt: skip
+        self.corrupt, self.options, self.sources, self.seed, self.purpose = corrupt, options, sources, seed, purpose
+        self.images, self.indexed = sources.images if images is None else images, images is None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -141,12 +125,12 @@ class TrainingSet(torch.utils.data.Dataset):
 
 
 class Schedule:
-    """The order of a stage: which examples each step trains on, as keys (epoch, position in the epoch, image index).
+    """The order of a stage: the examples of each step, as keys (epoch, position in the epoch, image index).
 
     Args:
         stage: the stage.
         images: their number.
-        batch_size: images a step; the last batch of an epoch may be smaller.
+        batch_size: images a step; fewer in the last step of an epoch.
         seed: of the run.
     """
 
@@ -169,3 +153,10 @@ class Schedule:
         batch = [(epoch, begin + i, int(index)) for i, index in enumerate(order[begin : begin + self.batch_size])]
         size = math.ceil(len(batch) / self.stage.parts)
         return [batch[i : i + size] for i in range(0, len(batch), size)]
+
+
+def stage_examples(method: Trainable, stage: Stage, sources: Sources, seed: int) -> tuple[TrainingSet, Schedule]:
+    """Makes the training examples of a stage, and their order."""
+    purpose = "corrupt" if stage == method.stages[0] else f"corrupt {stage.name}"
+    data = TrainingSet(method.corrupt, method.options, sources, seed, purpose)
+    return data, Schedule(stage, len(data), method.options.batch_size, seed)

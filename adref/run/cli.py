@@ -15,6 +15,11 @@ from adref.options import Notice, UserError
 from adref.run import distributed
 
 OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory")  # words of the CPU's, fork's, CUDA's errors
+WORKERS = {
+    "shared memory": "no shared memory is left for what the data workers send (/dev/shm)",
+    "Too many open files": "too many files are open (ulimit -n)",
+    "DataLoader worker (pid": "a data worker died, as it does when memory runs out ({})",
+}
 
 
 class TrainingError(RuntimeError):
@@ -25,11 +30,7 @@ def run_cli(command: Callable[[], int], processes: bool = False) -> int:
     """Runs a command, prints expected errors as one line, and returns the exit code.
 
     2 for a user's mistake or a file that cannot be read or written, 1 for work that cannot go on (no memory, a loss
-    that is not finite), 130 for Ctrl-C.
-
-    Args:
-        command: returns an exit code.
-        processes: whether torchrun may start it in several processes.
+    that is not finite), 130 for Ctrl-C. `processes`: torchrun may start it in several processes.
     """
     sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold characters that the terminal cannot show
     try:
@@ -42,32 +43,27 @@ def run_cli(command: Callable[[], int], processes: bool = False) -> int:
                 raise UserError("torchrun starts adref.train and adref.evaluate; this command runs in one process")
             return command()
     except UserError as error:
-        text = str(error)
+        text, code = f"error: {error}", 2
         if "Original Traceback" in text:  # from a data worker it comes as the last line of the worker's traceback
-            text = text.strip().splitlines()[-1].removeprefix("adref.options.UserError: ")
-        print(f"error: {text}", file=sys.stderr)
-        return 2
+            text = text.strip().splitlines()[-1].replace("adref.options.UserError", "error", 1)
     except TrainingError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
+        text, code = f"stopped: {error}", 1
     except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        text, code = f"error: {error.filename or 'a file'}: {error.strerror or error}", 2
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        print("stopped: memory does not suffice", file=sys.stderr)
-        return 1
+        text, code = "stopped: memory does not suffice", 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        text, code = "interrupted", 130
+    print(text, file=sys.stderr)
+    return code
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Tells whether Python, the CPU's allocator or CUDA's has no memory left."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return any(word in str(error) for word in OUT_OF_MEMORY)
+    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
+    return isinstance(error, kinds) or any(word in str(error) for word in OUT_OF_MEMORY)
 
 
 @contextmanager
@@ -81,20 +77,13 @@ def explain_failures(folder: Path, options: dict) -> Iterator[None]:
         kept = f"; {folder} keeps its last checkpoint" if (folder / "checkpoint.pt").exists() else ""
         if is_out_of_memory(error):
             size, count = ",".join(map(str, options["size"])), options["batch_size"]
-            smaller = f"--batch-size {count // 2}" if count > 1 else "a smaller --size"
-            raise TrainingError(
-                f"memory does not suffice for --size {size} --batch-size {count}{kept}. "
-                f"{smaller} in a new run is the first thing to try"
-            ) from None
-        text = str(error).strip()
-        reasons = {
-            "shared memory": "no shared memory is left for what the data workers send (/dev/shm)",
-            "Too many open files": "too many files are open (ulimit -n)",
-            "DataLoader worker (pid": f"a data worker died, as it does when memory runs out ({text})",
-        }
-        if reason := next((reason for words, reason in reasons.items() if words in text), None):
-            again = f"python -m adref.train --resume --out {shlex.quote(str(folder))} --workers 0"
-            raise TrainingError(f"{reason}{kept}. Go on with: {again}") from None
+            remedy = f"--batch-size {count // 2}" if count > 1 else "a smaller --size"
+            words = f"memory does not suffice for --size {size} --batch-size {count}{kept}"
+            raise TrainingError(f"{words}. {remedy} in a new run is the first thing to try") from None
+        for words, reason in WORKERS.items():
+            if words in str(error):
+                again = f"python -m adref.train --resume --out {shlex.quote(str(folder))} --workers 0"
+                raise TrainingError(f"{reason.format(str(error).strip())}{kept}. Go on with: {again}") from None
         raise
 
 

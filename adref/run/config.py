@@ -14,8 +14,9 @@ from adref.data.layouts import find_category
 from adref.data.sample import CATEGORIES, write_sample_data
 from adref.method import Deviation, Trainable
 from adref.methods import METHODS, find_method
-from adref.options import UserError, option
-from adref.run.directory import read_config, refuse_existing
+from adref.options import UserError, flag, flags_given, option, replace, to_json
+from adref.run.directory import read_config
+from adref.run.files import refuse_existing
 
 SAMPLE_DATA = Path("runs/sample-data")
 
@@ -25,9 +26,7 @@ class RunSettings:
     """Settings of a training run that belong to no method."""
 
     data: str | None = option(None, "folder of the data set; none: generated sample pictures", "adref")
-    category: tuple[str, ...] = option(
-        (), "category to train; may be left out where there is only one; some methods take several", "adref"
-    )
+    category: tuple[str, ...] = option((), "category, needed where there are several; some methods take more", "adref")
     textures: str | None = option(
         None, "folder of texture pictures; none: generated textures", "adref", kind="substitution",
         paper="DTD, a data set of photographs", why="nothing is downloaded; the command says so",
@@ -101,40 +100,32 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     return option_tools.parse_known(parser, argv)
 
 
-def new_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
-    """Makes the folder's name and the configuration of a new run from the command line."""
-    flags = option_tools.replace(RunSettings(), option_tools.flags_given(arguments, "run"))
-    if arguments.out:
-        refuse_existing(arguments.out)  # now, and not after minutes of reading
+def new_config(arguments: argparse.Namespace) -> dict:
+    """Makes the configuration of a new run from the command line."""
+    settings = replace(RunSettings(), flags_given(arguments, "run"))
     for name in (*PATHS, "weights"):
-        if getattr(flags, name) == "" or (name == "weights" and "" in flags.weights):
-            raise UserError(f"{option_tools.flag(name)} takes a path; got an empty name")
-    name, generated = arguments.method or "draem", flags.data is None
-    method, changes = find_method(name), option_tools.flags_given(arguments, "option")
-    preset = arguments.preset or ("tiny" if generated else "paper")
-    options = option_tools.build(method.Options, method.presets, method.ablations, preset, arguments.ablation, changes)
-    data, category, options = choose_categories(method, options, flags)
-    paths = {key: os.path.abspath(value) for key in PATHS if (value := getattr(flags, key))}  # valid from any folder
-    if flags.backbone_weights == "random":
+        if (value := getattr(settings, name)) == "" or (name == "weights" and "" in value):
+            raise UserError(f"{flag(name)} takes a path; got an empty name")
+    name, generated = arguments.method or "draem", settings.data is None
+    method, changes = find_method(name), flags_given(arguments, "option")
+    preset, ablation = arguments.preset or ("tiny" if generated else "paper"), arguments.ablation
+    options = option_tools.build(method.Options, method.presets, method.ablations, preset, ablation, changes)
+    data, category, options = choose_categories(method, options, settings)
+    paths = {key: os.path.abspath(value) for key in PATHS if (value := getattr(settings, key))}  # for any folder
+    if settings.backbone_weights == "random":
         del paths["backbone_weights"]
-    paths |= {"data": os.path.abspath(data), "weights": tuple(map(os.path.abspath, flags.weights))}
-    flags = dataclasses.replace(flags, **paths, category=tuple(category.split(",")))
-    config = {
-        "method": name, "preset": preset, "ablation": arguments.ablation, "changed": changes, "category": category,
-        "generated": generated, "options": option_tools.to_json(options), "flags": option_tools.to_json(flags),
-    }  # fmt: skip
-    return arguments.out or free_name(Path("runs") / f"{category.replace(',', '+')}-{name}"), config
+    paths |= {"data": os.path.abspath(data), "weights": tuple(map(os.path.abspath, settings.weights))}
+    settings = dataclasses.replace(settings, **paths, category=tuple(category.split(",")))
+    return {"method": name, "preset": preset, "ablation": ablation, "changed": changes, "category": category,
+            "generated": generated, "options": to_json(options), "flags": to_json(settings)}  # fmt: skip
 
 
-def choose_categories(method: type[Trainable], options, flags: RunSettings) -> tuple[str | Path, str, object]:
+def choose_categories(method: type[Trainable], options, settings: RunSettings) -> tuple[str | Path, str, object]:
     """Returns the data's folder, the name of its category (of several, joined), and options that hold the names.
 
-    Without --data the sample data is generated.
-
-    Raises:
-        UserError: an unknown category, or several for a method that learns one.
+    Without --data the sample data is generated. UserError for an unknown category, or several where one is learned.
     """
-    data, names = flags.data, flags.category
+    data, names = settings.data, settings.category
     if data is None:
         unknown = next((name for name in names if name not in CATEGORIES), None)
         if unknown is not None:
@@ -148,13 +139,18 @@ def choose_categories(method: type[Trainable], options, flags: RunSettings) -> t
     return data, chosen.name, dataclasses.replace(options, categories=found) if several else options
 
 
-def free_name(path: Path) -> Path:
-    """Returns `path`, or the first of path-2, path-3, ... that does not exist."""
+def new_run(arguments: argparse.Namespace) -> tuple[Path, dict]:
+    """Makes the folder's name and the configuration of a new run from the command line."""
+    if arguments.out:  # now, and not after minutes of reading
+        refuse_existing(arguments.out, "give --resume to go on with it, or another name")
+        return arguments.out, new_config(arguments)
+    config = new_config(arguments)
+    path = Path("runs") / f"{config['category'].replace(',', '+')}-{config['method']}"
     names = (path if i == 1 else path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
-    return next(name for name in names if not name.exists())
+    return next(name for name in names if not name.exists()), config
 
 
-def resumed_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
+def resumed_run(arguments: argparse.Namespace) -> tuple[Path, dict]:
     """Returns the folder and the configuration of a run that is resumed.
 
     Raises:
@@ -166,19 +162,15 @@ def resumed_config(arguments: argparse.Namespace) -> tuple[Path, dict]:
     for name in ("method", "preset", "ablation"):
         if getattr(arguments, name) not in (None, config[name]):
             raise UserError(f"--resume: {name} was {config[name]}, now {getattr(arguments, name)}; start a new run")
-    for kind, key, known in (
-        ("run", "flags", RunSettings),
-        ("option", "options", find_method(config["method"]).Options),
-    ):
-        before, given = option_tools.replace(known(), config[key]), option_tools.flags_given(arguments, kind)
-        if kind == "run" and set(given.get("category", "").split(",")) == set(before.category):
+    kinds = {"flags": ("run", RunSettings), "options": ("option", find_method(config["method"]).Options)}
+    for part, (kind, kind_class) in kinds.items():
+        before, given = replace(kind_class(), config[part]), flags_given(arguments, kind)
+        if part == "flags" and set(given.get("category", "").split(",")) == set(before.category):
             del given["category"]  # the same ones in another order
-        now = option_tools.replace(before, given)
+        now = replace(before, given)
         for name in given:
-            was, is_now = getattr(before, name), getattr(now, name)
-            if was != is_now and not (kind == "run" and name in FREE_ON_RESUME):
-                raise UserError(
-                    f"--resume: {option_tools.flag(name)} was {was}, now {is_now}; start a new run for that"
-                )
-        config[key] = option_tools.to_json(now)
+            was, value = getattr(before, name), getattr(now, name)
+            if was != value and (part == "options" or name not in FREE_ON_RESUME):
+                raise UserError(f"--resume: {flag(name)} was {was}, now {value}; start a new run for that")
+        config[part] = to_json(now)
     return arguments.out, config

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import platform
-import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from adref.methods import find_method
 from adref.options import UserError, replace
 from adref.run import distributed
 from adref.run.cli import TrainingError, is_out_of_memory
-from adref.run.files import read_json, with_filename, write_atomically, write_json
+from adref.run.files import new_folder, read_json, with_filename, write_atomically, write_json
 
 
 @dataclass
@@ -39,21 +38,19 @@ class State:
     calibration: dict | None = None  # threshold, images, false_alarm_rate
 
 
+@dataclass
 class Run:
     """A run directory with its configuration, its method and the state of its checkpoint."""
 
-    def __init__(self, folder: Path, config: dict, method: Trainable, state: State):
-        self.folder, self.config, self.method, self.state = folder, config, method, state
+    folder: Path
+    config: dict
+    method: Trainable
+    state: State = field(default_factory=State)
 
     @property
     def threshold(self) -> float | None:
-        """The decision threshold of image scores: anomalous from here on; None: none is stored."""
+        """The least image score that is called anomalous; None: none is stored."""
         return self.state.calibration["threshold"] if self.state.calibration else None
-
-    @property
-    def finished(self) -> bool:
-        """Whether training is over and the threshold is set."""
-        return self.state.finished
 
     def save(self) -> None:
         """Writes checkpoint.pt, atomically, after the log of its steps is on the disk.
@@ -61,11 +58,9 @@ class Run:
         Raises:
             TrainingError: a weight is not finite; the last good checkpoint stays.
         """
-        weights = self.method.state_dict()
+        weights, step = self.method.state_dict(), self.state.step
         if name := non_finite(weights):
-            raise TrainingError(
-                f"weight {name} is not finite at step {self.state.step}; {self.folder} keeps its last checkpoint"
-            )
+            raise TrainingError(f"weight {name} is not finite at step {step}; {self.folder} keeps its last checkpoint")
         log = self.folder / "metrics.jsonl"
         with with_filename(log), open(log, "ab") as file:
             os.fsync(file.fileno())
@@ -85,31 +80,15 @@ class Run:
 
 
 def create_run(folder: Path, config: dict, method: Trainable) -> None:
-    """Makes a new run directory, loadable from the moment it exists: filled under another name, then renamed.
-
-    Raises:
-        UserError: the directory exists already and is not empty, or cannot be written.
-    """
-    refuse_existing(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it was made
-        partial.mkdir(parents=True)
+    """Makes a run directory that can be opened from the moment it exists; UserError if it cannot be written."""
+    with new_folder(folder) as partial:
         write_json(partial / "config.json", {**versions(), **config})
         (partial / "metrics.jsonl").touch()
-        Run(partial, config, method, State()).save()
-        os.replace(partial, folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
-        raise UserError(f"--out {folder} cannot be written: {error.strerror or error}") from None
+        Run(partial, config, method).save()
 
 
-def open_run(
-    folder: str | Path,
-    device: str | torch.device = "cpu",
-    kind: type[Trainable] = Trainable,
-    changes: dict | None = None,
-) -> Run:
+def open_run(folder: str | Path, device: str | torch.device = "cpu", kind: type[Trainable] = Trainable,
+             changes: dict | None = None) -> Run:  # fmt: skip
     """Opens a run directory; its method is in evaluation mode on `device`, with some options changed.
 
     Raises:
@@ -119,10 +98,11 @@ def open_run(
     if not issubclass(find_method(config["method"]), kind):
         raise UserError(f"{folder} holds {config['method']}, which scores no images; see python -m adref.synthesize")
     config["options"] |= changes or {}
-    run = Run(folder, config, build(config), State())
-    read_checkpoint(run)
-    run.method.to(device, memory_format=torch.channels_last).eval()
-    return run
+    method, path = build(config), folder / "checkpoint.pt"
+    content = read_checkpoint(path)
+    load_state(method, content.pop("model"), path)
+    method.to(device, memory_format=torch.channels_last).eval()
+    return Run(folder, config, method, State(**content))
 
 
 def load(folder: str | Path, device: str = "cpu") -> Run:
@@ -136,18 +116,8 @@ def versions() -> dict[str, str]:
             "scipy": scipy.__version__, "python": platform.python_version()}  # fmt: skip
 
 
-def refuse_existing(folder: Path, remedy: str = "give --resume to go on with it, or another name") -> None:
-    """Raises UserError if a new directory's name is taken, unless by an empty folder."""
-    if folder.resolve() == Path.cwd() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise UserError(f"--out {folder} exists already; {remedy}")
-
-
 def read_config(folder: Path) -> dict:
-    """Reads config.json.
-
-    Raises:
-        UserError: no run directory, or a file that this version did not write.
-    """
+    """Reads config.json; UserError for no run directory, or a file that this version did not write."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is no run directory: it has no config.json")
@@ -159,13 +129,15 @@ def read_config(folder: Path) -> dict:
     return config
 
 
-def read_checkpoint(run: Run) -> None:
-    """Reads checkpoint.pt into the run's method and state; tensors and plain values only, no code is executed.
+def read_checkpoint(path: Path) -> dict:
+    """Reads checkpoint.pt, tensors and plain values only: no code is executed.
+
+    Returns:
+        the weights as "model", and the fields of `State`.
 
     Raises:
-        UserError: no checkpoint, a damaged one, or weights that do not fit config.json or are not finite.
+        UserError: no checkpoint, or a damaged one.
     """
-    path = run.folder / "checkpoint.pt"
     if not path.exists():
         raise UserError(f"{path} is missing")
     content = load_tensors(path, f"{path} is no checkpoint of adref")
@@ -178,12 +150,11 @@ def read_checkpoint(run: Run) -> None:
         raise UserError(f"{path} is damaged: {broken}")
     if not isinstance(content, dict) or {"model", *vars(State())} != set(content):
         raise UserError(f"{path} is no checkpoint of this version of adref")
-    load_state(run.method, content.pop("model"), path)
-    run.state = State(**content)
+    return content
 
 
 def load_state(method: Trainable, weights: dict, path: Path) -> None:
-    """Loads weights into a method; UserError if they do not fit or are not finite."""
+    """Loads the weights of a checkpoint; UserError if they do not fit or are not finite."""
     try:
         method.load_state_dict(weights)
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
@@ -216,11 +187,7 @@ def load_tensors(path: str | Path, refusal: str):
 
 
 def read_log(folder: Path) -> list[dict]:
-    """Reads the lines of metrics.jsonl; a last line that a crash cut off is left out.
-
-    Raises:
-        UserError: another line is damaged.
-    """
+    """Reads the lines of metrics.jsonl, without a last one that a crash cut off; UserError for a damaged one."""
     path, found = Path(folder) / "metrics.jsonl", []
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for number, text in enumerate(lines[:-1], start=1):  # each ends with a newline
@@ -234,14 +201,10 @@ def read_log(folder: Path) -> list[dict]:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Makes this process the only one that writes into a run directory.
+    """Makes this process the only one that writes into a run directory; UserError if another one does.
 
     The system releases the lock when the process ends, however it does; data workers do not inherit it. The file names
-    the torchrun that holds it (`is_own_restart`). Where there are no locks (Windows, some network disks) nothing is
-    locked.
-
-    Raises:
-        UserError: another process writes there.
+    the torchrun that holds it (`is_own_restart`). Windows and some network disks have no locks: nothing is locked.
     """
     try:
         import fcntl
@@ -261,23 +224,17 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def is_own_restart(folder: Path) -> bool:
-    """Tells whether the torchrun that started this process again was the last to write into a run directory."""
-    path = folder / ".lock"
-    return distributed.is_restart() and path.is_file() and path.read_text() == distributed.launch()
+    """Tells whether torchrun started this process again after a failure, and was the last to write into the run."""
+    path, again = folder / ".lock", os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return any(distributed.gather(again)) and path.is_file() and path.read_text() == distributed.launch()
 
 
 def build(config: dict) -> Trainable:
-    """Builds the untrained method of a configuration.
-
-    Raises:
-        UserError: options that its method does not take, or a network that does not fit into memory.
-    """
+    """Builds the untrained method of a configuration; UserError for options that it does not take."""
     method = find_method(config["method"])
     options = replace(method.Options(), config["options"])
     try:
         return method(options)
-    except UserError:
-        raise
     except (MemoryError, RuntimeError, TypeError, OverflowError) as error:  # of torch, for sizes beyond its reach
         if is_out_of_memory(error):
             raise
@@ -285,18 +242,15 @@ def build(config: dict) -> Trainable:
 
 
 def find_device(name: str) -> torch.device:
-    """Returns the device that --device names; "auto" is CUDA where there is one.
-
-    Raises:
-        UserError: a name that torch does not know, or a device that is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    """Returns the device that --device names: "auto" is CUDA where there is one, "cuda" the GPU of this process."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
+        if device == "cuda" and distributed.count() > 1:
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)  # NCCL uses the current device
+        if torch.device(device).type not in ("cpu", "cuda"):
             raise RuntimeError
         torch.empty(1, device=device)
+        return torch.device(device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"--device takes auto, cpu, cuda or cuda:N that is there; got {name!r}") from None
-    return device

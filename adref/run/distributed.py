@@ -1,11 +1,11 @@
-"""Training and evaluation in several processes, started by torchrun; one process alone pays nothing for it.
+"""Training and evaluation in several processes, started by torchrun; rank 0 writes all files, a restart is a resume.
 
     torchrun --nproc-per-node 2 -m adref.train srdad --data ROOT --category NAME --out RUN
 
-The batch stays the method's: its images are dealt out to the ranks, DistributedDataParallel averages the gradients
-with the weights of the shares, and batch norm uses the statistics of the whole batch. So two processes have the losses
-of one, up to rounding. Exceptions: dropout draws differ on each rank, and a last batch with fewer images than there are
-processes is computed whole by each of them. Rank 0 writes all files. A restart by torchrun is a resume.
+The batch size does not change: the images of a batch are divided among the ranks, DistributedDataParallel averages the
+gradients, and batch norm uses the statistics of the whole batch. So two processes have the losses of one, up to
+rounding. Exceptions: dropout differs on each rank, and every rank computes the whole of a last batch with fewer images
+than there are processes.
 """
 
 import gc
@@ -28,13 +28,8 @@ def launch() -> str:
     """Names the torchrun that started this process, the same in all its restarts; empty without one."""
     if not dist.is_available() or not dist.is_torchelastic_launched():
         return ""
-    agent = os.getppid() if os.environ["GROUP_WORLD_SIZE"] == "1" else ""  # each of several machines has an agent
+    agent = os.getppid() if os.environ["GROUP_WORLD_SIZE"] == "1" else ""  # on several machines they differ
     return f"{os.environ['TORCHELASTIC_RUN_ID']} {agent}"
-
-
-def is_restart() -> bool:
-    """Tells whether torchrun started the processes again because one of them had died."""
-    return launch() != "" and any(gather(os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"))
 
 
 @contextmanager
@@ -43,22 +38,21 @@ def process_group() -> Iterator[None]:
     if not launch() or dist.is_initialized():
         yield
         return
-    store, rank, world_size = next(dist.rendezvous("env://"))
+    store, rank, size = next(dist.rendezvous("env://"))
     # A restart on the same machine finds the addresses of dead processes in the store: each try has a prefix.
     store = dist.PrefixStore(f"try {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    patience = timedelta(days=7)  # the others wait while rank 0 evaluates; torchrun ends them if it dies
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=patience)
+    wait = timedelta(days=7)  # the others wait while rank 0 evaluates; torchrun ends them if it dies
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
     try:
         with warnings.catch_warnings(), redirect_stdout(open(os.devnull, "w") if rank else sys.stdout):
-            warnings.filterwarnings("ignore", "Grad strides do not match")  # costs one copy
-            if rank:
-                warnings.simplefilter("ignore", Notice)
+            warnings.filterwarnings("ignore", "Grad strides do not match|`broadcast_buffers` is deprecated")
+            warnings.simplefilter("ignore" if rank else "default", Notice)
             yield
     except UserError:
-        if rank:
-            raise SystemExit(2) from None  # rank 0 prints it
-        raise
+        if rank == 0:
+            raise
+        raise SystemExit(2) from None  # rank 0 prints it
     except RuntimeError as error:
         if "gloo" not in str(error) and not isinstance(error, dist.DistBackendError):
             raise
@@ -88,27 +82,17 @@ def gather(value) -> list:
 
 def on_rank_zero(function: Callable):
     """Runs a function on rank 0 and broadcasts its result; every rank ends if it raises."""
+    if count() == 1:
+        return function()
     value = error = None
-    if rank() == 0:
-        try:
-            value = function()
-        except Exception as raised:
-            if count() == 1:
-                raise
-            error = raised
+    try:
+        value = function() if rank() == 0 else None
+    except Exception as raised:
+        error = raised
     value, failed = gather((value, error is not None))[0]
     if failed:
         raise error or SystemExit(2)  # rank 0 prints why
     return value
-
-
-def local_device(device: torch.device) -> torch.device:
-    """Returns the GPU of this process where "cuda" leaves it open."""
-    if count() == 1 or device.type != "cuda" or device.index is not None:
-        return device
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(device)  # NCCL uses the current device
-    return device
 
 
 def shard(items: Sequence, whole: bool = False) -> Sequence:
@@ -117,7 +101,7 @@ def shard(items: Sequence, whole: bool = False) -> Sequence:
 
 
 class _Loss(nn.Module):
-    """The loss of a method as the forward pass of a module, which DistributedDataParallel wraps."""
+    """The loss of a method as the forward pass of a module, for DistributedDataParallel."""
 
     def __init__(self, method: nn.Module):
         super().__init__()
@@ -132,19 +116,16 @@ def parallel_loss(method: nn.Module) -> Callable:
     if count() == 1:
         return method.loss
     synchronise_batch_norm(method)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # buffers need no broadcast: all ranks compute the same ones
-        return nn.parallel.DistributedDataParallel(
-            _Loss(method), find_unused_parameters=len(method.stages) > 1, broadcast_buffers=False
-        )
+    # Buffers need no broadcast: all ranks compute the same ones.
+    more = {"find_unused_parameters": len(method.stages) > 1, "broadcast_buffers": False}
+    return nn.parallel.DistributedDataParallel(_Loss(method), **more)
 
 
 def synchronise_batch_norm(module: nn.Module) -> None:
-    """Replaces batch norms by torch's SyncBatchNorm, or on the CPU, which it does not know, by `SyncBatchNormCPU`."""
+    """Replaces batch norms by torch's SyncBatchNorm; by `SyncBatchNormCPU` on the CPU, where torch has none."""
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
-            on_cpu = child.weight.device.type == "cpu"
-            kind = SyncBatchNormCPU if on_cpu else nn.SyncBatchNorm
+            kind = SyncBatchNormCPU if child.weight.device.type == "cpu" else nn.SyncBatchNorm
             synced = kind(child.num_features, child.eps, child.momentum).to(child.weight.device).train(child.training)
             synced._parameters, synced._buffers = child._parameters, child._buffers  # the same tensors and names
             setattr(module, name, synced)

@@ -3,8 +3,6 @@
 Nothing is selected on test images: no epoch, no threshold, no normalisation of scores.
 """
 
-import csv
-import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from adref.data.examples import resize, to_tensor
 from adref.data.layouts import Category, Record, digest
@@ -21,10 +18,10 @@ from adref.ops import metrics as metric
 from adref.run import distributed
 from adref.run.cli import Progress
 from adref.run.directory import Run, read_log, versions
-from adref.run.files import with_filename, write_json
-from adref.run.measures import Lazy, all_metrics, known_mask
+from adref.run.files import csv_text, with_filename, write_json
+from adref.run.measures import Lazy, all_metrics, resized_mask
 from adref.run.report import Picture, write_report
-from adref.run.scoring import as_batch, at_size, decision, map_scale, score_image
+from adref.run.scoring import as_batch, as_bytes, at_size, decision, map_scale, score_image
 from adref.run.tiles import Tiling
 
 
@@ -61,11 +58,7 @@ def evaluate(run: Run, category: Category, digests: dict[Path, str], rules: Rule
 def score_test_images(
     run: Run, category: Category, indices: Sequence[int], folder: Path, rules: Rules
 ) -> list[tuple[int, dict[str, float]]]:
-    """Scores the test images at some indices, and writes their maps where `map_file` says.
-
-    Returns:
-        (index, image scores by name) of each.
-    """
+    """Scores the test images at some indices and writes their maps; returns (index, image scores by name) of each."""
     rows, progress, seed = [], Progress(), run.config["flags"]["seed"]
     for done, index in enumerate(indices, start=1):
         record = category.test[index]
@@ -75,7 +68,7 @@ def score_test_images(
         rows.append((index, {**scores, next(iter(scores)): score}))
         sizes = {map_file(folder, record): image.shape[:2]}
         if rules.resolution == "method":
-            sizes[map_file(folder, record, small=True)] = anomaly_map.shape[2:]
+            sizes[map_file(folder, record, "maps.small")] = anomaly_map.shape[2:]
         for path, size in sizes.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             with with_filename(path):
@@ -84,9 +77,9 @@ def score_test_images(
     return rows
 
 
-def map_file(folder: Path, record: Record, small: bool = False) -> Path:
-    """Returns the path of an image's map in an evaluation, at full resolution or at the method's size."""
-    return folder / ("maps.small" if small else "maps") / record.defect / (record.path.stem + ".npy")
+def map_file(folder: Path, record: Record, part: str = "maps") -> Path:
+    """Returns the path of an image's map in an evaluation: `maps` at full resolution, `maps.small` at the method's."""
+    return folder / part / record.defect / f"{record.path.stem}.npy"
 
 
 def conclude(
@@ -97,27 +90,32 @@ def conclude(
     Other arguments and result as for `evaluate`.
     """
     method, test, native, tiling = run.method, category.test, rules.resolution == "native", rules.tiling
-    size = None if native else tiling.size or method.options.size
-    scores = [next(iter(row.values())) for row in rows]
-    maps = Lazy(lambda record: np.load(map_file(folder, record, small=not native)), test)
-    masks = Lazy(lambda record: known_mask(record, size, rules.gt_mode), test)
+    size, part = tiling.size or method.options.size, "maps" if native else "maps.small"
+    scores, labels = [next(iter(row.values())) for row in rows], np.array([record.label for record in test])
+
+    def known_mask(record: Record) -> np.ndarray | None:
+        mask = record.mask and read_mask(record.mask)
+        return mask if mask is None or native else resized_mask(mask, size, rules.gt_mode)
+
+    maps = Lazy(lambda record: np.load(map_file(folder, record, part)), test)
     seed, convention = run.config["flags"]["seed"], rules.convention or method.evaluation.aupro
-    numbers, curve = all_metrics(test, scores, maps, masks, seed, convention)
+    numbers, curve = all_metrics(test, scores, maps, Lazy(known_mask, test), seed, convention)
     metrics = {
         "method": run.config["method"], "category": category.name, "selected_on_test": "nothing",
         "device": str(next(method.parameters()).device), "checkpoint": checkpoint_words(run),
-        "resolution": rules.resolution, "gt_mode": None if native else rules.gt_mode, "finished": run.finished,
-        "test_digest": digest(test, digests),
-        "size": tiling.size or method.options.size, "tile": tiling.tile, "overlap": tiling.overlap,
+        "resolution": rules.resolution, "gt_mode": None if native else rules.gt_mode, "finished": run.state.finished,
+        "test_digest": digest(test, digests), "size": size, "tile": tiling.tile, "overlap": tiling.overlap,
         "map_scale": map_scale(maps), **numbers,
+        **{f"image_auroc_{name}": metric.auroc(np.array([row[name] for row in rows]), labels)
+           for name in (list(rows[0])[1:] if rows else ())},
+        "calibration": run.state.calibration,
     }  # fmt: skip
-    labels = np.array([record.label for record in test])
-    for name in list(rows[0])[1:] if rows else ():
-        metrics[f"image_auroc_{name}"] = metric.auroc(np.array([row[name] for row in rows]), labels)
-    metrics["calibration"] = run.state.calibration
-    table = [(name_of(r), r.defect, r.label, s) for r, s in zip(test, scores)]
+    table = [(f"{r.defect}/{r.path.name}", r.defect, r.label, score) for r, score in zip(test, scores)]
+    lines = [(name, label, defect, repr(s), decision(s, run.threshold)) for name, defect, label, s in table]
+    text = csv_text([("path", "label", "defect", "score", "decision"), *lines])
     folder.mkdir(exist_ok=True)
-    write_scores(folder / "scores.csv", table, run.threshold)
+    with with_filename(folder / "scores.csv"):
+        (folder / "scores.csv").write_text(text, encoding="utf-8", errors="surrogateescape")
     shutil.rmtree(folder / "maps.small", ignore_errors=True)
     write_json(folder / "metrics.json", metrics)
     old, final = run.folder / "evaluation.old", run.folder / "evaluation"
@@ -141,41 +139,19 @@ def checkpoint_words(run: Run) -> str:
     return f"{step}, the last"
 
 
-# -- result files -----------------------------------------------------------------------------------------------------
-
-
-def name_of(record: Record) -> str:
-    """Returns the name of an image in reports and scores.csv."""
-    return f"{record.defect}/{record.path.name}"
-
-
-def write_scores(path: Path, rows: list[tuple], threshold: float | None) -> None:
-    """Writes scores.csv: path, label, defect, score, decision (empty where no threshold is stored)."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "label", "defect", "score", "decision"))
-    for name, defect, label, score in rows:
-        writer.writerow((name, label, defect, repr(score), decision(score, threshold)))
-    with with_filename(path):
-        path.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
-
-
-def report(run: Run, metrics: dict, category: Category, rows: list, curve: tuple, rules: Rules) -> None:
+def report(run: Run, metrics: dict, category: Category, rows: list[tuple], curve: tuple, rules: Rules) -> None:
     """Writes RUN/report.html; image, mask and map of the images that are shown are read again, one after the other."""
-    index, seed = {name: i for i, (name, *_) in enumerate(rows)}, run.config["flags"]["seed"]
-    tiling, o = rules.tiling, run.method.options
+    tiling, o, method = rules.tiling, run.method.options, run.method
 
     @torch.inference_mode()
-    def open_picture(picture: Picture) -> Picture:
-        record = category.test[i := index[picture.name]]
+    def picture(index: int) -> Picture:
+        record = category.test[index]
         image = read_image(record.path)
-        resized = resize(to_tensor(image), tiling.size or o.size, o.resize)
-        batch, context = as_batch(run.method, resized, run.method.image_hash(image, o), seed, i)
-        return picture._replace(
-            image=image, steps={} if tiling.tile else as_bytes(run.method.figures(batch, context)),
-            mask=read_mask(record.mask) if record.mask else None if record.label else np.zeros(image.shape[:2], bool),
-            anomaly_map=np.load(map_file(run.folder / "evaluation", record)),
-        )  # fmt: skip
+        resized, image_hash = resize(to_tensor(image), tiling.size or o.size, o.resize), method.image_hash(image, o)
+        batch, context = as_batch(method, resized, image_hash, run.config["flags"]["seed"], index)
+        steps = {} if tiling.tile else as_bytes(method.figures(batch, context))
+        mask = read_mask(record.mask) if record.mask else None if record.label else np.zeros(image.shape[:2], bool)
+        return Picture(*rows[index], image, steps, mask, np.load(map_file(run.folder / "evaluation", record)))
 
     curves, labels = {}, np.array([row[2] for row in rows])
     if len(set(labels)) == 2:
@@ -183,60 +159,50 @@ def report(run: Run, metrics: dict, category: Category, rows: list, curve: tuple
     if curve[0].size:
         curves["pro"] = list(zip(*curve))
     with torch.inference_mode():
-        learned = as_bytes(run.method.figures())
+        figures = as_bytes(method.figures())
     write_report(
         run.folder / "report.html", title=f"{run.config['method']} on {category.name}", facts=facts(run, metrics),
-        metrics=metrics, curves=curves, history=read_log(run.folder), method_figures=learned,
-        pictures=[Picture(*row, None, {}, None, None) for row in rows], open_picture=open_picture,
-        threshold=run.threshold, map_scale=metrics["map_scale"], scores=rows, max_pictures=rules.shown,
+        metrics=metrics, curves=curves, history=read_log(run.folder), figures=figures, scores=rows,
+        pictures=Lazy(picture, range(len(rows))), threshold=run.threshold, map_scale=metrics["map_scale"],
+        most=rules.shown,
     )  # fmt: skip
-
-
-def as_bytes(figures: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Converts figures (C, h, w) in [0, 1] by caption to uint8 (h, w, 3)."""
-    return {
-        caption: (figure.float().expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        for caption, figure in figures.items()
-    }
 
 
 def facts(run: Run, metrics: dict) -> dict[str, str]:
     """Lists, for the report, all that is needed to repeat the run."""
-    config, calibration = run.config, run.state.calibration
-    flags, full = config["flags"], list(metrics["size"]) == list(config["options"]["size"]) and not metrics["tile"]
-    changed = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in config["changed"].items())
+    config, flags, calibration = run.config, run.config["flags"], run.state.calibration
+    tile, size, count = metrics["tile"], metrics["size"], (calibration or {}).get("images")
+    method = [config["method"], f"preset {config['preset']}", config["ablation"] and f"ablation {config['ablation']}"]
+    method += [f"--{name.replace('_', '-')} {value}" for name, value in config["changed"].items()]
     threshold = f"none is stored: {'no image was held out' if run.state.finished else metrics['checkpoint']}"
     if calibration:
-        count = calibration["images"]
-        threshold = (
-            f"{calibration['threshold']:.6g}: {count} held-out normal images, false-alarm rate "
+        threshold = f"{calibration['threshold']:.6g}: {count} held-out normal images, false-alarm rate "
+        threshold += (
             f"{calibration['false_alarm_rate']:.3g} asked for ({count} can promise no less than 1 in {count + 1})"
         )
-    mode = f" ({metrics['gt_mode']} masks)" if metrics["gt_mode"] else ""
+    if tile or list(size) != list(config["options"]["size"]):
+        threshold += ", set on whole images at the run's size"
+    pixels = f"{metrics['resolution']} resolution" + (f" ({metrics['gt_mode']} masks)" if metrics["gt_mode"] else "")
     if metrics.get("error_bound"):
-        mode += f", binned: within {metrics['error_bound']:.1e} of the exact numbers"
-    sources = (("Textures", "textures", "textures"), ("Defect sizes", "sizes", "defect_sizes"),
-               ("Anomalous pictures", "anomalies", "anomaly_images"))  # fmt: skip
+        pixels += f", binned: within {metrics['error_bound']:.1e} of the exact numbers"
+    tiles = f", in tiles of {tile[0]} x {tile[1]} that share {metrics['overlap']}" if tile else ""
+    processes = f" by {config['processes']} processes" if config["processes"] > 1 else ""
+    files = {"textures": "textures", "sizes": "defect_sizes", "anomalies": "anomaly_images"}
     return {
-        "Method": ", ".join(filter(None, (f"{config['method']}, preset {config['preset']}",
-                                          config["ablation"] and f"ablation {config['ablation']}", changed))),
+        "Method": ", ".join(filter(None, method)),
         "Parameters": f"{sum(p.numel() for p in run.method.parameters()):,}",
         "Data": f"{flags['data']}, category {config['category']}" + (" (generated)" if config["generated"] else ""),
         "Test images": ", ".join(f"{count} {name}" for name, count in metrics["images"].items()) or "none",
-        **{word: f"{flags[flag] or ''} {config['sources'][name]}".strip()
-           for word, name, flag in sources if name in config["sources"]},
+        **{files[name].replace("_", " ").capitalize(): f"{flags[files[name]] or ''} {digest}".strip()
+           for name, digest in config["sources"].items()},
         **({"Backbone weights": flags["backbone_weights"]} if flags.get("backbone_weights") else {}),
         **{f"SHA-256 of {Path(name).name}": value for name, value in config["weights_sha256"].items()},
         "Seed, precision": f"{flags['seed']}, {flags['precision']}",
-        "Device": f"{config['device']} for training"
-        + (f" by {config['processes']} processes" if config["processes"] > 1 else "")
-        + f", {metrics['device']} for evaluation",
-        "Size of the network's input": " x ".join(map(str, metrics["size"])) + " (height x width)"
-        + (f", in tiles of {metrics['tile'][0]} x {metrics['tile'][1]} that share {metrics['overlap']}"
-           if metrics["tile"] else ""),
-        "Pixel metrics at": f"{metrics['resolution']} resolution{mode}",
+        "Device": f"{config['device']} for training{processes}, {metrics['device']} for evaluation",
+        "Size of the network's input": f"{size[0]} x {size[1]} (height x width){tiles}",
+        "Pixel metrics at": pixels,
         "Checkpoint": f"{metrics['checkpoint']}; nothing was selected on test images",
-        "Threshold": threshold + ("" if full else ", set on whole images at the run's size"),
+        "Threshold": threshold,
         "SHA-256 of training images": config["data_digest"],
         "SHA-256 of test images": metrics["test_digest"],
         "Versions of training": ", ".join(f"{name} {config[name]}" for name in versions()),
@@ -248,8 +214,7 @@ def summary(metrics: dict) -> str:
     if not metrics["images"]:
         return "no test image: nothing to evaluate"
     names = [name for name in metrics if name.startswith("image_auroc") and "interval" not in name]
-    names += ["image_ap", "image_best_f1", "pixel_auroc", "pixel_ap"]
-    names += [name for name in metrics if name.startswith("aupro_")]
+    names += ["image_ap", "image_best_f1", "pixel_auroc", "pixel_ap", *(n for n in metrics if n.startswith("aupro_"))]
     reasons, mean = metrics["reasons"], metrics.get("by_category", {}).get("mean of categories", {})
     return "\n".join(
         f"{name:14s} " + (f"n/a: {reasons[name]}" if name in reasons else f"{metrics[name]:.4f}")

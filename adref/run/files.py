@@ -1,9 +1,12 @@
-"""Files that are written whole or not at all, and errors that name them."""
+"""Files and folders that are written whole or not at all, and errors that name them."""
 
+import csv
 import hashlib
+import io
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,11 +29,8 @@ def with_filename(path: Path) -> Iterator[None]:
         raise cause from None
 
 
-def write_atomically(path: Path, write) -> None:
-    """Calls `write(file)` on a temporary file beside `path`, flushes it to the disk, then renames it.
-
-    After a crash there is the old file or the new one, never a part.
-    """
+def write_atomically(path: Path, write: Callable) -> None:
+    """Calls `write(file)` on a temporary file beside `path`, flushes it to the disk, then renames it."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with with_filename(path), open(temporary, "wb") as file:
@@ -48,25 +48,58 @@ def write_atomically(path: Path, write) -> None:
         os.close(folder)
 
 
+def refuse_existing(folder: Path, remedy: str) -> None:
+    """Raises UserError if the name of a new folder is taken, unless by an empty one."""
+    if folder.resolve() == Path.cwd() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise UserError(f"--out {folder} exists already; {remedy}")
+
+
+@contextmanager
+def explain_out(path: Path) -> Iterator[None]:
+    """Turns an OSError inside the block into a UserError: `path`, which --out names, cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`, which takes this name at the end of the block; UserError if it fails."""
+    partial = path.with_name(f".{path.name}.partial")
+    with explain_out(path):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed here
+            partial.mkdir(parents=True)
+            yield partial
+            os.replace(partial, path)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
+            raise
+
+
 def write_json(path: Path, value) -> None:
     """Writes indented JSON atomically; NaN becomes null, which every reader of JSON takes."""
     text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(path, lambda file: file.write(text.encode(errors="surrogateescape")))
 
 
-def read_json(path: Path) -> dict:
-    """Reads an object that `write_json` wrote.
+def csv_text(rows: Iterable[Iterable]) -> str:
+    """Formats rows as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+
+def read_json(path: Path) -> dict:
+    """Reads an object that `write_json` wrote; UserError for a missing or damaged file."""
     try:
         value = json.loads(path.read_bytes().decode(errors="surrogateescape"))
         if not isinstance(value, dict):
             raise ValueError("no JSON object")
+        return value
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    return value
 
 
 def _plain(value):
@@ -79,7 +112,7 @@ def _plain(value):
     return value.item() if isinstance(value, np.integer) else value
 
 
-def sha256(path: Path) -> str:
+def sha256(path: str | Path) -> str:
     """Computes the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:

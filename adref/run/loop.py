@@ -4,16 +4,18 @@ import math
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset, default_collate
 
-from adref.data.examples import Images, Schedule, TrainingSet, random_stream
+from adref.data.examples import Images, Schedule, TrainingSet, random_stream, stage_examples
 from adref.method import EarlyStop, Sources, Stage, Trainable
 from adref.run import distributed
 from adref.run.cli import Progress, TrainingError
@@ -21,22 +23,24 @@ from adref.run.config import RunSettings
 from adref.run.directory import Run, load_state, read_log
 from adref.run.scoring import score_resized
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
 
-class Interrupt:
-    """Remembers Ctrl-C and SIGTERM until the loop asks between two steps; a second Ctrl-C stops at once."""
 
-    def __enter__(self) -> "Interrupt":
-        self.raised = False
-        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
+@contextmanager
+def catch_interrupts() -> Iterator[list[int]]:
+    """Yields a list to which Ctrl-C and SIGTERM add their numbers, in place of an exception; a second Ctrl-C raises."""
+    caught: list[int] = []
 
-    def _handle(self, number, frame) -> None:
-        if self.raised and number == signal.SIGINT:
+    def handle(number: int, frame) -> None:
+        if caught and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.raised = True
+        caught.append(number)
 
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
+    before = {number: signal.signal(number, handle) for number in STOPS}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -51,24 +55,21 @@ def fit(run: Run, sources: Sources, settings: RunSettings, device: torch.device)
     run.method.to(device, memory_format=torch.channels_last)
     for network in run.method.children() if settings.compile else ():
         network.compile()
-    with Interrupt() as interrupt:
+    with catch_interrupts() as interrupts:
         for stage in run.method.stages:
             if stage.name not in run.state.finished_stages:
-                fit_stage(run, stage, sources._replace(stage=stage.name), settings, device, interrupt)
-            if any(distributed.gather(interrupt.raised)):
+                fit_stage(run, stage, sources._replace(stage=stage.name), settings, device, interrupts)
+            if any(distributed.gather(bool(interrupts))):
                 return False
     return True
 
 
-def fit_stage(
-    run: Run, stage: Stage, sources: Sources, settings: RunSettings, device: torch.device, interrupt: Interrupt
-) -> None:
-    """Trains one stage from the checkpoint on, until its end or an interrupt; the checkpoint then holds the rest."""
-    method, state, seed = run.method, run.state, settings.seed
-    sources, validation = split_validation(method, sources, stage.early_stop, seed)
-    purpose = "corrupt" if stage == method.stages[0] else f"corrupt {stage.name}"
-    data = TrainingSet(sources.images, method.corrupt, method.options, sources, seed, purpose)
-    order = Schedule(stage, len(data), method.options.batch_size, seed)
+def fit_stage(run: Run, stage: Stage, sources: Sources, settings: RunSettings, device: torch.device,
+              interrupts: list) -> None:  # fmt: skip
+    """Trains one stage from the checkpoint on, until its end or an interrupt; then saves."""
+    method, state, seed, rule = run.method, run.state, settings.seed, stage.early_stop
+    sources, validation = split_validation(method, sources, rule, seed)
+    data, order = stage_examples(method, stage, sources, seed)
     before = sum(state.finished_stages.values())
     step = first = state.step - before
     if step == 0:
@@ -78,45 +79,46 @@ def fit_stage(
         optimizer.load_state_dict(state.optimizer)
         rates.load_state_dict(state.schedule)
     loss = distributed.parallel_loss(method)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
     method.train()
-    totals = epoch_losses(run, before + step - step % order.per_epoch) if stage.early_stop else []
+    totals = [line["loss/total"] for line in read_log(run.folder)] if rule else []
     keys = (distributed.shard(part, True) for s in range(step + 1, order.last_step + 1) for part in order.parts(s))
     batches, progress = load_batches(data, keys, settings, device), Progress()
     started = saved = clock = time.monotonic()
     stop = interrupted = False
     while step < order.last_step and not stop:
         step += 1
-        epoch, rate = (step - 1) // order.per_epoch, optimizer.param_groups[0]["lr"]
+        line = {"stage": stage.name, "epoch": (step - 1) // order.per_epoch, "step": before + step}
         key = (step, distributed.rank()) if distributed.rank() else (step,)
         torch.manual_seed(int(random_stream(seed, f"step {stage.name}", *key).integers(2**62)))  # dropout
         optimizer.zero_grad()
-        terms, waited = add_gradients(method, loss, order.parts(step), batches, stage, settings, device)
-        terms, interrupted = average_over_ranks(terms, interrupt.raised)
-        line = {"stage": stage.name, "epoch": epoch, "step": before + step, "lr": rate}
-        require_finite(run, line, terms)
+        terms, waited = add_gradients(method, loss, order.parts(step), batches, stage.name, autocast)
+        terms, interrupted = average_over_ranks(terms, bool(interrupts))
+        line |= {"lr": optimizer.param_groups[0]["lr"], **terms}
+        require_finite(run, line)
         optimizer.step()
         if step % order.period == 0:
             rates.step()
-        totals.append(terms["loss/total"])
         now = time.monotonic()
-        line |= {"seconds": round(now - clock, 4), "data_seconds": round(waited, 4), **terms}
+        line |= {"seconds": round(now - clock, 4), "data_seconds": round(waited, 4)}
         clock = now
-        if step % order.per_epoch == 0:
-            if stage.early_stop:
-                watched = validate(method, validation, stage, settings, device) if len(validation) else mean(totals)
-                line["validation/total" if len(validation) else "epoch/total"] = watched
-                require_finite(run, line, {"validation/total": watched})
-                stop = update_best(run, stage.early_stop, line, watched)
-            totals.clear()
+        totals.append(terms["loss/total"])
+        if rule and step % order.per_epoch == 0:
+            name = "validation/total" if len(validation) else "epoch/total"
+            epoch = totals[-order.per_epoch :]
+            line[name] = validate(method, validation, stage.name, autocast) if len(validation) else mean(epoch)
+            require_finite(run, line)
+            stop = update_best(run, rule, line, line[name])
         state.step = before + step
-        if distributed.rank() == 0:
-            run.log(line)
         text = progress_line(line, order, step, (now - started) / (step - first))
         progress(text, final=stop or step == order.last_step)
-        by_steps = settings.checkpoint_steps and step % settings.checkpoint_steps == 0
-        if interrupted or by_steps or now - saved > settings.checkpoint_seconds:
+        due = settings.checkpoint_steps and step % settings.checkpoint_steps == 0
+        due = due or interrupted or now - saved > settings.checkpoint_seconds
+        if due:
             saved, state.optimizer, state.schedule = now, optimizer.state_dict(), rates.state_dict()
-            if distributed.rank() == 0:
+        if distributed.rank() == 0:
+            run.log(line)
+            if due:
                 run.save()
         if interrupted and step < order.last_step and not stop:
             return
@@ -128,9 +130,8 @@ def fit_stage(
     distributed.on_rank_zero(run.save)
 
 
-def add_gradients(
-    method: Trainable, loss, parts: Sequence[Sequence], batches: Iterator, stage: Stage, settings, device: torch.device
-) -> tuple[dict[str, torch.Tensor], float]:
+def add_gradients(method: Trainable, loss: Callable, parts: list[list], batches: Iterator, stage: str,
+                  autocast: torch.autocast) -> tuple[dict[str, Tensor], float]:  # fmt: skip
     """Adds up the gradients of a step's micro-batches.
 
     Args:
@@ -138,30 +139,29 @@ def add_gradients(
         loss: from `distributed.parallel_loss`.
         parts: the keys of each micro-batch, those of all ranks.
         batches: yields this rank's share of each micro-batch.
-        stage, settings, device: of the run.
+        stage, autocast: of the loss.
 
     Returns:
-        the loss terms by their names in the log, and the seconds that the loop waited for data. The terms of the whole
-        batch are their means over the ranks.
+        the loss terms by their names in the log, to be averaged over the ranks; the seconds of waiting for data.
     """
     values, images, waited = {}, sum(map(len, parts)), 0.0
     for number, part in enumerate(parts, start=1):
         began = time.monotonic()
-        batch = to_device(next(batches), device)
+        batch = next(batches)
         waited += time.monotonic() - began
         divided = 1 < distributed.count() <= len(part)
         weight = len(part) / images * (len(batch[0]) * distributed.count() / len(part) if divided else 1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            terms = loss(batch, stage.name)
+        with autocast:
+            terms = loss(batch, stage)
         for name, term in terms.items():
             name = name if "/" in name else f"loss/{name}"
             values[name] = values.get(name, 0.0) + weight * term.detach()
         (weight * terms["total"] if weight != 1 else terms["total"]).backward()
-        method.after_backward(stage.name, last=number == len(parts))
+        method.after_backward(stage, last=number == len(parts))
     return values, waited
 
 
-def average_over_ranks(terms: dict[str, torch.Tensor], interrupted: bool) -> tuple[dict[str, float], bool]:
+def average_over_ranks(terms: dict[str, Tensor], interrupted: bool) -> tuple[dict[str, float], bool]:
     """Averages loss terms over the ranks, without statistics that are NaN on any; tells whether any is interrupted."""
     values = torch.stack([term.float() for term in terms.values()]).tolist()
     found = distributed.gather((values, interrupted))
@@ -170,25 +170,20 @@ def average_over_ranks(terms: dict[str, torch.Tensor], interrupted: bool) -> tup
     return means, any(flag for _, flag in found)
 
 
-def require_finite(run: Run, line: dict, terms: dict[str, float]) -> None:
-    """Raises TrainingError for a loss term that is not finite."""
-    for name, value in terms.items():
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"{name} is {value} ({line['stage']}, step {line['step']}); {run.folder} keeps its last checkpoint. "
-                "A lower --learning-rate in a new run is the first thing to try"
-            )
+def require_finite(run: Run, line: dict) -> None:
+    """Raises TrainingError for a loss term of a line of the log that is not finite."""
+    for name, value in line.items():
+        if "/" in name and not math.isfinite(value):
+            where = f"{name} is {value} ({line['stage']}, step {line['step']}); {run.folder} keeps its last checkpoint"
+            raise TrainingError(f"{where}. A lower --learning-rate in a new run is the first thing to try")
 
 
 def progress_line(line: dict, order: Schedule, step: int, seconds: float) -> str:
     """Formats stage, epoch, step, loss terms, images a second and time left; `seconds` is the mean of a step."""
-    left = int(seconds * (order.last_step - step))
+    left, epochs = int(seconds * (order.last_step - step)), math.ceil(order.last_step / order.per_epoch)
     terms = " ".join(f"{name[5:]} {value:.4f}" for name, value in line.items() if name.startswith("loss/"))
-    epochs = math.ceil(order.last_step / order.per_epoch)
-    return (
-        f"{line['stage']} epoch {line['epoch'] + 1}/{epochs} step {step}/{order.last_step}  {terms}  "
-        f"{order.batch_size / max(seconds, 1e-9):.1f} images/s  {left // 60}:{left % 60:02d} left"
-    )
+    speed = f"{order.batch_size / max(seconds, 1e-9):.1f} images/s  {left // 60}:{left % 60:02d} left"
+    return f"{line['stage']} epoch {line['epoch'] + 1}/{epochs} step {step}/{order.last_step}  {terms}  {speed}"
 
 
 # -- data -------------------------------------------------------------------------------------------------------------
@@ -196,12 +191,12 @@ def progress_line(line: dict, order: Schedule, step: int, seconds: float) -> str
 
 def ignore_interrupts(worker: int) -> None:
     """Leaves Ctrl-C and SIGTERM to the process that started a data worker, which ends with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def load_batches(data: TrainingSet, keys: Iterable, settings: RunSettings, device: torch.device) -> Iterator:
-    """Starts the data workers, which make batches from lists of keys; returns an iterator of the batches."""
+    """Starts the data workers, which make batches from lists of keys; returns an iterator of batches on the device."""
     loader = DataLoader(
         data, batch_sampler=keys, num_workers=settings.workers, worker_init_fn=ignore_interrupts,
         multiprocessing_context=settings.start_method if settings.workers else None, pin_memory=device.type == "cuda",
@@ -211,7 +206,8 @@ def load_batches(data: TrainingSet, keys: Iterable, settings: RunSettings, devic
 
     def checked() -> Iterator:
         try:
-            yield from batches
+            for batch in batches:
+                yield to_device(batch, device)
         except Exception as error:
             # A traceback would keep the workers alive, which ignore SIGTERM, and Python would wait for them at its end.
             error.__context__, error.__cause__ = None, None
@@ -229,11 +225,11 @@ def to_device(batch: NamedTuple, device: torch.device) -> NamedTuple:
     return type(batch)(*(x.to(device, non_blocking=True, memory_format=form) for x, form in zip(batch, forms)))
 
 
-# -- early stopping ---------------------------------------------------------------------------------------------------
+# -- early stopping and the decision threshold ------------------------------------------------------------------------
 
 
 def split_validation(
-    method: Trainable, sources: Sources, stop: EarlyStop | None, seed: int
+    method: Trainable, sources: Sources, rule: EarlyStop | None, seed: int
 ) -> tuple[Sources, TrainingSet]:
     """Splits the images of a stage into those that train and those whose loss an `EarlyStop` measures.
 
@@ -241,32 +237,26 @@ def split_validation(
     must not see a validation image.
     """
     count = len(sources.images)
-    kept = max(1, math.floor(stop.share * count)) if stop and stop.share and count > 1 else 0
+    kept = max(1, math.floor(rule.share * count)) if rule and rule.share and count > 1 else 0
     order = random_stream(seed, "validation").permutation(count).tolist()
-    train, held = sorted(order[kept:]), Subset(sources.images, sorted(order[:kept]))
+    train, held_out = sorted(order[kept:]), Subset(sources.images, sorted(order[:kept]))
     known = {name: [field[i] for i in train] for name in ("hashes", "categories") if (field := getattr(sources, name))}
     sources = sources._replace(images=Subset(sources.images, train), **known)
-    return sources, TrainingSet(held, method.corrupt, method.options, sources, seed, "validation", indexed=False)
+    return sources, TrainingSet(method.corrupt, method.options, sources, seed, "validation", held_out)
 
 
 @torch.no_grad()
-def validate(method: Trainable, data: TrainingSet, stage: Stage, settings: RunSettings, device: torch.device) -> float:
+def validate(method: Trainable, data: TrainingSet, stage: str, autocast: torch.autocast) -> float:
     """Computes the mean loss over validation images; `corrupt` draws the same for each of them every time."""
     method.eval()
-    total, size = 0.0, method.options.batch_size
-    indices = distributed.shard(range(len(data)))
+    total, size, indices = 0.0, method.options.batch_size, distributed.shard(range(len(data)))
     for begin in range(0, len(indices), size):
         examples = [data[0, i, i] for i in indices[begin : begin + size]]
-        batch = to_device(default_collate(examples), device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            total += method.loss(batch, stage.name)["total"].item() * len(examples)
+        batch = to_device(default_collate(examples), next(method.parameters()).device)
+        with autocast:
+            total += method.loss(batch, stage)["total"].item() * len(examples)
     method.train()
     return sum(distributed.gather(total)) / len(data)
-
-
-def epoch_losses(run: Run, begin: int) -> list[float]:
-    """Reads the training losses of the epoch in which a run is resumed, those of steps after `begin`."""
-    return [line["loss/total"] for line in read_log(run.folder) if line["step"] > begin]
 
 
 def update_best(run: Run, rule: EarlyStop, line: dict, loss: float) -> bool:
@@ -278,9 +268,6 @@ def update_best(run: Run, rule: EarlyStop, line: dict, loss: float) -> bool:
     return rule.patience is not None and line["epoch"] - best["epoch"] >= rule.patience
 
 
-# -- the decision threshold -------------------------------------------------------------------------------------------
-
-
 def calibrate(run: Run, held_out: Images, settings: RunSettings) -> None:
     """Stores the decision threshold, a quantile of the scores of held-out normal images, and marks the run finished.
 
@@ -289,16 +276,14 @@ def calibrate(run: Run, held_out: Images, settings: RunSettings) -> None:
     if new normal images are like these (split conformal prediction; Vovk et al., 2005). Where k > n, the largest score
     is taken: n images can promise no rate below 1 / (n + 1).
     """
-    run.state.calibration, run.state.finished = None, True
     run.method.eval()
-    if len(held_out):
-        indices = distributed.shard(range(len(held_out)))
-        found = [score_resized(run.method, held_out[i], held_out.hashes[i], settings.seed, i)[0] for i in indices]
-        scores = sorted(score for part in distributed.gather(found) for score in part)
-        count = len(scores)
-        rank = max(1, min(count, math.ceil((1 - settings.false_alarm_rate) * (count + 1) - 1e-9)))
-        threshold = float(np.nextafter(np.float32(scores[rank - 1]), np.float32(np.inf)))  # scores are float32
-        run.state.calibration = {
-            "threshold": threshold, "images": count, "false_alarm_rate": settings.false_alarm_rate
-        }  # fmt: skip
+    found, state, count, rate = [], run.state, len(held_out), settings.false_alarm_rate
+    for i in distributed.shard(range(count)):
+        found.append(score_resized(run.method, held_out[i], held_out.hashes[i], settings.seed, i)[0])
+    scores = sorted(score for part in distributed.gather(found) for score in part)
+    state.finished, state.calibration = True, None
+    if scores:
+        k = max(1, min(count, math.ceil((1 - rate) * (count + 1) - 1e-9)))
+        threshold = float(np.nextafter(np.float32(scores[k - 1]), np.float32(np.inf)))  # scores are float32
+        state.calibration = {"threshold": threshold, "images": count, "false_alarm_rate": rate}
     distributed.on_rank_zero(run.save)

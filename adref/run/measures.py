@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from adref.data.examples import random_stream
 from adref.data.layouts import Record
-from adref.data.reader import read_mask
 from adref.ops import metrics as metric
 from adref.ops.pixels import PixelScores
 
@@ -29,12 +28,6 @@ class Lazy(Sequence):
         return self.make(self.sources[index])
 
 
-def known_mask(record: Record, size: tuple[int, int] | None, gt_mode: str) -> np.ndarray | None:
-    """Reads the mask for the metrics, resized if a size is given; None where there is no file."""
-    mask = None if record.mask is None else read_mask(record.mask)
-    return mask if mask is None or size is None else resized_mask(mask, size, gt_mode)
-
-
 def resized_mask(mask: np.ndarray, size: tuple[int, int], gt_mode: str) -> np.ndarray:
     """Resizes a mask (bool) to (h, w).
 
@@ -50,10 +43,9 @@ def resized_mask(mask: np.ndarray, size: tuple[int, int], gt_mode: str) -> np.nd
 def all_metrics(
     records: Sequence[Record], scores: list, maps: Sequence, masks: Sequence, seed: int, convention: str
 ) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
-    """Computes every number of metrics.json.
+    """Computes the numbers of metrics.json over all images, for each defect type and for each of several categories.
 
-    Over all images; for each defect type against the good images of its category; for each of several categories. A
-    defect without a mask counts in image metrics only.
+    A defect type is measured against the good images of its category. One without a mask counts in image metrics only.
 
     Args:
         records: the test set.

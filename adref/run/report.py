@@ -1,7 +1,6 @@
-"""Report of an evaluated run: one HTML file with metrics, curves, decisions and images.
+"""The report of an evaluation: one HTML file with metrics, curves, decisions and images, which loads nothing.
 
-The page opens from disk, loads nothing and depends on no method. `report.html` beside this module is its template; text
-from names and data passes `html.escape` once. An image is called anomalous if its score is at least the threshold.
+`report.html` beside this module is its template; text from names and data passes `html.escape` once.
 """
 
 import base64
@@ -10,7 +9,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -44,12 +43,9 @@ class Picture(NamedTuple):
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Blends the colours of an anomaly map with the grey image; uint8 (H, W, 3).
+    """Blends the colours of an anomaly map (H, W) with the grey values of an image, uint8 (H, W, 3); returns the same.
 
-    Args:
-        image: uint8 (H, W, 3).
-        anomaly_map: (H, W), no NaN.
-        low, high: map values of the first and the last colour; images are comparable if these are equal.
+    `low` and `high` are the map values of the first and the last colour.
     """
     if image.shape != (*anomaly_map.shape, 3) or np.isnan(anomaly_map).any() or not low <= high:
         got = f"{image.shape}, {anomaly_map.shape} with {np.isnan(anomaly_map).sum()} NaN, {low}, {high}"
@@ -57,62 +53,61 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float)
     position = np.clip((anomaly_map.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
     colour = [np.interp(position, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T]
     grey = image @ np.array([0.299, 0.587, 0.114])
-    # constant opacity: if it grew with the map, a bright pixel would become darker before it becomes brighter
+    # Constant opacity: if it grew with the map, a bright pixel would become darker before it becomes brighter.
     return np.rint(0.35 * grey[..., None] + 0.65 * np.stack(colour, axis=-1)).astype(np.uint8)
 
 
 def write_report(
-    path, *, title: str, facts: dict[str, str], metrics: dict, curves: dict, history: list[dict],
-    pictures: list[Picture], threshold: float | None, map_scale: tuple[float, float],
-    scores: list[tuple[str, str, int, float]], max_pictures: int = 80,
-    method_figures: dict[str, np.ndarray] | None = None, open_picture: Callable[[Picture], Picture] | None = None,
+    path: Path, *, title: str, facts: dict[str, str], metrics: dict, curves: dict, history: list[dict],
+    figures: dict[str, np.ndarray], scores: list[tuple[str, str, int, float]], pictures: Sequence[Picture],
+    threshold: float | None, map_scale: tuple[float, float], most: int = 80,
 ) -> None:  # fmt: skip
     """Writes the page atomically.
 
     Args:
+        path: of the page.
+        title: heading.
         facts: what a reader needs to repeat the run, by name.
         metrics: numbers by name, "<name>_interval" (low, high) at 95 %, "reasons" (name -> why it is NaN),
             "by_defect" and perhaps "by_category" (name -> numbers by name, "n", perhaps "reasons").
         curves: "roc" (false-alarm rate, recall) and "pro" (pixel FPR, overlap), lists of points; may be empty.
         history: the lines of metrics.jsonl: stage, step, "loss/<term>" and other numbers whose names have a slash.
-        pictures: test images to show; the first `max_pictures` in the order of `ordered`.
+        figures: caption -> uint8 (h, w, 3) of any size: what the method has learned, before any test image.
+        scores: (name, defect, label, score) of all test images.
+        pictures: an image for each of `scores`; may be lazy.
         threshold: the stored threshold of the image score; None if there is none.
         map_scale: map values of the first and the last colour in all images.
-        scores: (name, defect, label, score) of all test images.
-        method_figures: caption -> uint8 (h, w, 3) of any size: what the method has learned, before any test image.
-        open_picture: adds the arrays to one of `pictures`; one at a time is in memory.
+        most: images to show, the first in the order of `ordered`.
 
     Raises:
         ValueError: there is no score, or a score or the threshold is not finite.
     """
-    rows = [(str(name), str(defect), int(label), float(score)) for name, defect, label, score in scores]
-    values = [row[3] for row in rows] + ([] if threshold is None else [float(threshold)])
-    if not rows or not np.isfinite(values).all():
-        raise ValueError(f"expected at least one score, all finite; got {len(rows)} and the threshold {threshold}")
+    values = [row[3] for row in scores] + ([] if threshold is None else [threshold])
+    if not scores or not np.isfinite(values).all():
+        raise ValueError(f"expected at least one score, all finite; got {len(scores)} and the threshold {threshold}")
     margin = max(0.04 * (max(values) - min(values)), 1e-3 * max(map(abs, values))) or 1.0
     low, high = min(values) - margin, max(values) + margin  # the slider can call all or no images anomalous
-    start = (low + high) / 2 if threshold is None else float(threshold)
+    start = (low + high) / 2 if threshold is None else threshold
     facts = (f'<th scope="row">{escape(name)}</th><td>{escape(str(fact))}</td>' for name, fact in facts.items())
-    optional = {
+    sections = {
         "Categories": _group_table(metrics, "by_category", "Category"),
         "Defects": _group_table(metrics, "by_defect", "Defect"),
-        "Curves": _curves(curves), "Training": _training(history), "Method": _method_figures(method_figures or {}),
-        "Run": _table(facts),
+        "Curves": _curves(curves), "Training": _training(history), "Method": _figures(figures), "Run": _table(facts),
     }  # fmt: skip
-    optional = {name: content for name, content in optional.items() if content}
-    names = ("Results", "Decisions", *optional, "Pictures")
-    data = {"scores": rows, "start": start, "low": low, "high": high, "stored": threshold is not None}
-    shown = ordered(pictures, start)[:max_pictures]
-    cards = [_picture_card(open_picture(picture) if open_picture else picture, map_scale) for picture in shown]
+    sections = {name: content for name, content in sections.items() if content}
+    data = {"scores": scores, "start": start, "low": low, "high": high, "stored": threshold is not None}
+    shown = ordered(scores, start)[:most]
+    cards = [_picture_card(pictures[i], map_scale) for i in shown]
     columns = max((tiles for _, tiles in cards), default=1)
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     script = re.search(r"<script>(.*?)</script>", template, flags=re.S)[1]
     values = {
-        "title": escape(title), "links": "".join(f'<a href="#{name}">{name}</a>' for name in names),
+        "title": escape(title),
+        "links": "".join(f'<a href="#{k}">{k}</a>' for k in ("Results", "Decisions", *sections, "Pictures")),
         "metrics": _metric_cards(metrics), "score_labels": _x_labels(low, high),
-        "sections": "\n".join(f'<section id="{k}"><h2>{k}</h2>{v}</section>' for k, v in optional.items()),
+        "sections": "\n".join(f'<section id="{k}"><h2>{k}</h2>{v}</section>' for k, v in sections.items()),
         "low": repr(low), "high": repr(high),
-        "count": len(rows), "shown": len(shown), "left_out": len(rows) - len(shown),
+        "count": len(scores), "shown": len(shown), "left_out": len(scores) - len(shown),
         "map_low": f"{map_scale[0]:.4g}", "map_high": f"{map_scale[1]:.4g}",
         "colours": ",".join(f"rgb{tuple(map(int, colour))}" for colour in COLOURS),
         "cards": "".join(card for card, _ in cards), "columns": columns if columns <= 4 else math.ceil(columns / 2),
@@ -121,10 +116,7 @@ def write_report(
         "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }  # fmt: skip
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: str(values[match[1]]), template)
-    write_atomically(Path(path), lambda file: file.write(page.encode(errors="replace")))  # names may be broken UTF-8
-
-
-# -- numbers ----------------------------------------------------------------------------------------------------------
+    write_atomically(path, lambda file: file.write(page.encode(errors="replace")))  # names may be broken UTF-8
 
 
 def label(name: str) -> str:
@@ -170,9 +162,6 @@ def _group_table(metrics: dict, key: str, head: str) -> str:
     note = "Each with all good images of its category. Found: called anomalous at the threshold of the slider."
     note = note if found else "Each by its images alone; the numbers above are of all images together."
     return _table(rows) + f'<p class="note">{note}</p>' if groups else ""
-
-
-# -- charts -----------------------------------------------------------------------------------------------------------
 
 
 def _ticks(low: float, high: float, log: bool = False) -> dict[float, str]:
@@ -241,14 +230,19 @@ def _training(history: list[dict]) -> str:
     return parts
 
 
-# -- images -----------------------------------------------------------------------------------------------------------
+def ordered(scores: list[tuple], threshold: float) -> list[int]:
+    """Sorts images: misses and false alarms, the farthest from the threshold first, then the closest decisions.
 
+    Args:
+        scores: (name, defect, label, score) of each.
+        threshold: of the score.
 
-def ordered(pictures: list[Picture], threshold: float) -> list[Picture]:
-    """Sorts misses and false alarms first, the farthest from the threshold foremost, then the closest decisions."""
-    excess = [(picture.score - threshold) * (1 if picture.label else -1) for picture in pictures]  # < 0: wrong side
-    right = [(picture.score >= threshold) == bool(picture.label) for picture in pictures]
-    return [pictures[i] for i in sorted(range(len(pictures)), key=lambda i: (right[i], excess[i]))]
+    Returns:
+        their indices.
+    """
+    excess = [(score - threshold) * (1 if label else -1) for *_, label, score in scores]  # < 0: wrong side
+    right = [(score >= threshold) == bool(label) for *_, label, score in scores]
+    return sorted(range(len(scores)), key=lambda i: (right[i], excess[i]))
 
 
 def _embed(image: Image.Image, kind: str, name: str, form: str = "PNG") -> str:
@@ -259,9 +253,9 @@ def _embed(image: Image.Image, kind: str, name: str, form: str = "PNG") -> str:
     return f'<img class="{escape(word)}" alt="{escape(kind)} of {escape(name)}" src="{source}">'
 
 
-def _method_figures(figures: dict[str, np.ndarray]) -> str:
-    images = {caption: _embed(Image.fromarray(array), caption, "the method") for caption, array in figures.items()}
-    parts = (f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>" for caption, image in images.items())
+def _figures(figures: dict[str, np.ndarray]) -> str:
+    images = {escape(caption): _embed(Image.fromarray(a), caption, "the method") for caption, a in figures.items()}
+    parts = (f"<figure>{image}<figcaption>{caption}</figcaption></figure>" for caption, image in images.items())
     return f'<div class="figures">{"".join(parts)}</div>' if figures else ""
 
 

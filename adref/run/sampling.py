@@ -1,7 +1,5 @@
 """Images drawn from a trained diffusion model, into a folder that an interrupted command goes on with."""
 
-import os
-import shutil
 import time
 from pathlib import Path
 
@@ -15,8 +13,8 @@ from adref.method import Sampler
 from adref.methods import find_method
 from adref.options import UserError
 from adref.run.cli import Progress
-from adref.run.directory import find_device, open_run, read_config, refuse_existing
-from adref.run.files import read_json, sha256, write_atomically, write_json
+from adref.run.directory import find_device, open_run, read_config
+from adref.run.files import new_folder, read_json, refuse_existing, sha256, write_atomically, write_json
 
 BATCH = 16  # images drawn at a time
 
@@ -44,17 +42,14 @@ def draw_images(folder: Path, argv: list[str]) -> int:
         raise UserError(f"--n takes 1 or more, --seed 0 to 2^63 - 1; got {count}, {seed}")
     changes = option_tools.flags_given(arguments, "option")
     method = open_run(folder, find_device(arguments.device), Sampler, changes).method
-    options, known = method.options, method.labels
+    options, known, out = method.options, method.labels, arguments.out
     chosen = known if arguments.category is None else sorted(set(",".join(arguments.category).split(",")))
     if unknown := sorted(set(chosen) - set(known)):
         raise UserError(f"--category: {folder} draws {', '.join(known)}; got {unknown[0]}")
-    settings = {
-        "run": str(folder.resolve()), "checkpoint_sha256": sha256(folder / "checkpoint.pt"), "seed": seed,
-        **{name: option_tools.to_json(options)[name] for name in kind.sampling},
-    }  # fmt: skip
-    begin(arguments.out, settings)
+    begin(out, {"run": str(folder.resolve()), "checkpoint_sha256": sha256(folder / "checkpoint.pt"), "seed": seed,
+                **{name: option_tools.to_json(options)[name] for name in kind.sampling}})  # fmt: skip
     suffix = {"png": ".png", "jpeg75": ".jpg"}[options.file_format]
-    files = {(name, i): arguments.out / name / f"{i:06d}{suffix}" for name in chosen for i in range(count)}
+    files = {(name, i): out / name / f"{i:06d}{suffix}" for name in chosen for i in range(count)}
     missing, progress, began = [key for key, path in files.items() if not path.exists()], Progress(), time.monotonic()
     for start in range(0, len(missing), BATCH):
         batch = missing[start : start + BATCH]
@@ -66,8 +61,7 @@ def draw_images(folder: Path, argv: list[str]) -> int:
         done = start + len(batch)
         left = int((time.monotonic() - began) / done * (len(missing) - done))
         progress(f"{done}/{len(missing)} images, {left // 60}:{left % 60:02d} left", final=done == len(missing))
-    before = len(files) - len(missing)
-    print(f"{len(missing)} images drawn, {before} were there already: {arguments.out.resolve()}")
+    print(f"{len(missing)} images drawn, {len(files) - len(missing)} were there already: {out.resolve()}")
     return 0
 
 
@@ -79,25 +73,18 @@ def draw_strength(options, seed: int, category: str, index: int) -> float:
 
 
 def begin(out: Path, settings: dict) -> None:
-    """Makes the folder with settings.json, or compares it with that of an earlier command.
-
-    Raises:
-        UserError: it was begun with other settings, or is something else.
-    """
+    """Makes the folder with settings.json; UserError if an earlier command began it with other settings."""
     path = out / "settings.json"
     if not path.exists():
         refuse_existing(out, "give another name")
-        partial = out.with_name(f".{out.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed here
-        partial.mkdir(parents=True)
-        write_json(partial / "settings.json", settings)
-        os.replace(partial, out)
+        with new_folder(out) as partial:
+            write_json(partial / path.name, settings)
         return
     before, now = read_json(path), {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}
     if wrong := next((key for key in now if key != "run" and before.get(key) != now[key]), None):
-        what = f"{option_tools.flag(wrong)} {before.get(wrong)}, now {now[wrong]}"
-        what = "another checkpoint" if wrong == "checkpoint_sha256" else what
-        raise UserError(f"--out {out} was begun with {what}; give another name")
+        change = f"{option_tools.flag(wrong)} {before.get(wrong)}, now {now[wrong]}"
+        change = "another checkpoint" if wrong == "checkpoint_sha256" else change
+        raise UserError(f"--out {out} was begun with {change}; give another name")
 
 
 def save_image(path: Path, image: np.ndarray, strength: float) -> None:
@@ -107,7 +94,6 @@ def save_image(path: Path, image: np.ndarray, strength: float) -> None:
     if path.suffix == ".jpg":
         kind = {"format": "JPEG", "quality": 75, "comment": text}
     else:
-        chunk = PngInfo()
-        chunk.add_text("Comment", text)
-        kind = {"format": "PNG", "pnginfo": chunk}
+        kind = {"format": "PNG", "pnginfo": PngInfo()}
+        kind["pnginfo"].add_text("Comment", text)
     write_atomically(path, lambda file: Image.fromarray(image).save(file, **kind))

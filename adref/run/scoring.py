@@ -25,8 +25,7 @@ def score_image(
     Args:
         method: in evaluation mode.
         image: uint8 (H, W, 3) at its full resolution.
-        seed: of the run; with `index` it names the random stream of a method that draws at test time.
-        index: number of the image in its list.
+        seed, index: of the run, and of the image in its list: the random stream of a method that draws at test time.
         tiling: the size to which the image is resized, and tiles.
 
     Returns:
@@ -51,10 +50,8 @@ def score_resized(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise TrainingError(
-            f"memory does not suffice to score a picture at --size {','.join(map(str, resized.shape[1:]))}; a new run "
-            "with a smaller --size may fit, or --tile"
-        ) from None
+        words = f"memory does not suffice to score a picture at --size {','.join(map(str, resized.shape[1:]))}"
+        raise TrainingError(f"{words}; a new run with a smaller --size may fit, or --tile") from None
     score = float(scores)
     if not math.isfinite(score) or not torch.isfinite(maps).all():
         raise UserError(f"image {index} of the list gets the score {score}: the weights of this run are not usable")
@@ -70,6 +67,12 @@ def as_batch(
     return images, Context([random_stream(seed, "test", index)], None if image_hash is None else [image_hash])
 
 
+def as_bytes(figures: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Converts pictures (C, h, w) in [0, 1] by caption to uint8 (h, w, 3)."""
+    pixels = {caption: (figure.float().expand(3, -1, -1) * 255).round().byte() for caption, figure in figures.items()}
+    return {caption: figure.permute(1, 2, 0).cpu().numpy() for caption, figure in pixels.items()}
+
+
 def at_size(anomaly_map: Tensor, size: tuple[int, int]) -> np.ndarray:
     """Resizes a map (1, 1, h, w) to (H, W): bilinear, half-pixel centres; float32."""
     return F.interpolate(anomaly_map, size, mode="bilinear", align_corners=False)[0, 0].numpy()
@@ -81,9 +84,9 @@ def decision(score: float, threshold: float | None) -> str:
 
 
 def map_scale(maps: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Returns the map values of the first and last colour: the 1st and 99.9th percentile of all pixels.
+    """Returns the map values of the first and last colour: the 1st and 99.9th percentile of a sample of all pixels.
 
-    Of a sample: about 10,000 pixels of each map, and of more than 200 maps two millions in all.
+    About 10,000 pixels of each map, and of more than 200 maps two millions in all.
     """
     if not maps:
         return 0.0, 1.0

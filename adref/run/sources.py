@@ -19,10 +19,9 @@ from adref.run.files import sha256
 
 
 def split(category: Category, settings: RunSettings) -> tuple[list[Record], list[Record]]:
-    """Splits the normal images into those that train and those held out, each category by itself, from the seed.
+    """Splits the normal images of each category into those that train and those held out; UserError if there are none.
 
-    Raises:
-        UserError: nothing is left to train on.
+    The random stream of a category is named after it, unless it is the only one.
     """
     if not category.train:
         raise UserError(f"category {category.name} in {category.root} has no normal training image")
@@ -32,31 +31,27 @@ def split(category: Category, settings: RunSettings) -> tuple[list[Record], list
         kept = min(len(inside) - 1, max(1, round(settings.holdout * len(inside)))) if settings.holdout else 0
         rng = random_stream(settings.seed, "holdout" if len(found) == 1 else f"holdout {name}")
         chosen |= {inside[i] for i in rng.permutation(len(inside))[:kept]}
-    training = [record for i, record in enumerate(category.train) if i not in chosen]
-    return training, [category.train[i] for i in sorted(chosen)]
+    records = list(enumerate(category.train))
+    return [r for i, r in records if i not in chosen], [r for i, r in records if i in chosen]
 
 
-def initial_method(config: dict, settings: RunSettings, published: bool) -> Trainable:
-    """Builds the method at its first weights: drawn from the seed, or `published` ones where flags name them.
-
-    Raises:
-        UserError: files that do not fit, or no flag for a feature extractor.
-    """
+def initial_method(config: dict, settings: RunSettings) -> Trainable:
+    """Builds the method at its first weights, drawn from the seed or published; UserError for files that do not fit."""
     torch.manual_seed(int(random_stream(settings.seed, "weights").integers(2**62)))
     method, backbone = build(config), settings.backbone_weights
     if backbone is None and "backbone" in method.needs:
         raise UserError(f"--backbone-weights FILE is missing: {method.needs['backbone']}; random is for tests")
     if backbone and "backbone" not in method.needs:
         raise UserError(f"--backbone-weights: {config['method']} has no frozen feature extractor")
-    files = {"backbone": [backbone] if backbone not in (None, "random") else [], "method": settings.weights}
-    for part, paths in files.items() if published else ():
-        flag = "--weights" if part == "method" else "--backbone-weights"
-        if paths:
-            states = [load_tensors(path, f"{flag} {path} cannot be read") for path in paths]
-            try:
+    files = (("backbone", "--backbone-weights", () if backbone in (None, "random") else (backbone,)),
+             ("method", "--weights", settings.weights))  # fmt: skip
+    for part, flag, paths in files:
+        states = [load_tensors(path, f"{flag} {path} cannot be read") for path in paths]
+        try:
+            if states:
                 method.load_weights(states, part)
-            except UserError as error:
-                raise UserError(f"{flag} {','.join(paths)}: {str(error).removeprefix(f'{flag}: ')}") from None
+        except UserError as error:
+            raise UserError(f"{flag} {','.join(paths)}: {str(error).removeprefix(f'{flag}: ')}") from None
     if name := non_finite(method.state_dict()):
         raise UserError(f"the published weights: {name} is not finite")
     return method
@@ -72,53 +67,47 @@ def read_images(method: Trainable, records: list[Record], settings: RunSettings)
 def open_sources(
     method: Trainable, images: Images, categories: list[str], settings: RunSettings
 ) -> tuple[Sources, dict[str, str]]:
-    """Opens the inputs of `corrupt`.
-
-    Args:
-        method: built.
-        images: that train.
-        categories: the category of each.
-        settings: of the run.
+    """Opens the inputs of `corrupt`: `images` that train, in these categories, and the files that flags name.
 
     Returns:
         the sources; and name -> digest of the textures, sizes and anomalies, for config.json.
 
     Raises:
-        UserError: an input that the method needs and no flag names, or files that cannot be read.
+        UserError: a file that the method needs and no flag names, or that cannot be read.
     """
-    o, limit, known, missing = method.options, settings.memory_limit * 2**30, {}, "this method needs {} ({})"
+    o, limit, known, needs = method.options, settings.memory_limit * 2**30, {}, method.needs
     textures = sizes = anomalies = None
-    if "textures" in method.needs and settings.textures is None:
+    if "textures" in needs and settings.textures is None:
         print("No --textures FOLDER: using 300 generated textures (DRAEM's paper: photographs of textures, DTD).")
         textures = torch.from_numpy(generated_textures(300, max(o.size), seed=0))[:, :, : o.size[0], : o.size[1]]
         known["textures"] = f"generated, version {SAMPLE_VERSION}"
-    elif "textures" in method.needs:
-        textures, value = read_folder(list_images(Path(settings.textures)), o, limit, "texture", 0)
-        known["textures"] = value
-    if "sizes" in method.needs:
-        if settings.defect_sizes is None:
-            raise UserError(
-                missing.format("--defect-sizes FILE, a table of height,width,weight", method.needs["sizes"])
-            )
-        sizes = read_sizes(settings.defect_sizes)
-        known["sizes"] = sha256(Path(settings.defect_sizes))
-    if "anomalies" in method.needs:
-        if settings.anomaly_images is None:
-            flag = "--anomaly-images FOLDER, from python -m adref.synthesize RUN of sdas"
-            raise UserError(missing.format(flag, method.needs["anomalies"]))
-        files, anomalies, values = list_anomalies(Path(settings.anomaly_images), sorted(set(categories))), {}, []
-        for name, paths in files.items():
-            anomalies[name], value = read_folder(paths, o, limit / len(files), name, 1)
-            values.append(value)
-        known["anomalies"] = " ".join(values)
-    found = {
+    elif "textures" in needs:
+        textures, known["textures"] = read_folder(list_images(Path(settings.textures)), o, limit, "texture", 0)
+    if "sizes" in needs:
+        path = required(settings.defect_sizes, "--defect-sizes FILE, a table of height,width,weight", needs["sizes"])
+        sizes, known["sizes"] = read_sizes(path), sha256(path)
+    if "anomalies" in needs:
+        words = "--anomaly-images FOLDER, from python -m adref.synthesize RUN of sdas"
+        folder = Path(required(settings.anomaly_images, words, needs["anomalies"]))
+        files = list_anomalies(folder, sorted(set(categories)))
+        read = {name: read_folder(paths, o, limit / len(files), name, 1) for name, paths in files.items()}
+        anomalies = {name: pictures for name, (pictures, _) in read.items()}
+        known["anomalies"] = " ".join(value for _, value in read.values())
+    statistics = {
         name: method.statistics(Subset(images, [i for i, c in enumerate(categories) if c == name]), name, o)
         for name in dict.fromkeys(categories)
     }
-    several = "categories" in names(type(o), all_fields=True)
+    if "categories" not in names(type(o), all_fields=True):
+        statistics = statistics[categories[0]]
     hashes = images.hashes if images.hashes and images.hashes[0] is not None else None
-    statistics = found if several else found[categories[0]]
     return Sources(images, hashes, categories, textures, anomalies, sizes, statistics), known
+
+
+def required(value: str | None, flag: str, why: str) -> str:
+    """Returns the value of a flag that the method needs; UserError if it is not given."""
+    if value is None:
+        raise UserError(f"this method needs {flag} ({why})")
+    return value
 
 
 def read_folder(paths: list[Path], options, limit: float, name: str, label: int) -> tuple[Images, str]:
@@ -151,14 +140,12 @@ def list_anomalies(folder: Path, categories: list[str]) -> dict[str, list[Path]]
 def read_sizes(path: str | Path) -> np.ndarray:
     """Reads a table of defect sizes: (n, 3) float64 with height, width and weight, above 0 and up to a million.
 
-    Raises:
-        UserError: no such table; a first row of words is a heading.
+    A first row of words is a heading. UserError for anything else.
     """
     try:
         rows = Path(path).read_text(encoding="utf-8-sig").splitlines()
-        sizes = np.array(
-            [[float(word) for word in row.split(",")] for row in rows[rows[0][:1].isalpha() :] if row.strip()]
-        )
+        numbers = [row.split(",") for row in rows[rows[0][:1].isalpha() :] if row.strip()]
+        sizes = np.array([list(map(float, row)) for row in numbers])
         if sizes.ndim != 2 or sizes.shape[1] != 3 or not ((sizes > 0) & (sizes <= 1e6)).all():
             raise ValueError(f"got an array of {sizes.shape}")
     except (OSError, ValueError, IndexError) as error:

@@ -2,7 +2,6 @@
 
 import csv
 import fcntl
-import io
 import itertools
 import json
 import statistics
@@ -11,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from adref.run.directory import read_config
-from adref.run.files import write_atomically, write_json
+from adref.run.files import csv_text, write_atomically, write_json
 from adref.run.report import LABELS, label
 
 # Best F1 is left out: its threshold is chosen on test images. The last one is RealNet's reading of AUPRO.
@@ -37,11 +36,8 @@ def write_summary(out: Path) -> None:
         cells = read_cells(out)
         lines = aggregate(cells, read_published())
         write_json(out / "summary.json", {"cells": cells, "table": lines})
-        writer = csv.DictWriter(text := io.StringIO(), list(lines[0]) if lines else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-        found = table(cells, lines)
-        texts = {"summary.csv": text.getvalue(), "summary.md": markdown(*found), "index.html": html(*found)}
+        rows, found = [list(lines[0] if lines else []), *(line.values() for line in lines)], table(cells, lines)
+        texts = {"summary.csv": csv_text(rows), "summary.md": markdown(*found), "index.html": html(*found)}
         for name, text in texts.items():
             write_atomically(out / name, lambda file, text=text: file.write(text.encode(errors="surrogateescape")))
 
@@ -74,12 +70,11 @@ def read_cells(out: Path) -> list[dict]:
         variant, category, name = run.relative_to(out).parts
         if not name.removeprefix("seed-").isdecimal():  # somebody's copy
             continue
-        metrics = read_metrics(run)
-        config = read_config(run) if metrics else {}
+        metrics = read_metrics(run) or {}
+        config, reason = (read_config(run), None) if metrics else ({}, last_line(log))
         row = {"variant": variant, "category": category, "seed": int(name.removeprefix("seed-"))}
         row |= {key: config.get(key) for key in ("method", "preset", "ablation", "device", "torch")}
-        row |= {key: (metrics or {}).get(key) for key in ("checkpoint", *METRICS)}
-        rows.append(row | {"reason": None if metrics else last_line(log)})
+        rows.append({**row, **{key: metrics.get(key) for key in ("checkpoint", *METRICS)}, "reason": reason})
     return sorted(rows, key=lambda row: (row["variant"], row["category"], row["seed"]))
 
 
@@ -111,11 +106,13 @@ def aggregate(cells: list[dict], published: list[dict]) -> list[dict]:
                 numbers = list(found.values())
                 mean = statistics.fmean(numbers) if numbers else None
                 entry = find_published(known, category, metric, set(categories), published)
-                line = {name: known[name] for name in ("variant", "method", "preset", "ablation")}
-                line |= {"category": category, "metric": metric, "seeds": len(numbers), "mean": mean}
-                line["deviation"] = statistics.stdev(numbers) if len(numbers) > 1 else None
-                line |= {"published": entry.get("value"), "gap": mean - entry["value"] if entry and numbers else None}
-                lines.append(line | {"data set": entry.get("dataset"), "source": entry.get("source")})
+                lines.append({
+                    **{name: known[name] for name in ("variant", "method", "preset", "ablation")},
+                    "category": category, "metric": metric, "seeds": len(numbers), "mean": mean,
+                    "deviation": statistics.stdev(numbers) if len(numbers) > 1 else None,
+                    "published": entry.get("value"), "gap": mean - entry["value"] if entry and numbers else None,
+                    "data set": entry.get("dataset"), "source": entry.get("source"),
+                })  # fmt: skip
     return lines
 
 
@@ -137,22 +134,23 @@ def find_published(cell: dict, category: str, metric: str, categories: set[str],
 
 
 def table(cells: list[dict], lines: list[dict]) -> tuple[list[str], list[tuple]]:
-    """Makes a table, a row for each variant and category: its head, and its rows as (text, links) pairs.
+    """Makes a table, a row for each variant and category: its head, and its rows as (texts, links) pairs.
 
     The links of a row, (text, relative path), lead to the reports of its seeds, or to the logs of unfinished cells.
     """
     metrics = [name for name in METRICS if any(line["metric"] == name and line["seeds"] for line in lines)]
-    places = {(line["variant"], line["category"], line["metric"]): line for line in lines}
-    rows = []
-    for variant, category in dict.fromkeys((line["variant"], line["category"]) for line in lines):
-        links = []
-        for cell in cells:
-            if (cell["variant"], cell["category"]) == (variant, category):
-                run = f"{variant}/{category}/seed-{cell['seed']}"
-                links.append((f"{cell['seed']} not finished", quote(run + ".log")) if cell["reason"]
-                             else (str(cell["seed"]), quote(run + "/report.html")))  # fmt: skip
-        rows.append(([variant, category, *(format_line(places[variant, category, name]) for name in metrics)], links))
-    return ["run", "category", *map(label, metrics), "reports by seed"], rows
+    rows: dict[tuple, tuple] = {(line["variant"], line["category"]): ([], []) for line in lines}
+    for line in lines:
+        if line["metric"] in metrics:
+            rows[line["variant"], line["category"]][0].append(format_line(line))
+    for cell in cells:
+        run = f"{cell['variant']}/{cell['category']}/seed-{cell['seed']}"
+        rows[cell["variant"], cell["category"]][1].append(
+            (f"{cell['seed']} not finished", quote(run + ".log")) if cell["reason"]
+            else (str(cell["seed"]), quote(run + "/report.html"))
+        )  # fmt: skip
+    head = ["run", "category", *map(label, metrics), "reports by seed"]
+    return head, [([*names, *texts], links) for names, (texts, links) in rows.items()]
 
 
 def format_line(line: dict) -> str:

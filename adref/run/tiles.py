@@ -6,6 +6,7 @@ whole image, up to rounding.
 """
 
 import argparse
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -34,21 +35,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         height, width = map(int, text.split(","))
         return height, width
 
-    for flag, text in (
-        ("--size", "height and width to which images are resized [those of the run]"),
-        ("--tile", "scores in tiles of this height and width, multiples of 32 from 64 on: DRAEM alone"),
-    ):
-        parser.add_argument(flag, type=sides, metavar="H,W", help=text)
-    overlap = "pixels that two tiles share, a multiple of 32 [a quarter of a tile's shorter side, or 32]"
-    parser.add_argument("--overlap", type=int, metavar="N", help=overlap)
+    add = parser.add_argument
+    add("--size", type=sides, metavar="H,W", help="height and width to which images are resized [those of the run]")
+    add("--tile", type=sides, metavar="H,W", help="scores in tiles of this height and width, multiples of 32 from 64 "
+        "on: DRAEM alone")  # fmt: skip
+    add("--overlap", type=int, metavar="N", help="pixels that two tiles share, a multiple of 32 [a quarter of a tile's "
+        "shorter side, or 32]")  # fmt: skip
 
 
 def tiling_of(arguments: argparse.Namespace, method: Method) -> Tiling:
-    """Reads the flags of `add_flags` for a method.
-
-    Raises:
-        UserError: the method needs the whole image, or sides that do not fit.
-    """
+    """Reads the flags of `add_flags`; UserError if the method needs the whole image, or for sides that do not fit."""
     size, tile, overlap, unit = arguments.size, arguments.tile, arguments.overlap, method.evaluation.tile_unit
     if overlap is not None and not tile:
         raise UserError("--overlap needs --tile")
@@ -96,7 +92,7 @@ def weights(start: int, length: int, side: int, overlap: int, blend: int) -> Ten
 
 
 def tiled(function: Callable, images: Tensor, tile: tuple[int, int], overlap: int, blend: int) -> Tensor:
-    """Applies a function to an image tile by tile.
+    """Applies a function to images tile by tile.
 
     Args:
         function: (B, 3, h, w) -> (B, C, h, w).
@@ -108,16 +104,14 @@ def tiled(function: Callable, images: Tensor, tile: tuple[int, int], overlap: in
     Returns:
         (B, C, H, W).
     """
-    total, weight = 0.0, torch.zeros(images.shape[2:], device=images.device)
-    (height, width), (tall, wide) = images.shape[2:], tile
-    for top in starts(height, tall, overlap):
-        for left in starts(width, wide, overlap):
-            place = (slice(top, top + tall), slice(left, left + wide))
-            down, across = weights(top, height, tall, overlap, blend), weights(left, width, wide, overlap, blend)
-            inside = (down[:, None] * across).to(images.device)
-            found = inside * function(images[(..., *place)])
-            if isinstance(total, float):
-                total = found.new_zeros(*found.shape[:2], height, width)
-            total[(..., *place)] += found
-            weight[place] += inside
+    (height, width), (tall, wide), total = images.shape[2:], tile, None
+    weight = torch.zeros(height, width, device=images.device)
+    for top, left in itertools.product(starts(height, tall, overlap), starts(width, wide, overlap)):
+        rows, columns = slice(top, top + tall), slice(left, left + wide)
+        down, across = weights(top, height, tall, overlap, blend), weights(left, width, wide, overlap, blend)
+        inside = (down[:, None] * across).to(images.device)
+        found = inside * function(images[..., rows, columns])
+        total = found.new_zeros(*found.shape[:2], height, width) if total is None else total
+        total[..., rows, columns] += found
+        weight[rows, columns] += inside
     return total / weight

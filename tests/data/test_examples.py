@@ -115,7 +115,7 @@ KEYS = [(0, 0, 3), (0, 1, 1), (1, 0, 3), (1, 1, 3)]
 @pytest.fixture
 def training(paths):
     images = Images(paths, (4, 4))
-    return TrainingSet(images, corrupt, {"gain": 0.5}, Sources(images=images), 3, "corrupt")
+    return TrainingSet(corrupt, {"gain": 0.5}, Sources(images=images), 3, "corrupt")
 
 
 def test_training_set(training):
@@ -123,7 +123,7 @@ def test_training_set(training):
     assert len(training) == 5 and torch.equal(examples[0].image, training.images[3].float() / 255 * 0.5)
     drawn = torch.from_numpy(random_stream(3, "corrupt", 0, 1).random(3))
     assert torch.equal(examples[1].noise, drawn + 1)  # of the image with index 1
-    validating = TrainingSet(training.images, corrupt, {"gain": 0.5}, training.sources, 3, "corrupt", indexed=False)
+    validating = TrainingSet(corrupt, {"gain": 0.5}, training.sources, 3, "corrupt", training.images)
     assert torch.equal(validating[KEYS[1]].noise, drawn + 100)  # no training image, so no index
     assert len({tuple(example.noise.tolist()) for example in examples}) == 4
     again = pickle.loads(pickle.dumps(training))
