@@ -75,25 +75,19 @@ FREE_ON_RESUME = ("data", "textures", "defect_sizes", "anomaly_images", "device"
                   "memory_limit", "checkpoint_seconds", "checkpoint_steps", "false_alarm_rate")  # fmt: skip
 
 
-def method_name(argv: list[str]) -> str:
-    """Finds the method of a command line: its first word, or the method of the run that it resumes."""
-    if argv and not argv[0].startswith("-"):
-        return argv[0]
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--resume", action="store_true")
-    known, _ = parser.parse_known_args(argv)
-    return read_config(known.out)["method"] if known.resume and known.out else "draem"
-
-
 def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
-    """Parses the command line of adref.train, with the options of its method."""
-    name = method_name(argv)
-    method = find_method(name)
-    parser = option_tools.Parser(prog="python -m adref.train", description=description, allow_abbrev=False)
+    """Parses the command line of adref.train, with the options of its method: the first word, or that of the run."""
+    folder = option_tools.Parser(add_help=False, allow_abbrev=False)
+    folder.add_argument("--out", metavar="RUN", type=Path, help="run directory [runs/CATEGORY-METHOD]")
+    folder.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    known, name = folder.parse_known_args(argv)[0], "draem"
+    if argv and not argv[0].startswith("-"):
+        name = argv[0]
+    elif known.resume and known.out:
+        name = read_config(known.out)["method"]
+    method, words = find_method(name), {"description": description, "parents": [folder], "allow_abbrev": False}
+    parser = option_tools.Parser(prog="python -m adref.train", **words)
     parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)} [draem]; must stand first")
-    parser.add_argument("--out", metavar="RUN", type=Path, help="run directory [runs/CATEGORY-METHOD]")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     option_tools.add_variants(parser, method.presets, method.ablations)
     option_tools.add_flags(parser, RunSettings, "run", "run settings")
     option_tools.add_flags(parser, method.Options, "option", f"options of {name} (meaning, default, source)")
@@ -123,7 +117,7 @@ def new_config(arguments: argparse.Namespace) -> dict:
 def choose_categories(method: type[Trainable], options, settings: RunSettings) -> tuple[str | Path, str, object]:
     """Returns the data's folder, the name of its category (of several, joined), and options that hold the names.
 
-    Without --data the sample data is generated. UserError for an unknown category, or several where one is learned.
+    Without --data the sample data is generated.
     """
     data, names = settings.data, settings.category
     if data is None:
@@ -151,11 +145,7 @@ def new_run(arguments: argparse.Namespace) -> tuple[Path, dict]:
 
 
 def resumed_run(arguments: argparse.Namespace) -> tuple[Path, dict]:
-    """Returns the folder and the configuration of a run that is resumed.
-
-    Raises:
-        UserError: no --out, or the command line contradicts the configuration of the run.
-    """
+    """Returns the folder and the configuration of a run that is resumed; the command line must not contradict it."""
     if arguments.out is None:
         raise UserError("--resume needs --out RUN, the run directory to go on with")
     config = read_config(arguments.out)

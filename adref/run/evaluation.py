@@ -17,7 +17,7 @@ from adref.data.reader import read_image, read_mask
 from adref.ops import metrics as metric
 from adref.run import distributed
 from adref.run.cli import Progress
-from adref.run.directory import Run, read_log, versions
+from adref.run.directory import Run, read_log
 from adref.run.files import csv_text, with_filename, write_json
 from adref.run.measures import Lazy, all_metrics, resized_mask
 from adref.run.report import Picture, write_report
@@ -47,18 +47,17 @@ def evaluate(run: Run, category: Category, digests: dict[Path, str], rules: Rule
     folder = run.folder / "evaluation.new"
     distributed.on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
     try:
-        scored = score_test_images(run, category, distributed.shard(range(len(category.test))), folder, rules)
+        scored = score_test_images(run, category, distributed.shard(range(len(category.test))), rules)
         rows = [row for _, row in sorted(item for part in distributed.gather(scored) for item in part)]
-        return distributed.on_rank_zero(lambda: conclude(run, category, digests, rows, folder, rules))
+        return distributed.on_rank_zero(lambda: conclude(run, category, digests, rows, rules))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # a full disk needs the room
         raise
 
 
-def score_test_images(
-    run: Run, category: Category, indices: Sequence[int], folder: Path, rules: Rules
-) -> list[tuple[int, dict[str, float]]]:
-    """Scores the test images at some indices and writes their maps; returns (index, image scores by name) of each."""
+def score_test_images(run: Run, category: Category, indices: Sequence[int],
+                      rules: Rules) -> list[tuple[int, dict[str, float]]]:  # fmt: skip
+    """Scores the test images at some indices, writes their maps, and returns (index, image scores by name) of each."""
     rows, progress, seed = [], Progress(), run.config["flags"]["seed"]
     for done, index in enumerate(indices, start=1):
         record = category.test[index]
@@ -66,10 +65,11 @@ def score_test_images(
         score, anomaly_map = score_image(run.method, image, seed, index, rules.tiling)
         scores = {name: float(value) for name, value in run.method.image_scores(anomaly_map).items()}
         rows.append((index, {**scores, next(iter(scores)): score}))
-        sizes = {map_file(folder, record): image.shape[:2]}
-        if rules.resolution == "method":
-            sizes[map_file(folder, record, "maps.small")] = anomaly_map.shape[2:]
-        for path, size in sizes.items():
+        sizes = {"maps": image.shape[:2]} | (
+            {"maps.small": anomaly_map.shape[2:]} if rules.resolution == "method" else {}
+        )
+        for part, size in sizes.items():
+            path = map_file(run, record, f"evaluation.new/{part}")
             path.parent.mkdir(parents=True, exist_ok=True)
             with with_filename(path):
                 np.save(path, at_size(anomaly_map, size))
@@ -77,66 +77,56 @@ def score_test_images(
     return rows
 
 
-def map_file(folder: Path, record: Record, part: str = "maps") -> Path:
-    """Returns the path of an image's map in an evaluation: `maps` at full resolution, `maps.small` at the method's."""
-    return folder / part / record.defect / f"{record.path.stem}.npy"
+def map_file(run: Run, record: Record, part: str = "evaluation/maps") -> Path:
+    """Returns the path of an image's map."""
+    return run.folder / part / record.defect / f"{record.path.stem}.npy"
 
 
-def conclude(
-    run: Run, category: Category, digests: dict[Path, str], rows: list[dict[str, float]], folder: Path, rules: Rules
-) -> dict:
-    """Makes RUN/evaluation and RUN/report.html from the maps in `folder` and `rows`, the image scores by name.
-
-    Other arguments and result as for `evaluate`.
-    """
-    method, test, native, tiling = run.method, category.test, rules.resolution == "native", rules.tiling
-    size, part = tiling.size or method.options.size, "maps" if native else "maps.small"
+def conclude(run: Run, category: Category, digests: dict[Path, str], rows: list[dict[str, float]],
+             rules: Rules) -> dict:  # fmt: skip
+    """Makes the results of an evaluation from its maps and `rows`, the image scores by name; else as `evaluate`."""
+    method, test, native, state = run.method, category.test, rules.resolution == "native", run.state
+    size, part = rules.tiling.size or method.options.size, f"evaluation.new/{'maps' if native else 'maps.small'}"
     scores, labels = [next(iter(row.values())) for row in rows], np.array([record.label for record in test])
+    others = list(rows[0])[1:] if rows else []
 
     def known_mask(record: Record) -> np.ndarray | None:
         mask = record.mask and read_mask(record.mask)
         return mask if mask is None or native else resized_mask(mask, size, rules.gt_mode)
 
-    maps = Lazy(lambda record: np.load(map_file(folder, record, part)), test)
+    checkpoint, maps = f"step {state.step}", Lazy(lambda record: np.load(map_file(run, record, part)), test)
+    if not state.finished:
+        checkpoint += ": training is not finished"
+    elif state.selected_steps:
+        last = list(state.selected_steps.values())[-1]
+        checkpoint = f"step {last} of {state.step}, the least loss on normal images"
     seed, convention = run.config["flags"]["seed"], rules.convention or method.evaluation.aupro
     numbers, curve = all_metrics(test, scores, maps, Lazy(known_mask, test), seed, convention)
     metrics = {
         "method": run.config["method"], "category": category.name, "selected_on_test": "nothing",
-        "device": str(next(method.parameters()).device), "checkpoint": checkpoint_words(run),
-        "resolution": rules.resolution, "gt_mode": None if native else rules.gt_mode, "finished": run.state.finished,
-        "test_digest": digest(test, digests), "size": size, "tile": tiling.tile, "overlap": tiling.overlap,
-        "map_scale": map_scale(maps), **numbers,
-        **{f"image_auroc_{name}": metric.auroc(np.array([row[name] for row in rows]), labels)
-           for name in (list(rows[0])[1:] if rows else ())},
-        "calibration": run.state.calibration,
+        "device": str(next(method.parameters()).device), "checkpoint": checkpoint, "finished": state.finished,
+        "resolution": rules.resolution, "gt_mode": None if native else rules.gt_mode, "size": size,
+        "tile": rules.tiling.tile, "overlap": rules.tiling.overlap, "test_digest": digest(test, digests),
+        "map_scale": map_scale(maps), **numbers, "calibration": state.calibration,
+        **{f"image_auroc_{name}": metric.auroc(np.array([row[name] for row in rows]), labels) for name in others},
     }  # fmt: skip
     table = [(f"{r.defect}/{r.path.name}", r.defect, r.label, score) for r, score in zip(test, scores)]
     lines = [(name, label, defect, repr(s), decision(s, run.threshold)) for name, defect, label, s in table]
-    text = csv_text([("path", "label", "defect", "score", "decision"), *lines])
-    folder.mkdir(exist_ok=True)
-    with with_filename(folder / "scores.csv"):
-        (folder / "scores.csv").write_text(text, encoding="utf-8", errors="surrogateescape")
-    shutil.rmtree(folder / "maps.small", ignore_errors=True)
-    write_json(folder / "metrics.json", metrics)
-    old, final = run.folder / "evaluation.old", run.folder / "evaluation"
+    new, old, final = (run.folder / f"evaluation{suffix}" for suffix in (".new", ".old", ""))
+    new.mkdir(exist_ok=True)
+    with with_filename(new / "scores.csv"):
+        text = csv_text([("path", "label", "defect", "score", "decision"), *lines])
+        (new / "scores.csv").write_text(text, encoding="utf-8", errors="surrogateescape")
+    shutil.rmtree(new / "maps.small", ignore_errors=True)
+    write_json(new / "metrics.json", metrics)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
-    folder.rename(final)
+    new.rename(final)
     shutil.rmtree(old, ignore_errors=True)
     if test:
         report(run, metrics, category, table, curve, rules)
     return metrics
-
-
-def checkpoint_words(run: Run) -> str:
-    """Names the weights that are evaluated: "step 900, the last"."""
-    state, step = run.state, f"step {run.state.step}"
-    if not state.finished:
-        return f"{step}: training is not finished"
-    if state.selected_steps:
-        return f"step {list(state.selected_steps.values())[-1]} of {state.step}, the least loss on normal images"
-    return f"{step}, the last"
 
 
 def report(run: Run, metrics: dict, category: Category, rows: list[tuple], curve: tuple, rules: Rules) -> None:
@@ -151,7 +141,7 @@ def report(run: Run, metrics: dict, category: Category, rows: list[tuple], curve
         batch, context = as_batch(method, resized, image_hash, run.config["flags"]["seed"], index)
         steps = {} if tiling.tile else as_bytes(method.figures(batch, context))
         mask = read_mask(record.mask) if record.mask else None if record.label else np.zeros(image.shape[:2], bool)
-        return Picture(*rows[index], image, steps, mask, np.load(map_file(run.folder / "evaluation", record)))
+        return Picture(*rows[index], image, steps, mask, np.load(map_file(run, record)))
 
     curves, labels = {}, np.array([row[2] for row in rows])
     if len(set(labels)) == 2:
@@ -163,50 +153,37 @@ def report(run: Run, metrics: dict, category: Category, rows: list[tuple], curve
     write_report(
         run.folder / "report.html", title=f"{run.config['method']} on {category.name}", facts=facts(run, metrics),
         metrics=metrics, curves=curves, history=read_log(run.folder), figures=figures, scores=rows,
-        pictures=Lazy(picture, range(len(rows))), threshold=run.threshold, map_scale=metrics["map_scale"],
-        most=rules.shown,
+        pictures=Lazy(picture, range(len(rows))), threshold=run.threshold, most=rules.shown,
     )  # fmt: skip
 
 
 def facts(run: Run, metrics: dict) -> dict[str, str]:
-    """Lists, for the report, all that is needed to repeat the run."""
-    config, flags, calibration = run.config, run.config["flags"], run.state.calibration
-    tile, size, count = metrics["tile"], metrics["size"], (calibration or {}).get("images")
-    method = [config["method"], f"preset {config['preset']}", config["ablation"] and f"ablation {config['ablation']}"]
-    method += [f"--{name.replace('_', '-')} {value}" for name, value in config["changed"].items()]
+    """Lists, for the report, all that is needed to repeat the evaluation and the run."""
+    calibration, tile, (height, width) = run.state.calibration, metrics["tile"], metrics["size"]
     threshold = f"none is stored: {'no image was held out' if run.state.finished else metrics['checkpoint']}"
     if calibration:
-        threshold = f"{calibration['threshold']:.6g}: {count} held-out normal images, false-alarm rate "
-        threshold += (
-            f"{calibration['false_alarm_rate']:.3g} asked for ({count} can promise no less than 1 in {count + 1})"
-        )
-    if tile or list(size) != list(config["options"]["size"]):
+        value, count, rate = (calibration[key] for key in ("threshold", "images", "false_alarm_rate"))
+        threshold = f"{value:.6g}: {count} held-out normal images, false-alarm rate {rate:.3g} asked for "
+        threshold += f"({count} can promise no less than 1 in {count + 1})"
+    if tile or [height, width] != list(run.config["options"]["size"]):
         threshold += ", set on whole images at the run's size"
     pixels = f"{metrics['resolution']} resolution" + (f" ({metrics['gt_mode']} masks)" if metrics["gt_mode"] else "")
     if metrics.get("error_bound"):
         pixels += f", binned: within {metrics['error_bound']:.1e} of the exact numbers"
     tiles = f", in tiles of {tile[0]} x {tile[1]} that share {metrics['overlap']}" if tile else ""
-    processes = f" by {config['processes']} processes" if config["processes"] > 1 else ""
-    files = {"textures": "textures", "sizes": "defect_sizes", "anomalies": "anomaly_images"}
-    return {
-        "Method": ", ".join(filter(None, method)),
-        "Parameters": f"{sum(p.numel() for p in run.method.parameters()):,}",
-        "Data": f"{flags['data']}, category {config['category']}" + (" (generated)" if config["generated"] else ""),
-        "Test images": ", ".join(f"{count} {name}" for name, count in metrics["images"].items()) or "none",
-        **{files[name].replace("_", " ").capitalize(): f"{flags[files[name]] or ''} {digest}".strip()
-           for name, digest in config["sources"].items()},
-        **({"Backbone weights": flags["backbone_weights"]} if flags.get("backbone_weights") else {}),
-        **{f"SHA-256 of {Path(name).name}": value for name, value in config["weights_sha256"].items()},
-        "Seed, precision": f"{flags['seed']}, {flags['precision']}",
-        "Device": f"{config['device']} for training{processes}, {metrics['device']} for evaluation",
-        "Size of the network's input": f"{size[0]} x {size[1]} (height x width){tiles}",
-        "Pixel metrics at": pixels,
+    told = {
         "Checkpoint": f"{metrics['checkpoint']}; nothing was selected on test images",
-        "Threshold": threshold,
-        "SHA-256 of training images": config["data_digest"],
-        "SHA-256 of test images": metrics["test_digest"],
-        "Versions of training": ", ".join(f"{name} {config[name]}" for name in versions()),
+        "Threshold": threshold, "Pixel metrics at": pixels,
+        "Input": f"{height} x {width} (height x width){tiles}",
+        "Test images": ", ".join(f"{count} {name}" for name, count in metrics["images"].items()),
+        "SHA-256 of test images": metrics["test_digest"], "Device of the evaluation": metrics["device"],
+        "Parameters": f"{sum(p.numel() for p in run.method.parameters()):,}",
     }  # fmt: skip
+    for name, value in run.config.items():
+        items = value.items() if isinstance(value, dict) else ()
+        listed = ", ".join(f"{key.replace('_', ' ')}: {item}" for key, item in items) or "none"
+        told[name.replace("_", " ").capitalize()] = listed if isinstance(value, dict) else str(value)
+    return told
 
 
 def summary(metrics: dict) -> str:

@@ -40,16 +40,14 @@ def resized_mask(mask: np.ndarray, size: tuple[int, int], gt_mode: str) -> np.nd
     return F.interpolate(field, size, mode="bilinear", align_corners=False)[0, 0].numpy() >= 1
 
 
-def all_metrics(
-    records: Sequence[Record], scores: list, maps: Sequence, masks: Sequence, seed: int, convention: str
-) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
+def all_metrics(records: Sequence[Record], scores: list, maps: Sequence, masks: Sequence, seed: int,
+                convention: str) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """Computes the numbers of metrics.json over all images, for each defect type and for each of several categories.
 
     A defect type is measured against the good images of its category. One without a mask counts in image metrics only.
 
     Args:
-        records: the test set.
-        scores: image scores.
+        records, scores: the test set, and its image scores.
         maps, masks: as for `PixelScores`; may be lazy.
         seed: of the bootstrap.
         convention: a reading of AUPRO that is reported beside the exact one.
@@ -71,8 +69,7 @@ def all_metrics(
     result |= some_metrics(scores, labels, pixels, None, result["reasons"])
     curve = pixels.pro_curve(points=400)
     if not math.isnan(result["image_auroc"]):
-        rng = random_stream(seed, "bootstrap")
-        result["image_auroc_interval"] = metric.bootstrap_auroc(scores, labels, rng)
+        result["image_auroc_interval"] = metric.bootstrap_auroc(scores, labels, random_stream(seed, "bootstrap"))
     if convention != "exact" and not math.isnan(result["aupro_0.3"]):
         result["aupro_0.3_" + convention] = metric.aupro(*known(range(len(records)))[:2], 0.3, convention)
     by_defect, by_category = {}, {}

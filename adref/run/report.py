@@ -30,7 +30,7 @@ LABELS = {
 
 
 class Picture(NamedTuple):
-    """One test image with its score and maps."""
+    """One test image with its score and map."""
 
     name: str  # the path as shown, e.g. "crack/003.png"
     defect: str  # "good" or the defect type
@@ -60,27 +60,23 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float)
 def write_report(
     path: Path, *, title: str, facts: dict[str, str], metrics: dict, curves: dict, history: list[dict],
     figures: dict[str, np.ndarray], scores: list[tuple[str, str, int, float]], pictures: Sequence[Picture],
-    threshold: float | None, map_scale: tuple[float, float], most: int = 80,
+    threshold: float | None, most: int = 80,
 ) -> None:  # fmt: skip
-    """Writes the page atomically.
+    """Writes the page atomically; ValueError if there is no score, or a score or the threshold is not finite.
 
     Args:
-        path: of the page.
-        title: heading.
+        path, title: of the page.
         facts: what a reader needs to repeat the run, by name.
-        metrics: numbers by name, "<name>_interval" (low, high) at 95 %, "reasons" (name -> why it is NaN),
-            "by_defect" and perhaps "by_category" (name -> numbers by name, "n", perhaps "reasons").
+        metrics: the content of metrics.json: numbers by name, "<name>_interval" (low, high) at 95 %, "reasons" (name ->
+            why it is NaN), "by_defect" and perhaps "by_category" (name -> numbers by name, "n"), and "map_scale", the
+            map values of the first and the last colour.
         curves: "roc" (false-alarm rate, recall) and "pro" (pixel FPR, overlap), lists of points; may be empty.
         history: the lines of metrics.jsonl: stage, step, "loss/<term>" and other numbers whose names have a slash.
         figures: caption -> uint8 (h, w, 3) of any size: what the method has learned, before any test image.
         scores: (name, defect, label, score) of all test images.
         pictures: an image for each of `scores`; may be lazy.
         threshold: the stored threshold of the image score; None if there is none.
-        map_scale: map values of the first and the last colour in all images.
         most: images to show, the first in the order of `ordered`.
-
-    Raises:
-        ValueError: there is no score, or a score or the threshold is not finite.
     """
     values = [row[3] for row in scores] + ([] if threshold is None else [threshold])
     if not scores or not np.isfinite(values).all():
@@ -97,7 +93,7 @@ def write_report(
     sections = {name: content for name, content in sections.items() if content}
     data = {"scores": scores, "start": start, "low": low, "high": high, "stored": threshold is not None}
     shown = ordered(scores, start)[:most]
-    cards = [_picture_card(pictures[i], map_scale) for i in shown]
+    cards, (map_low, map_high) = [_card(pictures[i], metrics["map_scale"]) for i in shown], metrics["map_scale"]
     columns = max((tiles for _, tiles in cards), default=1)
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     script = re.search(r"<script>(.*?)</script>", template, flags=re.S)[1]
@@ -106,9 +102,8 @@ def write_report(
         "links": "".join(f'<a href="#{k}">{k}</a>' for k in ("Results", "Decisions", *sections, "Pictures")),
         "metrics": _metric_cards(metrics), "score_labels": _x_labels(low, high),
         "sections": "\n".join(f'<section id="{k}"><h2>{k}</h2>{v}</section>' for k, v in sections.items()),
-        "low": repr(low), "high": repr(high),
+        "low": repr(low), "high": repr(high), "map_low": f"{map_low:.4g}", "map_high": f"{map_high:.4g}",
         "count": len(scores), "shown": len(shown), "left_out": len(scores) - len(shown),
-        "map_low": f"{map_scale[0]:.4g}", "map_high": f"{map_scale[1]:.4g}",
         "colours": ",".join(f"rgb{tuple(map(int, colour))}" for colour in COLOURS),
         "cards": "".join(card for card, _ in cards), "columns": columns if columns <= 4 else math.ceil(columns / 2),
         # a name cannot end the script element, and the policy in the head allows this script only
@@ -144,7 +139,7 @@ def _metric_cards(metrics: dict) -> str:
         if name in LABELS or (name.startswith(("aupro_", "image_auroc_")) and "interval" not in name):
             interval = metrics.get(f"{name}_interval")
             note = "<small>95 % interval {:.3f} to {:.3f}</small>".format(*interval) if interval else ""
-            number = _number(name, metrics, metrics.get("reasons", {}))
+            number = _number(name, metrics, metrics["reasons"])
             cards += f"<div><dt>{escape(label(name))}</dt><dd>{number}{note}</dd></div>"
     return cards
 
@@ -155,9 +150,8 @@ def _group_table(metrics: dict, key: str, head: str) -> str:
     names = [name for name in LABELS if any(name in row for row in groups.values())]
     rows = ["".join(f'<th scope="col">{word}</th>' for word in [head, "Images", *found, *map(LABELS.get, names)])]
     for group, row in groups.items():
-        reasons = {**metrics.get("reasons", {}), **row.get("reasons", {})}
         cells = '<td class="found"></td>' * len(found)
-        cells += "".join(f"<td>{_number(name, row, reasons)}</td>" for name in names)
+        cells += "".join(f"<td>{_number(name, row, metrics['reasons'])}</td>" for name in names)
         rows.append(f'<th scope="row">{escape(group)}</th><td>{row["n"]}</td>{cells}')
     note = "Each with all good images of its category. Found: called anomalous at the threshold of the slider."
     note = note if found else "Each by its images alone; the numbers above are of all images together."
@@ -210,15 +204,9 @@ def _training(history: list[dict]) -> str:
         lines, figures = [line for line in history if line["stage"] == stage], ""
         for term in dict.fromkeys(key for line in lines for key in line if "/" in key):
             steps = np.array([(line["step"], line[term]) for line in lines if term in line], np.float64)
-            finite = steps[np.isfinite(steps[:, 1])]
-            caption = f"<b>{escape(term.removeprefix('loss/').replace('_', ' '))}</b>"
-            caption += f" {len(steps) - len(finite)} steps not finite;" * (len(finite) < len(steps))
-            if len(finite) == 0:
-                figures += f"<figure><figcaption>{caption}</figcaption></figure>"
-                continue
-            points = np.array([group.mean(axis=0) for group in np.array_split(finite, min(160, len(finite)))])
-            caption += f" last {points[-1, 1]:.3g}"
+            points = np.array([group.mean(axis=0) for group in np.array_split(steps, min(160, len(steps)))])
             (x0, low), (x1, high) = points.min(axis=0), points.max(axis=0)
+            caption = f"<b>{escape(term.removeprefix('loss/').replace('_', ' '))}</b> last {points[-1, 1]:.3g}"
             if log := low > 0 and high / low > 20:  # a linear scale is easier to read below that
                 points[:, 1], low, high = np.log10(points[:, 1]), math.log10(low), math.log10(high)
                 caption += ", log scale"
@@ -231,14 +219,8 @@ def _training(history: list[dict]) -> str:
 
 
 def ordered(scores: list[tuple], threshold: float) -> list[int]:
-    """Sorts images: misses and false alarms, the farthest from the threshold first, then the closest decisions.
-
-    Args:
-        scores: (name, defect, label, score) of each.
-        threshold: of the score.
-
-    Returns:
-        their indices.
+    """Sorts the indices of images with (name, defect, label, score) each: misses and false alarms, the farthest from
+    the threshold first, then the closest decisions.
     """
     excess = [(score - threshold) * (1 if label else -1) for *_, label, score in scores]  # < 0: wrong side
     right = [(score >= threshold) == bool(label) for *_, label, score in scores]
@@ -259,34 +241,29 @@ def _figures(figures: dict[str, np.ndarray]) -> str:
     return f'<div class="figures">{"".join(parts)}</div>' if figures else ""
 
 
-def _tiles(picture: Picture, map_scale: tuple[float, float]) -> list[str]:
-    """Embeds the images of a card at one size, with no side above `SIDE`."""
-    if (factor := max(picture.image.shape) // (2 * SIDE)) > 1:  # an overlay of millions of pixels takes seconds
-        small = (np.asarray(Image.fromarray(array).reduce(factor)) for array in (picture.image, picture.anomaly_map))
-        picture = picture._replace(**dict(zip(("image", "anomaly_map"), small)))
-    size = [math.ceil(n * min(1.0, SIDE / max(picture.image.shape))) for n in picture.image.shape[1::-1]]
-    arrays = {"input": picture.image, **picture.steps}
+def _card(picture: Picture, map_scale: tuple[float, float]) -> tuple[str, int]:
+    """Makes the card of an image, its tiles of one size up to `SIDE`; returns markup and the number of tiles."""
+    image, anomaly_map, name = picture.image, picture.anomaly_map, escape(picture.name)
+    height, width = image.shape[:2]
+    if (factor := max(height, width) // (2 * SIDE)) > 1:  # an overlay of millions of pixels takes seconds
+        image, anomaly_map = (np.asarray(Image.fromarray(array).reduce(factor)) for array in (image, anomaly_map))
+    size = [math.ceil(n * min(1.0, SIDE / max(image.shape))) for n in image.shape[1::-1]]
+    arrays = {"input": image, **picture.steps}
     arrays |= {} if picture.mask is None else {"true mask": picture.mask.astype(np.uint8) * 255}
-    arrays["map"] = overlay(picture.image, picture.anomaly_map, *map_scale)
-    tiles, outline = [], ""
+    arrays["map"] = overlay(image, anomaly_map, *map_scale)
+    tiles, outline = "", ""
     for kind, array in arrays.items():
-        image = Image.fromarray(array).resize(size, Image.Resampling.BOX)
+        tile = Image.fromarray(array).resize(size, Image.Resampling.BOX)
         if kind == "true mask":
-            mask = np.asarray(image) > 0  # a defect thinner than a pixel stays visible
+            mask = np.asarray(tile) > 0  # a defect thinner than a pixel stays visible
             edge = scipy.ndimage.binary_dilation(mask, iterations=2) ^ mask
             edge = Image.fromarray(edge[..., None] * np.array([90, 235, 255, 255], np.uint8))
-            image, outline = Image.fromarray(mask), _embed(edge, "outline", picture.name)
-        markup = _embed(image, kind, picture.name, "PNG" if kind == "true mask" else "JPEG")
+            tile, outline = Image.fromarray(mask), _embed(edge, "outline", picture.name)
+        markup = _embed(tile, kind, picture.name, "PNG" if kind == "true mask" else "JPEG")
         markup += outline if kind == "map" else ""
-        tiles.append(f"<figure><div>{markup}</div><figcaption>{escape(kind)}</figcaption></figure>")
-    return tiles
-
-
-def _picture_card(picture: Picture, map_scale: tuple[float, float]) -> tuple[str, int]:
-    """Makes the card of an image; returns markup and number of tiles."""
-    tiles, name, (height, width) = _tiles(picture, map_scale), escape(picture.name), picture.image.shape[:2]
-    card = f"""<article data-label="{int(picture.label)}" data-score="{float(picture.score)!r}"
+        tiles += f"<figure><div>{markup}</div><figcaption>{escape(kind)}</figcaption></figure>"
+    card = f"""<article data-label="{picture.label}" data-score="{picture.score!r}"
  style="--ratio:{width}/{height}"><header><h3>{name}</h3><b class="badge"></b></header>
 <p class="note">{escape(picture.defect)}, score {picture.score:.4g}</p>
-<button class="tiles" aria-label="Enlarge {name}">{"".join(tiles)}</button></article>"""
-    return card, len(tiles)
+<button class="tiles" aria-label="Enlarge {name}">{tiles}</button></article>"""
+    return card, len(arrays)

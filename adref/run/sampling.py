@@ -20,11 +20,7 @@ BATCH = 16  # images drawn at a time
 
 
 def draw_images(folder: Path, argv: list[str]) -> int:
-    """Draws images from a run of a `Sampler`, DIR/CATEGORY/000000.png and so on; goes on with a folder that it began.
-
-    Raises:
-        UserError: another kind of run, options that do not fit, or a folder that was begun with others.
-    """
+    """Draws images from a run of a `Sampler`: DIR/CATEGORY/000000.png and so on, without those that are there."""
     kind = find_method(read_config(folder)["method"])
     if not issubclass(kind, Sampler):
         raise UserError(f"{folder} holds {kind.__name__}, which draws no images; expected a run of sdas")
@@ -43,7 +39,7 @@ def draw_images(folder: Path, argv: list[str]) -> int:
     changes = option_tools.flags_given(arguments, "option")
     method = open_run(folder, find_device(arguments.device), Sampler, changes).method
     options, known, out = method.options, method.labels, arguments.out
-    chosen = known if arguments.category is None else sorted(set(",".join(arguments.category).split(",")))
+    chosen = sorted(set(",".join(arguments.category).split(","))) if arguments.category else known
     if unknown := sorted(set(chosen) - set(known)):
         raise UserError(f"--category: {folder} draws {', '.join(known)}; got {unknown[0]}")
     begin(out, {"run": str(folder.resolve()), "checkpoint_sha256": sha256(folder / "checkpoint.pt"), "seed": seed,

@@ -29,11 +29,8 @@ def score_image(
         tiling: the size to which the image is resized, and tiles.
 
     Returns:
-        the image score, and the map (1, 1, h, w) float32 on the CPU at the method's size.
-
-    Raises:
-        UserError: a score or map that is not finite.
-        TrainingError: memory does not suffice.
+        the image score, and the map (1, 1, h, w) float32 on the CPU at the method's size. UserError if one is not
+        finite, TrainingError if memory does not suffice.
     """
     resized = resize(to_tensor(image), tiling.size or method.options.size, method.options.resize)
     return score_resized(method, resized, method.image_hash(image, method.options), seed, index, tiling)
@@ -97,7 +94,7 @@ def map_scale(maps: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def stored_map_scale(folder: Path) -> tuple[float, float] | None:
-    """Reads the colour scale of a run's evaluation, so that other overlays compare with it; None before one."""
+    """Reads the colour scale of a run's evaluation, with which other overlays compare; None before one."""
     try:
         low, high = map(float, read_json(folder / "evaluation" / "metrics.json")["map_scale"])
     except (UserError, KeyError, TypeError, ValueError):

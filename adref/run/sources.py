@@ -64,16 +64,12 @@ def read_images(method: Trainable, records: list[Record], settings: RunSettings)
     return Images([r.path for r in records], o.size, o.resize, settings.memory_limit * 2**30, image_hash)
 
 
-def open_sources(
-    method: Trainable, images: Images, categories: list[str], settings: RunSettings
-) -> tuple[Sources, dict[str, str]]:
+def open_sources(method: Trainable, images: Images, categories: list[str],
+                 settings: RunSettings) -> tuple[Sources, dict[str, str]]:  # fmt: skip
     """Opens the inputs of `corrupt`: `images` that train, in these categories, and the files that flags name.
 
     Returns:
         the sources; and name -> digest of the textures, sizes and anomalies, for config.json.
-
-    Raises:
-        UserError: a file that the method needs and no flag names, or that cannot be read.
     """
     o, limit, known, needs = method.options, settings.memory_limit * 2**30, {}, method.needs
     textures = sizes = anomalies = None
@@ -120,8 +116,7 @@ def read_folder(paths: list[Path], options, limit: float, name: str, label: int)
 def list_anomalies(folder: Path, categories: list[str]) -> dict[str, list[Path]]:
     """Lists the anomalous images for each category: those in its folder, or all where no category has one.
 
-    Raises:
-        UserError: no images, folders of some categories alone, or a folder that was drawn for others.
+    UserError for folders of some categories alone, or images that were drawn for others.
     """
     found = [name for name in categories if (folder / name).is_dir()]
     drawn = (folder / "settings.json").exists() and not (folder / "all").is_dir()  # by synthesize, with categories

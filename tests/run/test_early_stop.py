@@ -81,9 +81,8 @@ def test_the_best_weights_are_the_result(whole, data):
     method = NoiseToNorm(options)
     method.load_state_dict(state["model"])
     images = read_images(method, split(find_category(data, "part"), settings)[0], settings)
-    stage = method.stages[0]
-    _, validation = split_validation(method, Sources(images=images), stage.early_stop, 0)
-    again = validate(method, validation, stage, settings, torch.device("cpu"))
+    _, validation = split_validation(method, Sources(images=images), method.stages[0].early_stop, 0)
+    again = validate(method, validation, "train", torch.autocast("cpu", enabled=False))
     assert again == pytest.approx(watched(whole)[best], abs=1e-6)
     assert again == pytest.approx(min(watched(whole).values()))
     assert method.training  # `validate` goes back to training mode

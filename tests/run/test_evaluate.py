@@ -111,10 +111,8 @@ def test_ranks_that_share_the_images_make_the_same_evaluation(small_run, tmp_pat
     for name, ranks in (("whole", 1), ("shared", 3)):
         run, rows = load(shutil.copytree(small_run, tmp_path / name)), []
         for rank in reversed(range(ranks)):
-            folder = run.folder / "evaluation.new"
-            rows += score_test_images(run, category, range(rank, 6, ranks), folder, rules)
-        rows = [row for _, row in sorted(rows)]
-        conclude(run, category, check_images(category.test)[1], rows, folder, rules)
+            rows += score_test_images(run, category, range(rank, 6, ranks), rules)
+        conclude(run, category, check_images(category.test)[1], [row for _, row in sorted(rows)], rules)
     files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("[!.]*") if path.is_file()]
     assert len(files) == 3 + 2 + 6 + 1
     for file in files:

@@ -193,7 +193,7 @@ def test_killed_data_worker(half, small_run, monkeypatch, capsys):
 
 
 def test_a_restart_resumes_the_run_of_its_own_torchrun_alone(half, small_run, textures, monkeypatch, capsys):
-    monkeypatch.setattr(distributed, "is_restart", lambda: True)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     monkeypatch.setattr(distributed, "launch", lambda: "job 1")
     monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "count", lambda: 1)

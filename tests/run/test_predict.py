@@ -2,9 +2,11 @@
 
 import csv
 import io
+import shutil
 
 import numpy as np
-from conftest import picture, rows_of
+import torch
+from conftest import checkpoint, picture, rows_of
 from PIL import Image
 
 from adref import load
@@ -67,24 +69,16 @@ def test_any_size_and_mode_is_scored_at_its_own_size(small_run, tmp_path):
 
 
 def test_the_embedding_example_of_the_readme(small_run):
-    import torch
-
     run = load(small_run)
     with torch.inference_mode():
         scores, maps = run.method.score(torch.rand(2, 3, 64, 64))
     assert maps.shape == (2, 1, 64, 64) and scores.shape == (2,) and not run.method.training
-    assert run.method.options.epochs == 2 and run.threshold > 0 and run.finished
+    assert run.method.options.epochs == 2 and run.threshold > 0 and run.state.finished
 
 
 def test_a_run_without_an_end_makes_no_decisions(small_run, tmp_path, capsys):
-    import shutil
-
-    import torch
-
     shutil.copytree(small_run, tmp_path / "run")
-    state = torch.load(tmp_path / "run/checkpoint.pt")
-    state |= {"calibration": None, "finished": False}
-    torch.save(state, tmp_path / "run/checkpoint.pt")
+    torch.save(checkpoint(small_run) | {"calibration": None, "finished": False}, tmp_path / "run/checkpoint.pt")
     assert run(tmp_path / "run", small_run.parent / "data/part/test/spot", "--out", "-") == 0
     captured = capsys.readouterr()
     assert "stores no threshold" in captured.err

@@ -16,6 +16,7 @@ from adref.methods.srdad.options import Options
 from adref.run.config import RunSettings
 from adref.run.sources import read_sizes, split
 from adref.synthesize import main
+from adref.train import main as train_main
 
 SMALL = ["--size", "64,64", "--window", "4", "--width", "12"]
 
@@ -133,3 +134,22 @@ def test_sizes_of_masks(tmp_path, capsys):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "masks/a_mask.png")
     assert call("--sizes-from", tmp_path / "masks", "--out", tmp_path / "none.csv") == 2
     assert "no pixel of 1 masks is above 0" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sizes_of_defects_come_from_a_file(data, tmp_path, capsys):
+    base = ["srdad", "--preset", "tiny", "--size", "64,64", "--data", data, "--epochs", 1, "--device", "cpu",
+            "--patch-size", "histogram", "--out", tmp_path / "run"]  # fmt: skip
+
+    def train(*words) -> int:
+        return train_main(list(map(str, (*base, *words))))
+
+    assert train() == 2 and "needs --defect-sizes FILE" in capsys.readouterr().err
+    table = tmp_path / "sizes.csv"
+    for text in ("", "1,2,3\n4,5,x", "1,2,-3", "1e308,1e308,1e308"):
+        table.write_text(text)
+        assert train("--defect-sizes", table) == 2
+        assert f"{table}: expected rows of height,width,weight" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    table.write_text("\ufeffHeight, Width, Weight\n20, 30, 1\n\n8,8,2.5\n", encoding="utf-8")
+    assert train("--defect-sizes", table) == 0
