@@ -100,9 +100,6 @@ def make_cells(arguments: argparse.Namespace, given: dict[str, list[str]]) -> li
     Args:
         arguments: from `parse_arguments`.
         given: flags of adref.train, from `group_flags`.
-
-    Raises:
-        UserError: an unknown method, preset, ablation, category or flag, or a value that an option does not take.
     """
     variants = []
     for word in dict.fromkeys(arguments.methods):
@@ -181,10 +178,7 @@ def check_unchanged(cell: Cell) -> None:
 
 
 def run_cells(cells: list[Cell], devices: list[str]) -> list[Cell]:
-    """Runs cells, one at a time on each device; returns those that failed.
-
-    A cell whose run directory is in use by another process is left to that process.
-    """
+    """Runs cells, one at a time on each device, unless another process runs them; returns those that failed."""
     waiting, running, free, failed = list(cells), {}, list(devices), []
     began, handler = time.monotonic(), signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:

@@ -40,7 +40,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     run = load(arguments.run, find_device(arguments.device))
     tiling, out = tiles.tiling_of(arguments, run.method), None if arguments.out == "-" else Path(arguments.out)
     names, problems = name_images(arguments.images, out)
-    scale, progress, rows = stored_map_scale(run.folder), Progress(), []
+    scale, progress, rows = stored_map_scale(run.folder), Progress(len(names)), []
     if run.threshold is None:
         print(f"{run.folder} stores no threshold (training not finished, or no image held out): no decisions",
               file=sys.stderr)  # fmt: skip
@@ -56,7 +56,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         rows.append((str(path), repr(score), decision(score, run.threshold)))
         if out:
             write_result(out, name, image, at_size(scored, image.shape[:2]), scale)
-        progress(f"{index + 1}/{len(names)} {name}", final=index + 1 == len(names))
+        progress(index + 1, name)
     table = csv_text([("path", "score", "decision"), *rows])
     if out is None:
         sys.stdout.write(table)

@@ -88,13 +88,16 @@ def explain_failures(folder: Path, options: dict) -> Iterator[None]:
 
 
 class Progress:
-    """Rewrites one line on stderr at most five times a second; silent when stderr is no terminal."""
+    """Rewrites one line on stderr, with the time left, five times a second; silent when stderr is no terminal."""
 
-    def __init__(self):
-        self.shown, self.last = sys.stderr.isatty() and distributed.rank() == 0, 0.0
+    def __init__(self, total: int, done: int = 0):
+        self.total, self.first, self.began, self.last = total, done, time.monotonic(), 0.0
+        self.shown = sys.stderr.isatty() and distributed.rank() == 0
 
-    def __call__(self, text: str, final: bool = False) -> None:
-        if self.shown and (final or time.monotonic() - self.last > 0.2):
-            self.last = time.monotonic()
-            width = shutil.get_terminal_size().columns - 1
+    def __call__(self, done: int, text: str, final: bool = False) -> None:
+        now, final = time.monotonic(), final or done == self.total
+        if self.shown and (final or now - self.last > 0.2):
+            left = int((now - self.began) / (done - self.first) * (self.total - done))
+            text = f"{done}/{self.total} {text}, {left // 60}:{left % 60:02d} left"
+            width, self.last = shutil.get_terminal_size().columns - 1, now
             print("\r" + text[:width].ljust(width), end="\n" if final else "", file=sys.stderr, flush=True)

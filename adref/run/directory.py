@@ -53,18 +53,13 @@ class Run:
         return self.state.calibration["threshold"] if self.state.calibration else None
 
     def save(self) -> None:
-        """Writes checkpoint.pt, atomically, after the log of its steps is on the disk.
-
-        Raises:
-            TrainingError: a weight is not finite; the last good checkpoint stays.
-        """
-        weights, step = self.method.state_dict(), self.state.step
-        if name := non_finite(weights):
+        """Writes checkpoint.pt after the log of its steps; a weight that is not finite raises TrainingError before."""
+        content, step = {"model": self.method.state_dict(), **vars(self.state)}, self.state.step
+        if name := non_finite(content["model"]):
             raise TrainingError(f"weight {name} is not finite at step {step}; {self.folder} keeps its last checkpoint")
         log = self.folder / "metrics.jsonl"
         with with_filename(log), open(log, "ab") as file:
             os.fsync(file.fileno())
-        content = {"model": weights, **vars(self.state)}
         write_atomically(self.folder / "checkpoint.pt", lambda file: torch.save(content, file))
 
     def log(self, line: dict) -> None:
@@ -89,11 +84,7 @@ def create_run(folder: Path, config: dict, method: Trainable) -> None:
 
 def open_run(folder: str | Path, device: str | torch.device = "cpu", kind: type[Trainable] = Trainable,
              changes: dict | None = None) -> Run:  # fmt: skip
-    """Opens a run directory; its method is in evaluation mode on `device`, with some options changed.
-
-    Raises:
-        UserError: no run directory, a method of another kind, or a checkpoint that is damaged or does not fit.
-    """
+    """Opens a run directory; its method is in evaluation mode on `device`, with some options changed."""
     folder, config = Path(folder), read_config(folder)
     if not issubclass(find_method(config["method"]), kind):
         raise UserError(f"{folder} holds {config['method']}, which scores no images; see python -m adref.synthesize")
@@ -130,14 +121,7 @@ def read_config(folder: Path) -> dict:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """Reads checkpoint.pt, tensors and plain values only: no code is executed.
-
-    Returns:
-        the weights as "model", and the fields of `State`.
-
-    Raises:
-        UserError: no checkpoint, or a damaged one.
-    """
+    """Reads the weights ("model") and the fields of `State`; UserError if the file is missing or damaged."""
     if not path.exists():
         raise UserError(f"{path} is missing")
     content = load_tensors(path, f"{path} is no checkpoint of adref")
@@ -172,8 +156,7 @@ def non_finite(weights: dict) -> str | None:
 def load_tensors(path: str | Path, refusal: str):
     """Loads tensors and plain values from a file of torch.save or numpy.savez, on the CPU; no code is executed.
 
-    Raises:
-        UserError: anything else; `refusal` and the reason.
+    Anything else raises UserError with `refusal` and the reason.
     """
     try:
         if str(path).endswith(".npz"):

@@ -2,10 +2,9 @@
 
     torchrun --nproc-per-node 2 -m adref.train srdad --data ROOT --category NAME --out RUN
 
-The batch size does not change: the images of a batch are divided among the ranks, DistributedDataParallel averages the
-gradients, and batch norm uses the statistics of the whole batch. So two processes have the losses of one, up to
-rounding. Exceptions: dropout differs on each rank, and every rank computes the whole of a last batch with fewer images
-than there are processes.
+The images of a batch are divided among the ranks, DistributedDataParallel averages the gradients, and batch norm uses
+the statistics of the whole batch. So two processes have the losses of one, up to rounding. Exceptions: dropout differs
+on each rank, and every rank computes the whole of a last batch with fewer images than there are processes.
 """
 
 import gc

@@ -38,11 +38,7 @@ class Rules(NamedTuple):
 def evaluate(run: Run, category: Category, digests: dict[Path, str], rules: Rules = Rules()) -> dict:
     """Scores the test images, writes RUN/evaluation and RUN/report.html, and returns the content of metrics.json.
 
-    Args:
-        run: opened, its method in evaluation mode.
-        category: the data.
-        digests: SHA-256 of the test images and masks, from `check_images`.
-        rules: of the evaluation.
+    `digests` are the SHA-256 of the test images and masks, from `check_images`.
     """
     folder = run.folder / "evaluation.new"
     distributed.on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -58,7 +54,7 @@ def evaluate(run: Run, category: Category, digests: dict[Path, str], rules: Rule
 def score_test_images(run: Run, category: Category, indices: Sequence[int],
                       rules: Rules) -> list[tuple[int, dict[str, float]]]:  # fmt: skip
     """Scores the test images at some indices, writes their maps, and returns (index, image scores by name) of each."""
-    rows, progress, seed = [], Progress(), run.config["flags"]["seed"]
+    rows, progress, seed = [], Progress(len(indices)), run.config["flags"]["seed"]
     for done, index in enumerate(indices, start=1):
         record = category.test[index]
         image = read_image(record.path)
@@ -73,7 +69,7 @@ def score_test_images(run: Run, category: Category, indices: Sequence[int],
             path.parent.mkdir(parents=True, exist_ok=True)
             with with_filename(path):
                 np.save(path, at_size(anomaly_map, size))
-        progress(f"evaluating {category.name}: image {done}/{len(indices)}", final=done == len(indices))
+        progress(done, f"images of {category.name} evaluated")
     return rows
 
 
@@ -94,12 +90,11 @@ def conclude(run: Run, category: Category, digests: dict[Path, str], rows: list[
         mask = record.mask and read_mask(record.mask)
         return mask if mask is None or native else resized_mask(mask, size, rules.gt_mode)
 
-    checkpoint, maps = f"step {state.step}", Lazy(lambda record: np.load(map_file(run, record, part)), test)
-    if not state.finished:
-        checkpoint += ": training is not finished"
-    elif state.selected_steps:
+    checkpoint = f"step {state.step}" + (", the last" if state.finished else ": training is not finished")
+    if state.finished and state.selected_steps:
         last = list(state.selected_steps.values())[-1]
         checkpoint = f"step {last} of {state.step}, the least loss on normal images"
+    maps = Lazy(lambda record: np.load(map_file(run, record, part)), test)
     seed, convention = run.config["flags"]["seed"], rules.convention or method.evaluation.aupro
     numbers, curve = all_metrics(test, scores, maps, Lazy(known_mask, test), seed, convention)
     metrics = {

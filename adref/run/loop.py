@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, default_collate
 
-from adref.data.examples import Images, Schedule, TrainingSet, random_stream, stage_examples
+from adref.data.examples import Images, TrainingSet, random_stream, stage_examples
 from adref.method import EarlyStop, Sources, Stage, Trainable
 from adref.run import distributed
 from adref.run.cli import Progress, TrainingError
@@ -45,11 +45,7 @@ def catch_interrupts() -> Iterator[list[int]]:
 
 
 def fit(run: Run, sources: Sources, settings: RunSettings, device: torch.device) -> bool:
-    """Trains from the checkpoint to the end; returns False if it was interrupted, after saving.
-
-    Raises:
-        TrainingError: a loss term or a weight is not finite; the last good checkpoint stays.
-    """
+    """Trains from the checkpoint to the end; returns False if it was interrupted, after saving."""
     torch.backends.cudnn.deterministic = True  # no number may depend on which kernel was the fastest today
     distributed.on_rank_zero(run.truncate_log)
     run.method.to(device, memory_format=torch.channels_last)
@@ -71,7 +67,7 @@ def fit_stage(run: Run, stage: Stage, sources: Sources, settings: RunSettings, d
     sources, validation = split_validation(method, sources, rule, seed)
     data, order = stage_examples(method, stage, sources, seed)
     before = sum(state.finished_stages.values())
-    step = first = state.step - before
+    step = state.step - before
     if step == 0:
         method.prepare(sources, stage.name, partial(random_stream, seed))
     optimizer, rates = method.optimizer(stage.name)
@@ -83,8 +79,8 @@ def fit_stage(run: Run, stage: Stage, sources: Sources, settings: RunSettings, d
     method.train()
     totals = [line["loss/total"] for line in read_log(run.folder)] if rule else []
     keys = (distributed.shard(part, True) for s in range(step + 1, order.last_step + 1) for part in order.parts(s))
-    batches, progress = load_batches(data, keys, settings, device), Progress()
-    started = saved = clock = time.monotonic()
+    batches, progress = load_batches(data, keys, settings, device), Progress(order.last_step, step)
+    saved = clock = time.monotonic()
     stop = interrupted = False
     while step < order.last_step and not stop:
         step += 1
@@ -110,8 +106,8 @@ def fit_stage(run: Run, stage: Stage, sources: Sources, settings: RunSettings, d
             require_finite(run, line)
             stop = update_best(run, rule, line, line[name])
         state.step = before + step
-        text = progress_line(line, order, step, (now - started) / (step - first))
-        progress(text, final=stop or step == order.last_step)
+        shown = ", ".join(f"{name[5:]} {value:.4f}" for name, value in terms.items() if name.startswith("loss/"))
+        progress(step, f"{stage.name}, epoch {line['epoch'] + 1}: {shown}", final=stop)
         due = settings.checkpoint_steps and step % settings.checkpoint_steps == 0
         due = due or interrupted or now - saved > settings.checkpoint_seconds
         if due:
@@ -136,10 +132,8 @@ def add_gradients(method: Trainable, loss: Callable, parts: list[list], batches:
 
     Args:
         method: its parameters get the gradients.
-        loss: from `distributed.parallel_loss`.
-        parts: the keys of each micro-batch, those of all ranks.
-        batches: yields this rank's share of each micro-batch.
-        stage, autocast: of the loss.
+        loss: from `distributed.parallel_loss`; `stage` and `autocast` are its.
+        parts, batches: the keys of each micro-batch, those of all ranks, and this rank's share of each.
 
     Returns:
         the loss terms by their names in the log, to be averaged over the ranks; the seconds of waiting for data.
@@ -178,17 +172,6 @@ def require_finite(run: Run, line: dict) -> None:
             raise TrainingError(f"{where}. A lower --learning-rate in a new run is the first thing to try")
 
 
-def progress_line(line: dict, order: Schedule, step: int, seconds: float) -> str:
-    """Formats stage, epoch, step, loss terms, images a second and time left; `seconds` is the mean of a step."""
-    left, epochs = int(seconds * (order.last_step - step)), math.ceil(order.last_step / order.per_epoch)
-    terms = " ".join(f"{name[5:]} {value:.4f}" for name, value in line.items() if name.startswith("loss/"))
-    speed = f"{order.batch_size / max(seconds, 1e-9):.1f} images/s  {left // 60}:{left % 60:02d} left"
-    return f"{line['stage']} epoch {line['epoch'] + 1}/{epochs} step {step}/{order.last_step}  {terms}  {speed}"
-
-
-# -- data -------------------------------------------------------------------------------------------------------------
-
-
 def ignore_interrupts(worker: int) -> None:
     """Leaves Ctrl-C and SIGTERM to the process that started a data worker, which ends with it."""
     for number in STOPS:
@@ -225,16 +208,11 @@ def to_device(batch: NamedTuple, device: torch.device) -> NamedTuple:
     return type(batch)(*(x.to(device, non_blocking=True, memory_format=form) for x, form in zip(batch, forms)))
 
 
-# -- early stopping and the decision threshold ------------------------------------------------------------------------
-
-
-def split_validation(
-    method: Trainable, sources: Sources, rule: EarlyStop | None, seed: int
-) -> tuple[Sources, TrainingSet]:
+def split_validation(method: Trainable, sources: Sources, rule: EarlyStop | None,
+                     seed: int) -> tuple[Sources, TrainingSet]:  # fmt: skip
     """Splits the images of a stage into those that train and those whose loss an `EarlyStop` measures.
 
-    At least one image validates where there are two. The sources returned hold the training images alone: `corrupt`
-    must not see a validation image.
+    Where there are two, one validates at least. `corrupt` sees no validation image: the sources returned have none.
     """
     count = len(sources.images)
     kept = max(1, math.floor(rule.share * count)) if rule and rule.share and count > 1 else 0

@@ -1,6 +1,5 @@
 """Images drawn from a trained diffusion model, into a folder that an interrupted command goes on with."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +45,8 @@ def draw_images(folder: Path, argv: list[str]) -> int:
                 **{name: option_tools.to_json(options)[name] for name in kind.sampling}})  # fmt: skip
     suffix = {"png": ".png", "jpeg75": ".jpg"}[options.file_format]
     files = {(name, i): out / name / f"{i:06d}{suffix}" for name in chosen for i in range(count)}
-    missing, progress, began = [key for key, path in files.items() if not path.exists()], Progress(), time.monotonic()
+    missing = [key for key, path in files.items() if not path.exists()]
+    progress = Progress(len(missing))
     for start in range(0, len(missing), BATCH):
         batch = missing[start : start + BATCH]
         strengths = [draw_strength(options, seed, *key) for key in batch]
@@ -54,9 +54,7 @@ def draw_images(folder: Path, argv: list[str]) -> int:
         images = method.sample_images([known.index(name) for name, _ in batch], streams, strengths)
         for key, strength, image in zip(batch, strengths, images.permute(0, 2, 3, 1).cpu().numpy()):
             save_image(files[key], image, strength)
-        done = start + len(batch)
-        left = int((time.monotonic() - began) / done * (len(missing) - done))
-        progress(f"{done}/{len(missing)} images, {left // 60}:{left % 60:02d} left", final=done == len(missing))
+        progress(start + len(batch), "images")
     print(f"{len(missing)} images drawn, {len(files) - len(missing)} were there already: {out.resolve()}")
     return 0
 

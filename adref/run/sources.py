@@ -19,10 +19,7 @@ from adref.run.files import sha256
 
 
 def split(category: Category, settings: RunSettings) -> tuple[list[Record], list[Record]]:
-    """Splits the normal images of each category into those that train and those held out; UserError if there are none.
-
-    The random stream of a category is named after it, unless it is the only one.
-    """
+    """Splits the normal images of each category into those that train and those held out for the threshold."""
     if not category.train:
         raise UserError(f"category {category.name} in {category.root} has no normal training image")
     found, chosen = sorted({record.category for record in category.train}), set()
@@ -133,10 +130,7 @@ def list_anomalies(folder: Path, categories: list[str]) -> dict[str, list[Path]]
 
 
 def read_sizes(path: str | Path) -> np.ndarray:
-    """Reads a table of defect sizes: (n, 3) float64 with height, width and weight, above 0 and up to a million.
-
-    A first row of words is a heading. UserError for anything else.
-    """
+    """Reads a table of height,width,weight, above 0 and up to a million, as (n, 3) float64; it may have a heading."""
     try:
         rows = Path(path).read_text(encoding="utf-8-sig").splitlines()
         numbers = [row.split(",") for row in rows[rows[0][:1].isalpha() :] if row.strip()]

@@ -67,7 +67,7 @@ def tiling_of(arguments: argparse.Namespace, method: Method) -> Tiling:
 
 
 def score_tiled(method: Method, images: Tensor, context: Context, tiling: Tiling) -> tuple[Tensor, Tensor]:
-    """Scores a batch as `Method.score`, in tiles if the tiling has some."""
+    """Scores a batch as `Method.score`, in tiles if there are some."""
     if not tiling.tile:
         return method.score(images, context)
     maps = tiled(method.anomaly_map, images, tiling.tile, tiling.overlap, tiling.unit)
@@ -92,17 +92,13 @@ def weights(start: int, length: int, side: int, overlap: int, blend: int) -> Ten
 
 
 def tiled(function: Callable, images: Tensor, tile: tuple[int, int], overlap: int, blend: int) -> Tensor:
-    """Applies a function to images tile by tile.
+    """Applies a function (B, 3, h, w) -> (B, C, h, w) to images (B, 3, H, W) tile by tile; returns (B, C, H, W).
 
     Args:
-        function: (B, 3, h, w) -> (B, C, h, w).
-        images: (B, 3, H, W) of any sides.
+        function, images: the sides of an image may be anything.
         tile: (height, width).
         overlap: pixels that neighbours share, at least.
         blend: the width of the cross-fade between two tiles, at most the overlap.
-
-    Returns:
-        (B, C, H, W).
     """
     (height, width), (tall, wide), total = images.shape[2:], tile, None
     weight = torch.zeros(height, width, device=images.device)
