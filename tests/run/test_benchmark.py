@@ -94,9 +94,6 @@ def test_only_a_finished_run_has_metrics(tmp_path):
         assert (summary.read_metrics(tmp_path) is not None) == finished
 
 
-# -- processes --------------------------------------------------------------------------------------------------------
-
-
 def start(roots, out, *words: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "adref.benchmark", "--data", *roots, "--out", str(out), *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -171,9 +168,6 @@ def test_a_cell_in_use_is_left_to_its_process(finished, roots, tmp_path):
         output, _ = process.communicate(timeout=60)
         holder.communicate(b"\n")
     assert process.returncode == 0 and "in use by another process" in output
-
-
-# -- tables -----------------------------------------------------------------------------------------------------------
 
 
 def cell(method, category, seed, value, preset="paper", ablation=None, reason=None) -> dict:

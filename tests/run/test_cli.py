@@ -45,9 +45,7 @@ TRAIN_MISTAKES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"), TRAIN_MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
-)
+@pytest.mark.parametrize(("arguments", "words"), TRAIN_MISTAKES, ids=str)
 def test_train_refuses(arguments, words, data, textures, tmp_path, capsys):
     arguments = [word.replace("DATA", str(data)) for word in arguments]
     given = [word.split("=")[0] for word in arguments]
@@ -75,16 +73,12 @@ def test_ctrl_c_outside_training_is_no_traceback(small_run, capsys, monkeypatch)
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_predict_refuses_an_output_that_is_a_file(small_run, tmp_path, capsys):
-    (tmp_path / "out").touch()
-    picture = str(small_run.parent / "data/part/test/spot/000.png")
-    assert predict.main([str(small_run), picture, "--out", str(tmp_path / "out")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
-
-
-def test_predict_names_an_empty_folder(small_run, tmp_path, capsys):
-    assert predict.main([str(small_run), str(tmp_path), "--out", "-"]) == 2
-    assert str(tmp_path) in capsys.readouterr().err
+def test_predict_refuses_an_output_that_is_a_file_and_an_empty_folder(small_run, tmp_path, capsys):
+    out, picture = tmp_path / "out", small_run.parent / "data/part/test/spot/000.png"
+    out.touch()
+    for given, words in ((picture, f"--out {out} cannot be written"), (tmp_path, f"{tmp_path}: holds no images")):
+        assert predict.main([str(small_run), str(given), "--out", str(out)]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_training_refuses_a_bad_data_set_with_the_words_of_the_check(data, textures, tmp_path, capsys):

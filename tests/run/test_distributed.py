@@ -13,7 +13,7 @@ import torch
 from conftest import checkpoint, same_weights, without_times, write_category
 from torch import nn
 
-from adref import load
+from adref import load, train
 from adref.data.examples import Schedule
 from adref.method import Stage
 from adref.run import distributed, loop
@@ -60,8 +60,9 @@ def run(process: subprocess.Popen) -> tuple[int, str, str]:
 # much of rounding that in float32 a batch whose images only change places has gradients that are 17 % apart.
 NOTE = """
 import torch
+from adref import train
 from adref.run import distributed, loop
-add, parallel, move, gradients = loop.add_gradients, distributed.parallel_loss, loop.to_device, []
+add, parallel, move, fit, gradients = loop.add_gradients, distributed.parallel_loss, loop.to_device, train.fit, []
 single, noted = torch.Tensor.float, set()
 def exact(method):
     return type(method).__name__ in ("DRAEM", "SRDAD")
@@ -76,7 +77,23 @@ def noting(method, *rest):
         gradients.append({name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None})
     return result
 loop.add_gradients = noting
+train.fit = lambda run, *rest: (fit(run, *rest), run.method.float())[0]
 distributed.parallel_loss = lambda method: parallel(method.double() if exact(method) else method)
+"""
+
+# Trains a ViT autoencoder whose loss does something first.
+PATCHED = """
+import os, signal, sys, time
+from adref import train
+from adref.methods import METHODS
+method, seen = METHODS["vit_autoencoder"], []
+loss = method.loss
+def patched(*rest):
+    seen.append(1)
+    {}
+    return loss(*rest)
+method.loss = patched
+sys.exit(train.main(sys.argv[1:]))
 """
 
 
@@ -88,23 +105,20 @@ def runs(tmp_path_factory, textures) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "add_gradients", loop.add_gradients)  # what it puts back
         patch.setattr(distributed, "parallel_loss", distributed.parallel_loss)
+        patch.setattr(train, "fit", train.fit)
         exec(NOTE, found)
         for name in METHODS:
             assert main(command(name, data, textures, root / f"{name}-1")) == 0
     torch.save(dict(zip(METHODS, found["gradients"])), root / "gradients-1.pt")
     commands = [command(name, data, textures, root / f"{name}-2") for name in METHODS]
-    script.write_text(
-        NOTE
-        + f"""
-import json, sys, torch
-from adref import train
+    script.write_text(f"""{NOTE}
+import json, sys
 with distributed.process_group():
     code = max(train.main(argv) for argv in json.loads(sys.argv[1]))
     if distributed.rank() == 0:
         torch.save(dict(zip({list(METHODS)}, gradients)), {str(root / "gradients-2.pt")!r})
 sys.exit(code)
-"""
-    )
+""")
     code, out, error = run(torchrun(script, json.dumps(commands)))
     assert code == 0, error
     (root / "out").write_text(out)
@@ -148,19 +162,9 @@ def test_only_the_first_process_prints_and_the_run_says_how_many_there_were(runs
 def test_one_of_them_dies_and_they_go_on_from_the_checkpoint(runs, textures, tmp_path):
     script = tmp_path / "dying.py"
     script.write_text(
-        """if True:
-        import os, signal, sys
-        from adref import train
-        from adref.methods import METHODS
-        method, seen = METHODS["vit_autoencoder"], []
-        loss = method.loss
-        def dying(self, *rest):
-            seen.append(1)
-            if len(seen) == 3 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-                os.kill(os.getpid(), signal.SIGKILL)
-            return loss(self, *rest)
-        method.loss = dying
-        sys.exit(train.main(sys.argv[1:]))"""
+        PATCHED.format("""
+    if len(seen) == 3 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)""")
     )
     argv = [*command("vit_autoencoder", runs / "data", textures, tmp_path / "run"), "--checkpoint-steps", "1"]
     code, _, error = run(torchrun(script, *argv, options=["--max-restarts", "3"]))
@@ -172,16 +176,7 @@ def test_one_of_them_dies_and_they_go_on_from_the_checkpoint(runs, textures, tmp
 @slow
 def test_sigterm_stops_all_at_one_step_and_one_process_goes_on(runs, textures, tmp_path):
     script, out = tmp_path / "slow.py", tmp_path / "run"
-    script.write_text(
-        """if True:
-        import sys, time
-        from adref import train
-        from adref.methods import METHODS
-        method = METHODS["vit_autoencoder"]
-        loss = method.loss
-        method.loss = lambda *rest: (time.sleep(0.5), loss(*rest))[1]
-        sys.exit(train.main(sys.argv[1:]))"""
-    )
+    script.write_text(PATCHED.format("time.sleep(0.5)"))
     argv = [*command("vit_autoencoder", runs / "data", textures, out), "--checkpoint-steps", "1"]
     process = torchrun(script, *argv)
     deadline = time.time() + 120
@@ -192,9 +187,8 @@ def test_sigterm_stops_all_at_one_step_and_one_process_goes_on(runs, textures, t
     assert code != 0 and "Interrupted and saved" in text
     assert 0 < checkpoint(out)["step"] < 4
     assert main(["--resume", "--out", str(out)]) == 0
-    assert [line["loss/total"] for line in read_log(out)] == pytest.approx(
-        [line["loss/total"] for line in read_log(runs / "vit_autoencoder-1")], rel=1e-5
-    )
+    losses, expected = ([line["loss/total"] for line in read_log(r)] for r in (out, runs / "vit_autoencoder-1"))
+    assert losses == pytest.approx(expected, rel=1e-5)
 
 
 def test_several_processes_need_a_name(data, monkeypatch, capsys):
@@ -219,6 +213,5 @@ def test_batch_norm_keeps_its_tensors_and_names_and_is_torchs_in_one_process():
     assert list(network.state_dict()) == names
     x, plain = torch.randn(2, 4, 5, 6), nn.BatchNorm2d(4)
     assert torch.allclose(synced(x), plain(x), atol=1e-6)
-    assert torch.allclose(synced.running_var, plain.running_var) and torch.equal(
-        synced.num_batches_tracked, plain.num_batches_tracked
-    )
+    assert torch.allclose(synced.running_var, plain.running_var)
+    assert torch.equal(synced.num_batches_tracked, plain.num_batches_tracked)

@@ -60,9 +60,6 @@ def check_goes_on(run: Path, small_run: Path) -> None:
     assert not [path for path in run.rglob("*") if path.suffix in (".tmp", ".new", ".old", ".partial")]
 
 
-# -- disks ------------------------------------------------------------------------------------------------------------
-
-
 class FullDisk(io.FileIO):
     """A file on a disk that has room for 100 bytes more."""
 
@@ -131,9 +128,6 @@ def test_full_disk_for_a_new_run(data, textures, tmp_path, monkeypatch, capsys):
     code = train.main(arguments(data, textures, run))
     check(code, capsys.readouterr().err, 2, f"--out {run} cannot be written: {FULL}")
     assert not list(run.parent.iterdir())
-
-
-# -- processes --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -231,9 +225,6 @@ def test_two_processes_on_one_run(half, small_run, in_background, monkeypatch, c
     check_goes_on(half, small_run)
 
 
-# -- data and memory --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("words", ["cannot be opened (No such file", "has changed since the command began"])
 def test_a_training_file_that_goes_or_changes(words, small_run, textures, tmp_path, monkeypatch, capsys):
     data, run = shutil.copytree(small_run.parent / "data", tmp_path / "data"), tmp_path / "run"
@@ -289,9 +280,6 @@ def test_nan_in_the_data(half, small_run, monkeypatch, capsys):
         check(resume(half), capsys.readouterr().err, 1, "stopped: loss/l2 is nan")
     assert checkpoint(half)["step"] == 3
     check_goes_on(half, small_run)
-
-
-# -- files of a run ---------------------------------------------------------------------------------------------------
 
 
 class Code:

@@ -228,17 +228,14 @@ def opened(browser, tmp_path):
 
 def shown(browser, key: str) -> str:
     """Returns the text of all places that show a number."""
-    script = (
-        "return [...new Set([...document.querySelectorAll(`[data-show='${arguments[0]}']`)].map(e => e.textContent))]"
-    )
-    (text,) = browser.execute_script(script, key)
+    places = "[...document.querySelectorAll(`[data-show='${arguments[0]}']`)].map(e => e.textContent)"
+    (text,) = browser.execute_script(f"return [...new Set({places})]", key)
     return text
 
 
 def attribute(browser, selector: str, name: str = "d") -> str:
-    return browser.execute_script(
-        "return document.querySelector(arguments[0]).getAttribute(arguments[1])", selector, name
-    )
+    script = "return document.querySelector(arguments[0]).getAttribute(arguments[1])"
+    return browser.execute_script(script, selector, name)
 
 
 def badges(browser) -> dict[str, str]:

@@ -94,9 +94,7 @@ def test_interrupt_saves_and_says_how_to_go_on(small_run, textures, tmp_path, mo
 
 
 @pytest.mark.parametrize("term", ["focal", "weights"])
-def test_first_non_finite_value_stops_and_keeps_the_last_checkpoint(
-    term, data, textures, tmp_path, monkeypatch, capsys
-):
+def test_a_value_that_is_not_finite_stops_and_keeps_the_checkpoint(term, data, textures, tmp_path, monkeypatch, capsys):
     loss, seen = DRAEM.loss, []
 
     def poisoned(self, *rest):
@@ -130,12 +128,15 @@ def test_resume_refuses_changed_options_and_says_which(change, words, small_run,
     assert words in capsys.readouterr().err
 
 
-def test_resume_refuses_other_training_images(small_run, tmp_path, capsys):
-    shutil.copytree(small_run.parent / "data", tmp_path / "data")
-    images = sorted((tmp_path / "data/part/train/good").iterdir())
-    shutil.copy(tmp_path / "data/part/test/good/000.png", images[0])
-    assert main(["--resume", "--out", str(small_run), "--data", str(tmp_path / "data")]) == 2
-    assert "not those that" in capsys.readouterr().err
+def test_resume_refuses_other_training_images_or_textures(small_run, tmp_path, capsys):
+    data = shutil.copytree(small_run.parent / "data", tmp_path / "data")
+    shutil.copy(data / "part/test/good/000.png", data / "part/train/good/000.png")
+    for flag, folder, words in (
+        ("--data", data, "training images"),
+        ("--textures", data / "part/test/good", "textures"),
+    ):
+        assert main(["--resume", "--out", str(small_run), flag, str(folder)]) == 2
+        assert f"the {words} are not those that" in capsys.readouterr().err
 
 
 def test_resume_allows_a_data_set_that_moved(small_run, tmp_path):
@@ -146,20 +147,10 @@ def test_resume_allows_a_data_set_that_moved(small_run, tmp_path):
 
 
 def test_configuration_and_log_hold_what_an_audit_needs(small_run):
-    config = json.loads((small_run / "config.json").read_text())
-    assert {
-        "adref",
-        "torch",
-        "method",
-        "preset",
-        "options",
-        "changed",
-        "flags",
-        "data_digest",
-        "weights_sha256",
-    } <= set(config)
+    config, line = json.loads((small_run / "config.json").read_text()), read_log(small_run)[0]
+    assert set(config) >= {"adref", "torch", "method", "preset", "options", "changed", "flags", "data_digest",
+                           "weights_sha256"}  # fmt: skip
     assert config["changed"]["epochs"] == "2" and config["options"]["epochs"] == 2
-    line = read_log(small_run)[0]
     assert {"stage", "epoch", "step", "lr", "seconds", "data_seconds", "loss/l2", "loss/total"} <= set(line)
 
 
@@ -177,8 +168,8 @@ def test_threshold_is_a_quantile_of_held_out_images(small_run, tmp_path):
 
 def test_no_held_out_image_no_threshold(data, textures, tmp_path):
     assert main(arguments(data, textures, tmp_path / "run", "--holdout", 0, "--epochs", 1)) == 0
-    assert load(tmp_path / "run").threshold is None
-    assert checkpoint(tmp_path / "run")["calibration"] is None
+    run = load(tmp_path / "run")
+    assert run.threshold is None and run.state.finished
 
 
 def test_only_good_pictures_train_and_set_a_threshold(data, textures, tmp_path, capsys):
@@ -198,23 +189,13 @@ def test_an_unfinished_run_says_so(small_run, textures, tmp_path, monkeypatch, c
     assert "none is stored: step 1: training is not finished" in (run / "report.html").read_text()
 
 
-def test_resume_refuses_other_textures(small_run, tmp_path, capsys):
-    other = small_run.parent / "data/part/test/good"
-    assert main(["--resume", "--out", str(small_run), "--textures", str(other)]) == 2
-    assert "the textures are not those that" in capsys.readouterr().err
-
-
 def test_published_weights_are_loaded_and_hashed(data, textures, tmp_path):
     from test_draem import authors_state
 
-    files = []
-    for name, state in (
-        ("a.pckl", authors_state(4, 3, 3, 5, "")),
-        ("a_seg.pckl", authors_state(4, 6, 2, 6, "_segment")),
-    ):
-        torch.save(state, tmp_path / name)
-        files.append(str(tmp_path / name))
-    run = tmp_path / "run"
+    states = authors_state(4, 3, 3, 5, ""), authors_state(4, 6, 2, 6, "_segment")
+    files, run = [str(tmp_path / name) for name in ("a.pckl", "a_seg.pckl")], tmp_path / "run"
+    for state, path in zip(states, files):
+        torch.save(state, path)
     assert main(arguments(data, textures, run, "--weights", ",".join(files), "--epochs", 0)) == 0
     found = checkpoint(run)["model"]["discriminator.out.bias"]
     assert torch.equal(found, torch.load(files[1])["decoder_segment.fin_out.0.bias"])
@@ -231,11 +212,8 @@ def test_bf16_stays_near_fp32(small_run, textures, tmp_path):
 
 
 def test_each_category_keeps_its_share_for_the_threshold():
-    records = [
-        Record(Path(f"{name}/{i}"), 0, "good", None, name)
-        for name, n in (("a", 20), ("b", 1), ("c", 5))
-        for i in range(n)
-    ]
+    counts = {"a": 20, "b": 1, "c": 5}
+    records = [Record(Path(f"{name}/{i}"), 0, "good", None, name) for name in counts for i in range(counts[name])]
     category = Category("a,b,c", "MVTec AD", Path("."), tuple(records), (), (), ())
     for seed in range(5):
         training, held_out = split(category, RunSettings(seed=seed))
@@ -253,11 +231,8 @@ def test_compile_is_asked_of_every_network(small_run, textures, tmp_path, monkey
 
 
 def test_statistics_that_are_nan_on_any_rank_are_not_logged(monkeypatch):
-    terms = {
-        "loss/total": torch.tensor(2.0),
-        "repair/found": torch.tensor(math.nan),
-        "repair/replaced": torch.tensor(0.5),
-    }
+    values = {"loss/total": 2.0, "repair/found": math.nan, "repair/replaced": 0.5}
+    terms = {name: torch.tensor(value) for name, value in values.items()}
     assert average_over_ranks(terms, False) == ({"loss/total": 2.0, "repair/replaced": 0.5}, False)
     monkeypatch.setattr(distributed, "gather", lambda value: [value, ([4.0, 0.9, 0.0], True)])
     assert average_over_ranks(terms, False) == ({"loss/total": 3.0, "repair/replaced": 0.25}, True)
