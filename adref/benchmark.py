@@ -24,7 +24,7 @@ from adref.methods import METHODS, find_method
 from adref.options import UserError, flag
 from adref.run import config
 from adref.run.cli import run_cli
-from adref.run.directory import lock, read_config
+from adref.run.directory import read_config
 from adref.run.summary import last_line, log_file, read_metrics, write_summary
 
 
@@ -159,10 +159,8 @@ def group_flags(words: list[str]) -> dict[str, list[str]]:
 
 def known_flags(name: str) -> set[str]:
     """Returns the names of the flags of adref.train that a method takes."""
-    options = option_tools.names(find_method(name).Options)
-    return {*options, *option_tools.names(config.RunSettings)} - (
-        set() if "backbone" in options else {"backbone_weights"}
-    )
+    known = {*option_tools.names(find_method(name).Options), *option_tools.names(config.RunSettings)}
+    return known if "backbone" in known else known - {"backbone_weights"}
 
 
 def check_unchanged(cell: Cell) -> None:
@@ -190,9 +188,9 @@ def run_cells(cells: list[Cell], devices: list[str]) -> list[Cell]:
             for process in [process for process in running if process.poll() is not None]:
                 cell, device = running.pop(process)
                 free.append(device)
-                state = "finished"
-                if process.returncode:
-                    state = "in use by another process" if is_locked(cell.run) else "failed"
+                state = "failed" if process.returncode else "finished"
+                if (used := "in use by another process") in last_line(log_file(cell.run)):
+                    state = used
                 failed += [cell] if state == "failed" else []
                 done, seconds = len(cells) - len(waiting) - len(running), time.monotonic() - began
                 print(f"{done}/{len(cells)}, {seconds:.0f} s: {cell.run} {state}", flush=True)
@@ -212,17 +210,6 @@ def start(cell: Cell, device: str) -> subprocess.Popen:
     cell.run.parent.mkdir(parents=True, exist_ok=True)
     with open(log_file(cell.run), "ab") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-
-def is_locked(run: Path) -> bool:
-    """Tells whether another process holds the lock of a run directory."""
-    try:
-        if run.exists():
-            with lock(run):
-                pass
-    except UserError:
-        return True
-    return False
 
 
 if __name__ == "__main__":

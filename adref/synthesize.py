@@ -73,9 +73,9 @@ def run_command(argv: list[str]) -> int:
     parser.add_argument("--stage", metavar="NAME", help="stage of training, for methods with several [the first]")
     parser.add_argument("--sizes-from", metavar="MASKS", type=Path, help="folder of masks to measure")
     option_tools.add_variants(parser, method.presets if method else {}, method.ablations if method else {})
-    option_tools.add_flags(parser, RunSettings, "run", "settings, as for python -m adref.train", SETTINGS)
+    option_tools.add_flags(parser, RunSettings, "flags", "settings, as for python -m adref.train", SETTINGS)
     if method:
-        option_tools.add_flags(parser, method.Options, "option", f"options of {name} (meaning, default, source)")
+        option_tools.add_flags(parser, method.Options, "options", f"options of {name} (meaning, default, source)")
     arguments = option_tools.parse_known(parser, argv)
     if arguments.sizes_from:
         return write_sizes(arguments.sizes_from, arguments.out)
@@ -103,7 +103,7 @@ def preview(arguments) -> int:
     training = split(category, settings)[0]
     images = read_images(method, training, settings)
     sources, _ = open_sources(method, images, [record.category for record in training], settings)
-    examples, failed, total = [], [], 0
+    examples, failed, total = [], [], 0  # failed: was meant to have an anomaly, of which nothing remained
     for example, notes in draw_examples(method, stages[stage], sources._replace(stage=stage, notes=[]), settings.seed):
         total += 1
         examples += [example] if example else []
@@ -130,10 +130,7 @@ def preview(arguments) -> int:
 
 def draw_examples(method: Trainable, stage: Stage, sources: Sources,
                   seed: int) -> Iterator[tuple[Example | None, dict]]:  # fmt: skip
-    """Yields the examples of a stage in its order, None for a clean one, with the notes of `corrupt`.
-
-    A clean example with notes was meant to have an anomaly, of which nothing remained.
-    """
+    """Yields the examples of a stage in its order, None for a clean one, with the notes of `corrupt`."""
     data, order = stage_examples(method, stage, sources, seed)
     for key in itertools.chain.from_iterable(part for step in itertools.count(1) for part in order.parts(step)):
         sources.notes.clear()

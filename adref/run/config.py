@@ -12,7 +12,7 @@ from typing import Literal
 from adref import options as option_tools
 from adref.data.layouts import find_category
 from adref.data.sample import CATEGORIES, write_sample_data
-from adref.method import Deviation, Trainable
+from adref.method import Trainable
 from adref.methods import METHODS, find_method
 from adref.options import UserError, flag, flags_given, option, replace, to_json
 from adref.run.directory import read_config
@@ -60,15 +60,6 @@ class RunSettings:
     checkpoint_steps: int = option(0, "steps between checkpoints; 0: by time alone", "adref", limits=(0, math.inf))
 
 
-DEVIATIONS = (
-    Deviation("evaluate --resolution", "ambiguous", "pixel metrics at the network's size, masks resized",
-              "maps are resized to each picture's full resolution",
-              "no rule for resizing masks is needed then; 'method' is the other way"),
-    Deviation("evaluate", "ambiguous", "results of a model of many categories",
-              "of all images together, and the mean over categories beside it",
-              "papers print the mean; one threshold for all needs comparable scores, which the former shows"),
-)  # fmt: skip
-
 PATHS = ("data", "textures", "defect_sizes", "anomaly_images", "backbone_weights")
 # A resumed run may change these: no weight depends on them, and contents are compared by digest.
 FREE_ON_RESUME = ("data", "textures", "defect_sizes", "anomaly_images", "device", "compile", "workers", "start_method",
@@ -89,19 +80,19 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     parser = option_tools.Parser(prog="python -m adref.train", **words)
     parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)} [draem]; must stand first")
     option_tools.add_variants(parser, method.presets, method.ablations)
-    option_tools.add_flags(parser, RunSettings, "run", "run settings")
-    option_tools.add_flags(parser, method.Options, "option", f"options of {name} (meaning, default, source)")
+    option_tools.add_flags(parser, RunSettings, "flags", "run settings")
+    option_tools.add_flags(parser, method.Options, "options", f"options of {name} (meaning, default, source)")
     return option_tools.parse_known(parser, argv)
 
 
 def new_config(arguments: argparse.Namespace) -> dict:
     """Makes the configuration of a new run from the command line."""
-    settings = replace(RunSettings(), flags_given(arguments, "run"))
+    settings = replace(RunSettings(), flags_given(arguments, "flags"))
     for name in (*PATHS, "weights"):
         if (value := getattr(settings, name)) == "" or (name == "weights" and "" in value):
             raise UserError(f"{flag(name)} takes a path; got an empty name")
     name, generated = arguments.method or "draem", settings.data is None
-    method, changes = find_method(name), flags_given(arguments, "option")
+    method, changes = find_method(name), flags_given(arguments, "options")
     preset, ablation = arguments.preset or ("tiny" if generated else "paper"), arguments.ablation
     options = option_tools.build(method.Options, method.presets, method.ablations, preset, ablation, changes)
     data, category, options = choose_categories(method, options, settings)
@@ -152,9 +143,8 @@ def resumed_run(arguments: argparse.Namespace) -> tuple[Path, dict]:
     for name in ("method", "preset", "ablation"):
         if getattr(arguments, name) not in (None, config[name]):
             raise UserError(f"--resume: {name} was {config[name]}, now {getattr(arguments, name)}; start a new run")
-    kinds = {"flags": ("run", RunSettings), "options": ("option", find_method(config["method"]).Options)}
-    for part, (kind, kind_class) in kinds.items():
-        before, given = replace(kind_class(), config[part]), flags_given(arguments, kind)
+    for part, kind in (("flags", RunSettings), ("options", find_method(config["method"]).Options)):
+        before, given = replace(kind(), config[part]), flags_given(arguments, part)
         if part == "flags" and set(given.get("category", "").split(",")) == set(before.category):
             del given["category"]  # the same ones in another order
         now = replace(before, given)

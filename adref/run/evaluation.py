@@ -1,6 +1,8 @@
 """The evaluation of a run: metrics.json, scores.csv, maps and report.html.
 
-Nothing is selected on test images: no epoch, no threshold, no normalisation of scores.
+Nothing is selected on test images: no epoch, no threshold, no normalisation of scores. Two departures from the papers:
+maps are resized to each image's full resolution, where no rule for resizing masks is needed (--resolution method: the
+other way); the numbers of several categories are of all images together, and their mean, which papers print, beside it.
 """
 
 import shutil

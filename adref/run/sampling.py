@@ -30,12 +30,12 @@ def draw_images(folder: Path, argv: list[str]) -> int:
     parser.add_argument("--seed", default="0", help="seed of all randomness [0]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     title = "options of the sampler (as the run has them, unless given; defaults of the method in brackets)"
-    option_tools.add_flags(parser, kind.Options, "option", title, kind.sampling)
+    option_tools.add_flags(parser, kind.Options, "options", title, kind.sampling)
     arguments = option_tools.parse_known(parser, argv)
     count, seed = (option_tools.parse(name, int, getattr(arguments, name)) for name in ("n", "seed"))
     if count < 1 or not 0 <= seed < 2**63:
         raise UserError(f"--n takes 1 or more, --seed 0 to 2^63 - 1; got {count}, {seed}")
-    changes = option_tools.flags_given(arguments, "option")
+    changes = option_tools.flags_given(arguments, "options")
     method = open_run(folder, find_device(arguments.device), Sampler, changes).method
     options, known, out = method.options, method.labels, arguments.out
     chosen = sorted(set(",".join(arguments.category).split(","))) if arguments.category else known
