@@ -63,9 +63,9 @@ def score_test_images(run: Run, category: Category, indices: Sequence[int],
         score, anomaly_map = score_image(run.method, image, seed, index, rules.tiling)
         scores = {name: float(value) for name, value in run.method.image_scores(anomaly_map).items()}
         rows.append((index, {**scores, next(iter(scores)): score}))
-        sizes = {"maps": image.shape[:2]} | (
-            {"maps.small": anomaly_map.shape[2:]} if rules.resolution == "method" else {}
-        )
+        sizes = {"maps": image.shape[:2]}
+        if rules.resolution == "method":
+            sizes["maps.small"] = anomaly_map.shape[2:]
         for part, size in sizes.items():
             path = map_file(run, record, f"evaluation.new/{part}")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def score_test_images(run: Run, category: Category, indices: Sequence[int],
 
 
 def map_file(run: Run, record: Record, part: str = "evaluation/maps") -> Path:
-    """Returns the path of an image's map."""
+    """Returns the path of an image's map; `maps.small`: at the method's size."""
     return run.folder / part / record.defect / f"{record.path.stem}.npy"
 
 

@@ -28,7 +28,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def catch_interrupts() -> Iterator[list[int]]:
-    """Yields a list to which Ctrl-C and SIGTERM add their numbers, in place of an exception; a second Ctrl-C raises."""
+    """Collects the numbers of Ctrl-C and SIGTERM in a list instead of ending the process; a second Ctrl-C raises."""
     caught: list[int] = []
 
     def handle(number: int, frame) -> None:
@@ -132,7 +132,7 @@ def add_gradients(method: Trainable, loss: Callable, parts: list[list], batches:
 
     Args:
         method: its parameters get the gradients.
-        loss: from `distributed.parallel_loss`; `stage` and `autocast` are its.
+        loss: from `distributed.parallel_loss`, called with `stage` under `autocast`.
         parts, batches: the keys of each micro-batch, those of all ranks, and this rank's share of each.
 
     Returns:

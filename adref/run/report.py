@@ -219,8 +219,9 @@ def _training(history: list[dict]) -> str:
 
 
 def ordered(scores: list[tuple], threshold: float) -> list[int]:
-    """Sorts the indices of images with (name, defect, label, score) each: misses and false alarms, the farthest from
-    the threshold first, then the closest decisions.
+    """Sorts the indices of images by their (name, defect, label, score): the worst mistakes, then the closest decisions.
+
+    Misses and false alarms come first, the farthest from the threshold foremost.
     """
     excess = [(score - threshold) * (1 if label else -1) for *_, label, score in scores]  # < 0: wrong side
     right = [(score >= threshold) == bool(label) for *_, label, score in scores]
