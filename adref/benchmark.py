@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from adref.methods import METHODS, find_method
 from adref.options import UserError, flag
 from adref.run import config
 from adref.run.cli import run_cli
-from adref.run.directory import read_config
+from adref.run.directory import lock, read_config
 from adref.run.summary import last_line, log_file, read_metrics, write_summary
 
 
@@ -188,9 +189,9 @@ def run_cells(cells: list[Cell], devices: list[str]) -> list[Cell]:
             for process in [process for process in running if process.poll() is not None]:
                 cell, device = running.pop(process)
                 free.append(device)
-                state = "failed" if process.returncode else "finished"
-                if (used := "in use by another process") in last_line(log_file(cell.run)):
-                    state = used
+                state = "finished"
+                if process.returncode:
+                    state = "in use by another process" if is_locked(cell.run) else "failed"
                 failed += [cell] if state == "failed" else []
                 done, seconds = len(cells) - len(waiting) - len(running), time.monotonic() - began
                 print(f"{done}/{len(cells)}, {seconds:.0f} s: {cell.run} {state}", flush=True)
@@ -210,6 +211,15 @@ def start(cell: Cell, device: str) -> subprocess.Popen:
     cell.run.parent.mkdir(parents=True, exist_ok=True)
     with open(log_file(cell.run), "ab") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def is_locked(run: Path) -> bool:
+    """Tells whether another process holds the lock of a run directory."""
+    try:
+        with lock(run) if run.exists() else nullcontext():
+            return False
+    except UserError:
+        return True
 
 
 if __name__ == "__main__":

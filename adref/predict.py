@@ -42,8 +42,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     names, problems = name_images(arguments.images, out)
     scale, progress, rows = stored_map_scale(run.folder), Progress(len(names)), []
     if run.threshold is None:
-        print(f"{run.folder} stores no threshold (training not finished, or no image held out): no decisions",
-              file=sys.stderr)  # fmt: skip
+        words = "stores no threshold (training not finished, or no image held out): no decisions"
+        print(f"{run.folder} {words}", file=sys.stderr)
     if scale is None and out:
         print(f"{run.folder} was not evaluated: each overlay has a colour scale of its own", file=sys.stderr)
     for index, (name, path) in enumerate(names.items()):

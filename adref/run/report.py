@@ -219,10 +219,7 @@ def _training(history: list[dict]) -> str:
 
 
 def ordered(scores: list[tuple], threshold: float) -> list[int]:
-    """Sorts the indices of images by their (name, defect, label, score): the worst mistakes, then the closest decisions.
-
-    Misses and false alarms come first, the farthest from the threshold foremost.
-    """
+    """Sorts the indices of rows (name, defect, label, score): mistakes, the worst first, then the closest decisions."""
     excess = [(score - threshold) * (1 if label else -1) for *_, label, score in scores]  # < 0: wrong side
     right = [(score >= threshold) == bool(label) for *_, label, score in scores]
     return sorted(range(len(scores)), key=lambda i: (right[i], excess[i]))
