@@ -47,7 +47,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         if not root.exists():
             raise UserError(f"the data set {root} is not there; --data takes where it is now")
         category = find_category(root, run.config["category"])
-        problems, digests = distributed.on_rank_zero(lambda: check_images(category.test))
+        problems, digests, _ = distributed.on_rank_zero(lambda: check_images(category.test))
         raise_if_any([*category.problems, *problems], category.name)
         tiling = tiles.tiling_of(arguments, run.method)
         rules = Rules(arguments.resolution, arguments.gt_mode, arguments.convention, tiling)

@@ -3,6 +3,10 @@
 A method is one class built from one frozen `Options` dataclass. All randomness of its training enters in `corrupt`,
 which data workers call with a random stream keyed by (seed, purpose, epoch, position); `loss` is a pure function of
 weights and batch. So neither workers nor a resume change a number.
+
+A new method is a folder in `methods/` with method.py (the class), options.py (`Options`, PRESETS with "paper" and
+"tiny", ABLATIONS, DEVIATIONS) and an `__init__` as the others have, and a line in methods/__init__.py. One that does
+not train has `Stage("train", 0)` and an optimizer of any parameter.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,7 +68,8 @@ class Sources(NamedTuple):
 class Context(NamedTuple):
     """Inputs of scoring that only some methods use, one item an image."""
 
-    rngs: Sequence[np.random.Generator] | None = None  # for methods that draw at test time; None: one fixed stream
+    # for methods that draw at test time, e.g. data.examples.random_stream(seed, "test", index); None: one fixed stream
+    rngs: Sequence[np.random.Generator] | None = None
     hashes: Sequence | None = None  # `image_hash` of each image's file; None: the images themselves are hashed
 
 

@@ -182,7 +182,7 @@ def parse_known(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Na
     if unknown and not unknown[0].startswith("-"):
         raise UserError(f"unknown argument {unknown[0]!r}; after the method's name only --options follow")
     if unknown:
-        known = [action.option_strings[0][2:].replace("-", "_") for action in parser._actions if action.option_strings]
+        known = [s[2:].replace("-", "_") for action in parser._actions for s in action.option_strings if s[:2] == "--"]
         refuse_unknown(unknown[0].split("=")[0], known)
     return arguments
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from adref import options as option_tools
 from adref.data.examples import stage_examples
-from adref.data.layouts import find_category, list_images, require_sound
+from adref.data.layouts import find_category, inspect, list_images, raise_if_any
 from adref.data.reader import read_mask
 from adref.method import Sources, Stage, Trainable
 from adref.methods import METHODS, find_method
@@ -93,7 +93,7 @@ def preview(arguments) -> int:
     config = new_config(arguments)
     settings = option_tools.replace(RunSettings(), config["flags"])
     category = find_category(settings.data, config["category"])
-    require_sound(category)
+    raise_if_any(inspect(category)[0], category.name)
     with torch.device("meta"):  # no weight is needed
         method = build(config)
     stages = {stage.name: stage for stage in method.stages}

@@ -56,7 +56,7 @@ def work(folder: Path, config: dict, resume: bool, locks: ExitStack) -> int:
     scores_images = isinstance(method, Method)
     training, held_out = split(category, settings) if scores_images else (list(category.train), [])
     images, held_out_images = (read_images(method, records, settings) for records in (training, held_out))
-    problems, digests = distributed.on_rank_zero(lambda: check_images(category.test))
+    problems, digests, _ = distributed.on_rank_zero(lambda: check_images(category.test))
     raise_if_any([*category.problems, *images.problems, *held_out_images.problems, *problems], category.name)
     sources, known = open_sources(method, images, [record.category for record in training], settings)
     files = dict(zip(images.paths + held_out_images.paths, images.digests + held_out_images.digests))

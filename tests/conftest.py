@@ -20,8 +20,8 @@ from adref.run.directory import read_log
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "tools"), str(HERE.parent / "tools" / "sources"),
-                *(str(HERE / name) for name in ("data", "methods", "ops", "run", "tools"))]  # fmt: skip
-import golden  # noqa: E402, F401  other test files take it from here
+                *(str(HERE / name) for name in ("data", "layers", "methods", "ops", "run", "tools"))]  # fmt: skip
+import golden  # noqa: E402  other test files take it from here
 
 SMALL = ["--size", "64,64", "--reconstruction-width", "4", "--discriminator-width", "4", "--batch-size", "2",
          "--epochs", "2", "--workers", "0", "--device", "cpu", "--score-window", "5"]  # fmt: skip
@@ -51,6 +51,13 @@ def write_category(root: Path, train: int = 6, good: int = 3, defects: int = 3) 
         Image.fromarray(image).save(part / f"test/spot/{i:03d}.png")
         Image.fromarray(mask).save(part / f"ground_truth/spot/{i:03d}_mask.png")
     return root
+
+
+def digest(output: torch.Tensor) -> list[float]:
+    """Mean, standard deviation, and the means of the products with two lists of hashed numbers, of float64."""
+    flat = output.detach().double().flatten()
+    products = [(flat * golden.hashed(name, len(flat))).mean().item() for name in ("first", "second")]
+    return [flat.mean().item(), flat.std(correction=0).item(), *products]
 
 
 def rows_of(path: Path) -> list[dict]:

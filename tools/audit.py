@@ -184,6 +184,7 @@ def parameters(name: str, preset: str) -> dict[str, int]:
     with torch.device("meta"):
         model = method(option_tools.build(method.Options, method.presets, method.ablations, preset, None, {}))
     counts = {part: sum(p.numel() for p in child.parameters()) for part, child in model.named_children()}
+    counts["outside of its parts"] = sum(p.numel() for p in model.parameters(recurse=False))
     return {part: count for part, count in counts.items() if count}
 
 

@@ -427,7 +427,6 @@ def of_images() -> Iterator[Case]:
         speckled = {"mask": hn("mask", 24, 20, above=above, dtype="bool")}
         yield piece(operation, image.morphology, speckled, "exact", operation=operation)
     yield piece("", image.frame_share, {"mask": mask}, "float64", width=3)
-    yield piece("", image.fill_holes, {"mask": mask}, "exact")
     for connectivity in (8, 4):
         small = sernet_anomalies.remove_small
         yield piece(f"{connectivity}", small, {"mask": mask}, "exact", min_area=5, connectivity=connectivity)

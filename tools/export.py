@@ -228,7 +228,7 @@ def sernet(method: SeRNet) -> list[Stage]:
 
 
 def local_mean(x: Tensor, weight: Tensor, padding: str) -> Tensor:
-    """Computes `losses._local_mean` with a group for each channel of an image, not of all images together.
+    """Computes `losses.local_mean` with a group for each channel of an image, not of all images together.
 
     ONNX has to know the number of groups. The comparison with the method checks this function.
     """
@@ -263,7 +263,7 @@ def draw(stage: Stage) -> "torch.export.ExportedProgram":
     lengths = {axis: axis.multiple * length if axis.multiple > 1 else length for axis, length in lengths.items()}
     shapes = {name: {i: lengths[axis] for i, axis in places.items()} for name, places in stage.dynamic.items()}
     inputs = tuple(stage.inputs.values())
-    patched = [mock.patch.object(module, "_local_mean", local_mean) for module in (losses, noise_loss)]
+    patched = [mock.patch.object(module, "local_mean", local_mean) for module in (losses, noise_loss)]
     with patched[0], patched[1]:
         program = torch.export.export(stage.module, inputs, dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:

@@ -25,11 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     reports = []
     for category in chosen:
         problems, notes, sizes = inspect(category)
-        report = {"category": category.name, "layout": category.layout, "train": len(category.train)}
-        report["test"] = dict(Counter(record.defect for record in category.test))
-        report["masks"] = sum(record.label and record.mask is not None for record in category.test)
-        for side, values in zip(("heights", "widths"), zip(*sizes)):
-            report[side] = f"{min(values)}..{max(values)}"
+        report = {"category": category.name, "layout": category.layout, "train": len(category.train),
+                  "test": dict(Counter(record.defect for record in category.test)),
+                  "masks": sum(record.label and record.mask is not None for record in category.test)}  # fmt: skip
+        report |= {key: f"{min(side)}..{max(side)}" for key, side in zip(("heights", "widths"), zip(*sizes))}
         report |= {"notes": notes, "problems": [f"{path}: {reason}" for path, reason in problems]}
         reports.append(report)
         for key, value in report.items() if not flags.json else ():

@@ -5,7 +5,6 @@ anomalous where the mask is `> 0` at native size: VisA's masks hold class ids 1,
 """
 
 import csv
-import dataclasses
 import difflib
 import hashlib
 import io
@@ -47,8 +46,7 @@ class Problem(NamedTuple):
     reason: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Category:
+class Category(NamedTuple):
     """One kind of object; `train` holds good images only, `problems` those visible from names (see `check_images`)."""
 
     name: str
@@ -61,10 +59,7 @@ class Category:
 
 
 def find_categories(root: str | Path) -> dict[str, Category]:
-    """Finds the categories of a data set, by name; `root` may also be the folder of one category. Opens no image.
-
-    A `root` that is missing, unreadable or empty, or fits no layout, raises UserError, which lists the layouts.
-    """
+    """Finds the categories of a data set, by name; `root` may also be the folder of one category. Opens no image."""
     root, refused = Path(root), []
     entries = _entries(root, refused)
     if not entries:
@@ -73,8 +68,7 @@ def find_categories(root: str | Path) -> dict[str, Category]:
     if tables:
         return _visa(root, tables)
     split = [root] if _is_split(root) else [entry for entry in entries if _is_split(entry)]
-    plain = os.path.isdir(root / "good") or any(entry.suffix.lower() in SUFFIXES for entry in entries)
-    if split or plain:
+    if split or os.path.isdir(root / "good") or any(entry.suffix.lower() in SUFFIXES for entry in entries):
         return {category.name: category for category in map(_folder_category, split or [root])}
     nested = [e.name for e in entries if any(i.name in ("good", "split_csv") or _is_split(i) for i in _entries(e, []))]
     hint = f"its folders hold data sets: {', '.join(nested)}" if nested else f"known layouts: {LAYOUTS}"
@@ -85,24 +79,21 @@ def find_category(root: str | Path, name: str | None) -> Category:
     """Finds one category, or merges several (names joined by commas) into one in alphabetical order.
 
     `name` may be None if there is exactly one category. In a merged one, `defect` is CATEGORY/DEFECT or CATEGORY/good.
-    An unknown name raises UserError, which lists the known names, most similar first.
     """
     categories = find_categories(root)
     if name in categories or (name is None and len(categories) == 1):
         return categories[name or next(iter(categories))]
-    names = sorted(set((name or "").split(",")))
-    unknown = next((n for n in names if n not in categories), None)
-    if unknown is not None:
-        nearest = sorted(categories, key=lambda other: -difflib.SequenceMatcher(None, unknown, other).ratio())
-        got = f"got {unknown if name is not None else None!r}"
-        raise UserError(f"{root}: expected the name of a category, {got}; there are: {', '.join(nearest)}")
-    chosen = [categories[n] for n in names]
-    train, test, problems, notes = (
-        tuple(item for category in chosen for item in getattr(category, field))
-        for field in ("train", "test", "problems", "notes")
-    )
-    test = tuple(r._replace(defect=f"{r.category}/{r.defect}") for r in test)
-    return Category(",".join(names), chosen[0].layout, Path(root), train, test, problems, notes)
+    if name is None:
+        raise UserError(f"{root} holds several categories; give --category, one of: {', '.join(sorted(categories))}")
+    names = sorted(set(name.split(",")))
+    if unknown := [n for n in names if n not in categories]:
+        nearest = sorted(categories, key=lambda other: -difflib.SequenceMatcher(None, unknown[0], other).ratio())
+        known = ", ".join(nearest)
+        raise UserError(f"{root}: expected the name of a category, got {unknown[0]!r}; there are: {known}")
+    chosen, parts = [categories[n] for n in names], ("train", "test", "problems", "notes")
+    merged = {part: sum((getattr(category, part) for category in chosen), ()) for part in parts}
+    merged["test"] = tuple(record._replace(defect=f"{record.category}/{record.defect}") for record in merged["test"])
+    return chosen[0]._replace(name=",".join(names), root=Path(root), **merged)
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -115,7 +106,7 @@ def list_images(folder: str | Path) -> list[Path]:
     if not found:
         reason = problems[0].reason if problems else "holds no images"
         raise UserError(f"{folder}: {reason}; expected {' '.join(SUFFIXES)}")
-    return sorted(found, key=lambda path: path.as_posix())
+    return sorted(found, key=Path.as_posix)
 
 
 def _is_split(folder: Path) -> bool:
@@ -171,6 +162,7 @@ def _folder_category(root: Path) -> Category:
     split = _is_split(root)
     plain = not split and os.path.isdir(root / "good")
     btad = split and (os.path.isdir(root / "train" / "ok") or os.path.isdir(root / "test" / "ko"))
+    layout = "BTAD" if btad else "MVTec AD" if split else "plain folder"
     good, masks = "ok" if btad else "good", root / ("ground_truth" if split else "masks")
     used = ("train", "test", "ground_truth") if split else (good, "masks")
     others = [entry for entry in _entries(root, []) if entry.name not in used]
@@ -188,15 +180,15 @@ def _folder_category(root: Path) -> Category:
         masked |= bool(label) and os.path.isdir(masks / folder.name)
         if label and folder.name.lower() in ("good", "ok", "normal"):
             problems.append(Problem(folder, f"named like good images, but their folder is {good}"))
-        for image, mask in zip(images, _pair(images, masks / folder.name, problems), strict=True):
-            test.append(Record(image, label, folder.name if label else "good", mask))
+        pairs = zip(images, _pair(images, masks / folder.name, problems), strict=True)
+        test += [Record(image, label, folder.name if label else "good", mask) for image, mask in pairs]
     if plain and folders:
-        test, train = test + train[4::5], [r for i, r in enumerate(train) if i % 5 != 4]
+        test, train = test + train[4::5], [record for i, record in enumerate(train) if i % 5 != 4]
         notes.append("plain folder: every fifth good image by name is for testing, not for training")
     known = [good, *(folder.name for folder in folders)]
-    unknown = [e for e in (_entries(masks, problems) if os.path.isdir(masks) else ()) if e.name not in known]
-    problems += [Problem(entry, "masks without a folder of images") for entry in unknown]
-    layout = "BTAD" if btad else "MVTec AD" if split else "plain folder"
+    for entry in _entries(masks, problems) if os.path.isdir(masks) else ():
+        if entry.name not in known:
+            problems.append(Problem(entry, "masks without a folder of images"))
     return _category(os.path.basename(os.path.abspath(root)), layout, root, train, test, masked, problems, notes)
 
 
@@ -228,9 +220,9 @@ def _visa(root: Path, tables: list[Path]) -> dict[str, Category]:
             (test if split == "test" else train if good else left_out).append(record)
             continue
         problems.append(Problem(table, f"line {line}: {reason}"))
-    categories = {}
+    categories, unread = {}, "".join(f", {other.name} is not read" for other in tables[1:])
     for name, (train, test, problems, left_out) in sorted(groups.items()):
-        notes = [f"split: {table.name}" + "".join(f", {other.name} is not read" for other in tables[1:])]
+        notes = [f"split: {table.name}{unread}"]
         if left_out:  # the 2-class protocols train on defects too, which no method here may see
             notes.append(f"{len(left_out)} anomalous training images are left out: only good ones train")
         categories[name] = _category(name, "VisA", root, train, test, any(r.mask for r in test), problems, notes)
@@ -255,45 +247,33 @@ def _category(name, layout, root, train, test, masked, problems, notes) -> Categ
     return Category(name, layout, root, train, test, tuple(problems), tuple(notes))
 
 
-def check_images(records: Sequence[Record]) -> tuple[list[Problem], dict[Path, str]]:
-    """Reads each image and mask once, in threads; returns their problems and the SHA-256 of each readable file."""
-    return _examine(records)[:2]
-
-
-def require_sound(category: Category) -> None:
-    """Opens all files of a category; raises UserError if it has problems."""
-    raise_if_any(inspect(category)[0], category.name)
-
-
 def raise_if_any(problems: Sequence[Problem], name: str) -> None:
     """Raises UserError with the first ten of the problems of category `name`; returns if there are none."""
     if problems:
-        told = [f"{path}: {reason}" for path, reason in problems[:10]]
         more = [f"and {len(problems) - 10} more"] if len(problems) > 10 else []
-        raise UserError("\n  ".join([f"category {name} has problems:", *told, *more]))
+        told = [f"category {name} has problems:", *(f"{path}: {reason}" for path, reason in problems[:10]), *more]
+        raise UserError("\n  ".join(told))
 
 
 def inspect(category: Category) -> tuple[list[Problem], list[str], list[tuple[int, int]]]:
     """Opens all files of a category; returns all problems, all notes, (height, width) of each readable image."""
-    problems, digests, sizes = _examine(category.train + category.test)
+    problems, digests, sizes = check_images(category.train + category.test)
     train = {digests[record.path]: record.path for record in category.train if record.path in digests}
     same = [f"{r.path} and {train[digests[r.path]]}" for r in category.test if digests.get(r.path) in train]
     shared = [f"{len(same)} test images have the bytes of a training image, the first: {same[0]}"] if same else []
     return [*category.problems, *problems], [*category.notes, *shared], sizes
 
 
-def _examine(records: Sequence[Record]) -> tuple[list[Problem], dict[Path, str], list[tuple[int, int]]]:
-    """Returns problems, SHA-256 of each readable file by path, (height, width) of each readable image."""
-    problems, digests, sizes = [], {}, []
+def check_images(records: Sequence[Record]) -> tuple[list[Problem], dict[Path, str], list[tuple[int, int]]]:
+    """Reads all images and masks once; returns problems, SHA-256 of each file, (height, width) of each sound image."""
     with ThreadPoolExecutor(THREADS) as pool:
-        for found, contents, size in pool.map(_examine_record, records):
-            problems += found
-            digests |= contents
-            sizes += [size] if size else []
-    return problems, digests, sizes
+        rows = list(pool.map(_check_image, records))
+    problems = [problem for found, _, _ in rows for problem in found]
+    digests = {path: digest for _, contents, _ in rows for path, digest in contents.items()}
+    return problems, digests, [size for _, _, size in rows if size]
 
 
-def _examine_record(record: Record) -> tuple[list[Problem], dict[Path, str], tuple[int, int] | None]:
+def _check_image(record: Record) -> tuple[list[Problem], dict[Path, str], tuple[int, int] | None]:
     problems, digests = [], {}
 
     def attempt(path, decode):
@@ -313,17 +293,14 @@ def _examine_record(record: Record) -> tuple[list[Problem], dict[Path, str], tup
     return problems + [Problem(record.mask, reason)] * bool(reason), digests, size
 
 
-def digest(records: Sequence[Record], digests: Mapping[Path, str] | None = None) -> str:
+def digest(records: Sequence[Record], digests: Mapping[Path, str]) -> str:
     """Hashes records, in order: labels, defects, paths from their deepest common folder, bytes of images and masks.
 
-    `digests` holds the SHA-256 of these files by path (see `check_images`); if None, the files are read. Returns
-    SHA-256 in hexadecimal.
+    `digests` holds the SHA-256 of each file by path, as `check_images` returns it.
     """
-    base = os.path.commonpath([record.path.parent for record in records]) if records else ""
-
-    def entry(path: Path) -> tuple[str, str]:
-        content = hashlib.sha256(read_bytes(path)).hexdigest() if digests is None else digests[path]
-        return Path(os.path.relpath(path, base)).as_posix(), content
-
-    listing = [(r.label, r.defect, *map(entry, filter(None, (r.path, r.mask)))) for r in records]
+    base, listing = os.path.commonpath([record.path.parent for record in records]) if records else "", []
+    for record in records:
+        files = [path for path in (record.path, record.mask) if path]
+        entries = [(Path(os.path.relpath(path, base)).as_posix(), digests[path]) for path in files]
+        listing.append((record.label, record.defect, *entries))
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()

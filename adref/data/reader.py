@@ -5,7 +5,6 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,17 +15,10 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # the content decides which, n
 THREADS = 4  # Pillow releases the interpreter lock while it decodes; more threads would wait for the disk
 
 
-class Read(NamedTuple):
-    """An image file read once: `pixels` uint8 (H, W, 3), and the SHA-256 (hexadecimal) of the file's bytes."""
-
-    pixels: np.ndarray
-    sha256: str
-
-
-def read_file(path: str | Path) -> Read:
-    """Reads an image file once: hashes its bytes and decodes them by the rules of `read_image`."""
+def read_file(path: str | Path) -> tuple[np.ndarray, str]:
+    """Reads an image file once; returns its pixels, by the rules of `read_image`, and the SHA-256 of its bytes."""
     data = read_bytes(path)
-    return Read(decode_image(data, path), hashlib.sha256(data).hexdigest())
+    return decode_image(data, path), hashlib.sha256(data).hexdigest()
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -64,7 +56,7 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def decode_image(data: bytes, path: str | Path) -> np.ndarray:
-    """Decodes the bytes of an image file by the rules of `read_image`; `path` is named in errors."""
+    """Decodes an image file by the rules of `read_image`; errors name `path`."""
     with _decoded(data, path) as picture:
         mode, kind = picture.mode, picture.format
         deep = mode.startswith("I;16") or (mode == "I" and kind == "PNG")  # "I": 16-bit PNG in Pillow < 10
@@ -85,7 +77,7 @@ def decode_image(data: bytes, path: str | Path) -> np.ndarray:
 
 
 def decode_mask(data: bytes, path: str | Path) -> np.ndarray:
-    """Decodes the bytes of a mask file as `read_mask` does; `path` is named in errors."""
+    """Decodes a mask file as `read_mask` does; errors name `path`."""
     with _decoded(data, path) as picture:
         if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             raise UserError(f"{path}: a mask in mode {picture.mode}; expected grey, 1-bit, palette or RGB")

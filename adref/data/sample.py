@@ -22,7 +22,7 @@ from adref.options import UserError
 VERSION = 1  # of the recipe; raise it whenever a pixel of the default data set changes
 DEFECTS = {"fabric": ("fibre", "hole", "stain", "thread"), "nut": ("corner", "dent", "rust", "scratch"),
            "board": ("missing", "open", "short", "splash")}  # fmt: skip
-CATEGORIES: tuple[str, ...] = tuple(DEFECTS)
+CATEGORIES = tuple(DEFECTS)
 VISIBLE = 5 / 255  # a smaller change in every channel does not count
 AREA = (0.003, 0.06)  # smallest and largest share of the image that a mask covers
 LIGHT = np.deg2rad(-125)  # azimuth of the lamp: above, a little to the left
@@ -276,16 +276,10 @@ def tidy(changed: np.ndarray) -> np.ndarray:
 
 def draw(category: str, index: int, defect: str | None, seed: int, size: int,
          split: str = "train") -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Draws an image and its mask; with and without a defect, the pixels outside the mask are the same.
+    """Draws an image, uint8 (S, S, 3), and its mask, bool (S, S), outside of which no pixel depends on the defect.
 
-    Args:
-        category: one of `CATEGORIES`.
-        defect: one of `DEFECTS[category]`, or None for a good image.
-        seed, split, index: key of the random streams; `split` is any word, `index` 0 or more.
-        size: side in pixels, 64 to 512.
-
-    Returns:
-        The image, uint8 (S, S, 3) RGB, and its mask, bool (S, S), True where the defect is visible.
+    `defect` is one of `DEFECTS[category]`, or None for a good image; `seed`, `split` (any word) and `index` are the key
+    of the random streams; `size` is S, 64 to 512 pixels.
     """
     if defect not in (None, *DEFECTS[category]):
         raise ValueError(f"expected a defect of {category}, one of {DEFECTS[category]}, got {defect!r}")
@@ -313,48 +307,35 @@ def write_sample_data(root: Path, seed: int = 0, size: int = 128, train: int = 4
                       per_defect: int = 8, categories=CATEGORIES) -> Path:  # fmt: skip
     """Writes the data set in MVTec AD's layout, whole or not at all; leaves one of the same recipe untouched.
 
-    An unknown category, a number out of range, or a `root` that holds something else raises UserError.
-
-    Args:
-        root: folder to create.
-        seed: 0 or more.
-        size: side of the images in pixels, 64 to 512.
-        train, test, per_defect: number of good training images, of good test images, of test images of each defect.
-        categories: some of `CATEGORIES`.
+    `train` good training images and `test` good test images for each category, `per_defect` test images for each
+    defect, `size` pixels a side (64 to 512). If `root` holds anything else: UserError.
     """
     root = Path(root)
-    if unknown := [name for name in categories if name not in DEFECTS]:
-        raise UserError(f"sample data: unknown category {unknown[0]!r}; known: {', '.join(CATEGORIES)}")
-    if not 64 <= size <= 512 or min(train, test, per_defect) < 1:
-        counts = f"{train}, {test}, {per_defect}"
-        raise UserError(f"sample data: expected a size of 64 to 512 and counts of 1 or more; got {size}; {counts}")
     numbers = {"version": VERSION, "seed": seed, "size": size, "train": train, "test": test, "per_defect": per_defect}
     recipe = json.dumps({**numbers, "categories": list(categories)})
-    if root.exists():
-        if not (root / "recipe.json").is_file() or (root / "recipe.json").read_text() != recipe:
-            raise UserError(f"{root} exists and is not the sample data {recipe}; remove it or choose another folder")
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=root.name + ".", dir=root.parent) as temporary:
-        made = Path(temporary) / root.name
-        for name in categories:
-            defects = [(f"test/{kind}", kind, per_defect) for kind in DEFECTS[name]]
-            for split, defect, count in [("train/good", None, train), ("test/good", None, test), *defects]:
-                truth = made / name / "ground_truth" / (defect or "")
-                for folder in (made / name / split, truth):
-                    folder.mkdir(parents=True, exist_ok=True)
-                for index in range(count):
-                    image, mask = draw(name, index, defect, seed, size, split)
-                    Image.fromarray(image).save(made / name / split / f"{index:03d}.png")
-                    if defect:
-                        Image.fromarray(np.uint8(255) * mask).save(truth / f"{index:03d}_mask.png")
-        (made / "recipe.json").write_text(recipe)
-        try:
-            made.rename(root)
-        except OSError:  # another process may have written it meanwhile
-            if not root.exists():
-                raise
-            return write_sample_data(root, seed, size, train, test, per_defect, categories)
+    if not root.exists():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=root.name + ".", dir=root.parent) as temporary:
+            made = Path(temporary) / root.name
+            for name in categories:
+                defects = [(f"test/{kind}", kind, per_defect) for kind in DEFECTS[name]]
+                for split, defect, count in [("train/good", None, train), ("test/good", None, test), *defects]:
+                    images, masks = made / name / split, made / name / "ground_truth" / (defect or "")
+                    for folder in (images, masks):
+                        folder.mkdir(parents=True, exist_ok=True)
+                    for index in range(count):
+                        image, mask = draw(name, index, defect, seed, size, split)
+                        Image.fromarray(image).save(images / f"{index:03d}.png")
+                        if defect:
+                            Image.fromarray(np.uint8(255) * mask).save(masks / f"{index:03d}_mask.png")
+            (made / "recipe.json").write_text(recipe)
+            try:
+                made.rename(root)
+            except OSError:  # another process may have written it meanwhile
+                if not root.exists():
+                    raise
+    if not (root / "recipe.json").is_file() or (root / "recipe.json").read_text() != recipe:
+        raise UserError(f"{root} exists and is not the sample data {recipe}; remove it or choose another folder")
     return root
 
 

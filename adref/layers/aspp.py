@@ -25,9 +25,7 @@ class ASPP(nn.Module):
         super().__init__()
         b = branch_width
         self.branches = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(width, b, 3, padding=r, dilation=r, bias=False), nn.BatchNorm2d(b), nn.ReLU(inplace=True)
-            )
+            nn.Sequential(nn.Conv2d(width, b, 3, padding=r, dilation=r, bias=False), nn.BatchNorm2d(b), nn.ReLU(True))
             for r in rates
         )
         self.pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, b, 1), nn.ReLU(inplace=True))
@@ -36,6 +34,5 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""
-        maps = [branch(x) for branch in self.branches]
-        maps.append(self.pooled(x).expand(-1, -1, *x.shape[2:]))
+        maps = [*(branch(x) for branch in self.branches), self.pooled(x).expand(-1, -1, *x.shape[2:])]
         return self.project(torch.cat(maps, dim=1))

@@ -21,7 +21,7 @@ class CrossAttentionLayer(nn.Module):
         widths: channels C_i of the scales; S is their sum.
         heads: full-width heads, averaged, not concatenated.
         attention: "channel": softmax(psi(Q_i^T K / scale)), (C_i x S); "token": softmax(psi(Q_i K^T / scale)), (N x N),
-            with queries, keys and values of one common width d = S // number of scales.
+            queries, keys and values all of width d = S // number of scales.
         scale: "sum": sqrt(S); "own": sqrt(C_i), for tokens sqrt(d).
         instance_norm: psi normalises each (image, head) matrix of scores; else it is the identity.
         residual: "official": H = T + CA, T <- H + MLP(LN H); "eq14": T <- CA + MLP(LN(Q + CA)), Q the mean of the
@@ -34,17 +34,16 @@ class CrossAttentionLayer(nn.Module):
         scale: Literal["sum", "own"], instance_norm: bool, residual: Literal["official", "eq14"], dropout: float,
     ):  # fmt: skip
         super().__init__()
-        total, tokens = sum(widths), attention == "token"
-        inner = [total // len(widths)] * len(widths) if tokens else list(widths)  # channels of each query
-        self.heads, self.attention, self.instance_norm, self.residual = heads, attention, instance_norm, residual
-        self.dropout, self.inner = dropout, inner
+        self.heads, self.attention, self.dropout = heads, attention, dropout
+        self.instance_norm, self.residual = instance_norm, residual
+        total, common = sum(widths), sum(widths) // len(widths)
+        inner = widths if attention == "channel" else [common] * len(widths)  # channels of each query
+        shared = total if attention == "channel" else common
         self.scales = [(total if scale == "sum" else d) ** 0.5 for d in inner]
-        shared = inner[0] if tokens else total
         self.norms = nn.ModuleList(nn.LayerNorm(c, eps=1e-6) for c in widths)
         self.norm_all = nn.LayerNorm(total, eps=1e-6)
         self.queries = nn.ModuleList(nn.Linear(c, heads * d, bias=False) for c, d in zip(widths, inner))
-        self.key = nn.Linear(total, heads * shared, bias=False)
-        self.value = nn.Linear(total, heads * shared, bias=False)
+        self.key, self.value = (nn.Linear(total, heads * shared, bias=False) for _ in range(2))
         self.outs = nn.ModuleList(nn.Linear(d, c, bias=False) for d, c in zip(inner, widths))
         self.mlp_norms = nn.ModuleList(nn.LayerNorm(c, eps=1e-6) for c in widths)
         self.mlps = nn.ModuleList(MLP(c, 4 * c) for c in widths)
@@ -61,22 +60,18 @@ class CrossAttentionLayer(nn.Module):
                 tokens = tokens + attended
                 result.append(tokens + self.mlps[i](self.mlp_norms[i](tokens)))
             else:
-                mean = queries.mean(dim=1)
-                mean = self.outs[i](mean) if self.attention == "token" else mean
+                mean = queries.mean(dim=1) if self.attention == "channel" else self.outs[i](queries.mean(dim=1))
                 result.append(attended + self.mlps[i](self.mlp_norms[i](mean + attended)))
         return result
 
     def weights(self, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
         """Computes the attention matrices (B, K, C_i, S) of channels, or (B, K, N, N) of tokens; rows sum to 1.
 
-        Args:
-            queries, keys: (B, K, N, C_i or d) and (B, K, N, S or d).
-            scale: divisor of the scores.
+        Queries are (B, K, N, C_i or d), keys (B, K, N, S or d); `scale` divides the scores.
         """
-        if self.attention == "channel":
-            scores = queries.transpose(-2, -1) @ keys / scale
-        else:
-            scores = queries @ keys.transpose(-2, -1) / scale
+        channels = self.attention == "channel"
+        scores = queries.transpose(-2, -1) @ keys if channels else queries @ keys.transpose(-2, -1)
+        scores = scores / scale
         if self.instance_norm:
             # Over each whole matrix, without learned scale: it cancels any factor in W_q, W_k, the scale included.
             kind = torch.promote_types(scores.dtype, torch.float32)
@@ -86,9 +81,8 @@ class CrossAttentionLayer(nn.Module):
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """Averages the attended values over the heads: (B, N, C_i or d)."""
         attention = F.dropout(self.weights(queries, keys, scale), self.dropout, self.training)
-        if self.attention == "channel":
-            return (values @ attention.transpose(-2, -1)).mean(dim=1)  # (A V^T)^T = V A^T
-        return (attention @ values).mean(dim=1)
+        channels = self.attention == "channel"  # there (A V^T)^T = V A^T
+        return (values @ attention.transpose(-2, -1) if channels else attention @ values).mean(dim=1)
 
     def _split(self, x: Tensor) -> Tensor:
         """Splits the heads: (B, N, K d) -> (B, K, N, d)."""
@@ -96,19 +90,16 @@ class CrossAttentionLayer(nn.Module):
 
 
 class CrossFusion(nn.Module):
-    """Turns feature maps into tokens of equal image areas, applies cross-attention layers, and adds the result back.
+    """Embeds feature maps as tokens of equal image areas, applies cross-attention layers, and adds the result back.
 
     Args:
-        size: (H, W) of the first, largest map; map i is at 1 / 2^i of it.
+        size: (H, W) of the first, largest map; map i has the sides H / 2^i, W / 2^i.
         widths: channels C_i of the maps.
-        patches: side P_i of a token in pixels of map i; all maps must give the same grid of tokens.
+        patches: side P_i of a token in pixels of map i; all maps must give the same grid of tokens, or ValueError.
         layers: number of cross-attention layers.
         add_input: adds X_i to the result.
         dropout: rate on the tokens and the attention matrices.
         form: further arguments of `CrossAttentionLayer`.
-
-    Raises:
-        ValueError: patches that do not divide all maps into one grid.
     """
 
     def __init__(
@@ -125,15 +116,14 @@ class CrossFusion(nn.Module):
         self.positions = nn.ParameterList(nn.Parameter(torch.zeros(1, tokens, c)) for c in widths)
         self.layers = nn.ModuleList(CrossAttentionLayer(widths=widths, dropout=dropout, **form) for _ in range(layers))
         self.norms = nn.ModuleList(nn.LayerNorm(c, eps=1e-6) for c in widths)
-        self.rebuilds = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.ReLU(inplace=True)) for c in widths
-        )
+        rebuilds = (nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.ReLU(inplace=True)) for c in widths)
+        self.rebuilds = nn.ModuleList(rebuilds)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps X_i, (B, C_i, H / 2^i, W / 2^i) each, to the same shapes."""
         grids = [embed(x) for embed, x in zip(self.embeds, maps)]  # (B, C_i, h, w)
-        tokens = [g.flatten(2).transpose(1, 2) + position for g, position in zip(grids, self.positions)]
-        tokens = [F.dropout(t, self.dropout, self.training) for t in tokens]  # (B, N, C_i)
+        tokens = [g.flatten(2).transpose(1, 2) + position for g, position in zip(grids, self.positions)]  # (B, N, C_i)
+        tokens = [F.dropout(t, self.dropout, self.training) for t in tokens]
         for layer in self.layers:
             tokens = layer(tokens)
         outputs = []

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 class CoordinateAttention(nn.Module):
     """Gates a map: out[c, i, j] = x[c, i, j] g_h[c, i] g_w[c, j], gates in (0, 1) from the means of rows and columns.
 
-    With all weights zero the output is x / 4: nothing is added to the product. The batch norm keeps statistics, so
-    evaluation mode must be on at test time.
+    With all weights zero the output is x / 4. The batch norm keeps statistics: test in evaluation mode.
 
     Args:
         width: channels C.
@@ -23,10 +22,8 @@ class CoordinateAttention(nn.Module):
     def __init__(self, *, width: int, reduction: int):
         super().__init__()
         inner = max(8, width // reduction)
-        self.conv1 = nn.Conv2d(width, inner, 1)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv_h = nn.Conv2d(inner, width, 1)
-        self.conv_w = nn.Conv2d(inner, width, 1)
+        self.conv1, self.bn1 = nn.Conv2d(width, inner, 1), nn.BatchNorm2d(inner)
+        self.conv_h, self.conv_w = nn.Conv2d(inner, width, 1), nn.Conv2d(inner, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H, W)."""

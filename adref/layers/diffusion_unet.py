@@ -7,7 +7,6 @@ every tensor are those of its public checkpoints (github.com/openai/guided-diffu
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,19 +37,14 @@ class ResidualBlock(nn.Module):
 
     Args:
         channels, width, embedding: of the input, the output and the embedding.
-        resample: "down" averages 2 x 2 pixels, "up" doubles them, before the first convolution and in the shortcut.
         groups: number of groups of the group norms.
+        resample: before the first convolution and in the shortcut, "down" averages 2 x 2 pixels, "up" doubles them.
     """
 
-    def __init__(
-        self, channels: int, width: int, embedding: int, *, groups: int,
-        resample: Literal["none", "down", "up"] = "none",
-    ):  # fmt: skip
+    def __init__(self, channels: int, width: int, embedding: int, *, groups: int, resample: str = "none"):
         super().__init__()
-        self.resample = resample
-        self.in_layers = nn.Sequential(
-            nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
-        )
+        self.resample, first = resample, nn.Conv2d(channels, width, 3, padding=1)
+        self.in_layers = nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), first)
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * width))
         last = zeroed(nn.Conv2d(width, width, 3, padding=1))
         self.out_layers = nn.Sequential(nn.GroupNorm(groups, width), nn.SiLU(), nn.Identity(), last)  # there: dropout
@@ -72,13 +66,10 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Adds attention among all pixels, after a group norm; its last layer starts at 0.
+    """Adds attention among all pixels, with heads of `head_width` channels, after a group norm.
 
-    The channels of `qkv` are in the order [head][q, k, v][channel of the head], that of the public weights.
-
-    Args:
-        channels: C, a multiple of `head_width`, the channels of each head.
-        groups: number of groups of the group norm.
+    The channels of `qkv` are in the order of the public weights, [head][q, k, v][channel of the head]. `proj_out` is 0
+    at first.
     """
 
     def __init__(self, channels: int, *, head_width: int, groups: int):
@@ -133,21 +124,19 @@ class DiffusionUNet(nn.Module):
         e = 4 * width
         self.time_embed = nn.Sequential(nn.Linear(width, e), nn.SiLU(), nn.Linear(e, e))
         self.label_emb = nn.Embedding(classes, e) if classes else None
-        self.input_blocks, skips = encoder(width, multipliers, blocks, attention, head_width, groups)
-        channels = skips[-1]
-        self.middle_block = middle(channels, e, head_width, groups)
-        self.output_blocks = nn.ModuleList()
+        form = attention, head_width, groups
+        self.input_blocks, self.middle_block, skips = encoder(width, multipliers, blocks, *form)
+        channels, self.output_blocks = skips[-1], nn.ModuleList()
         for level in reversed(range(len(multipliers))):
             out = width * multipliers[level]
             for i in range(blocks + 1):
-                layers = [ResidualBlock(channels + skips.pop(), out, e, groups=groups)]
-                layers += [SelfAttention(out, head_width=head_width, groups=groups)] if 2**level in attention else []
-                layers += [ResidualBlock(out, out, e, resample="up", groups=groups)] if level and i == blocks else []
-                self.output_blocks.append(Step(*layers))
+                step = step_of(channels + skips.pop(), out, e, level, *form)
+                if level and i == blocks:
+                    step.append(ResidualBlock(out, out, e, groups=groups, resample="up"))
+                self.output_blocks.append(step)
                 channels = out
-        self.out = nn.Sequential(
-            nn.GroupNorm(groups, channels), nn.SiLU(), zeroed(nn.Conv2d(channels, 6, 3, padding=1))
-        )
+        last = zeroed(nn.Conv2d(channels, 6, 3, padding=1))
+        self.out = nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU(), last)
 
     def forward(self, x: Tensor, steps: Tensor, labels: Tensor | None = None) -> Tensor:
         """Predicts (B, 6, H, W): three channels of noise, three of the raw variance v.
@@ -172,39 +161,35 @@ class DiffusionUNet(nn.Module):
         return self.out(x)
 
 
+def step_of(
+    channels: int, out: int, embedding: int, level: int, attention: Sequence[int], head_width: int, groups: int
+) -> Step:
+    """Builds a residual block, followed by attention where 2^`level` is in `attention`."""
+    step = Step(ResidualBlock(channels, out, embedding, groups=groups))
+    return step.append(SelfAttention(out, head_width=head_width, groups=groups)) if 2**level in attention else step
+
+
 def encoder(
     width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_width: int, groups: int
-) -> tuple[nn.ModuleList, list[int]]:  # fmt: skip
-    """Builds the encoder, from three channels; returns its steps and the channels after each of them."""
-    steps, widths = nn.ModuleList([Step(nn.Conv2d(3, width, 3, padding=1))]), [width]
+) -> tuple[nn.ModuleList, Step, list[int]]:
+    """Builds encoder, from three channels, and middle; also returns the channels after each step of the encoder."""
+    steps, widths, e = nn.ModuleList([Step(nn.Conv2d(3, width, 3, padding=1))]), [width], 4 * width
     for level, multiplier in enumerate(multipliers):
         out = width * multiplier
         for _ in range(blocks):
-            layers = [ResidualBlock(widths[-1], out, 4 * width, groups=groups)]
-            layers += [SelfAttention(out, head_width=head_width, groups=groups)] if 2**level in attention else []
-            steps.append(Step(*layers))
+            steps.append(step_of(widths[-1], out, e, level, attention, head_width, groups))
             widths.append(out)
         if level < len(multipliers) - 1:
-            steps.append(Step(ResidualBlock(out, out, 4 * width, resample="down", groups=groups)))
+            steps.append(Step(ResidualBlock(out, out, e, groups=groups, resample="down")))
             widths.append(out)
-    return steps, widths
-
-
-def middle(channels: int, embedding: int, head_width: int, groups: int) -> Step:
-    """Builds residual block, attention, residual block for the coarsest level."""
-    first, last = (ResidualBlock(channels, channels, embedding, groups=groups) for _ in range(2))
-    return Step(first, SelfAttention(channels, head_width=head_width, groups=groups), last)
+    first, last = (ResidualBlock(out, out, e, groups=groups) for _ in range(2))
+    return steps, Step(first, SelfAttention(out, head_width=head_width, groups=groups), last), widths
 
 
 class AttentionPool(nn.Module):
-    """Pools a map: the mean of its pixels attends to them all (as CLIP's pooling; Radford et al., 2021).
+    """Pools a map of exactly `pixels` pixels: their mean attends to them all (as in CLIP; Radford et al., 2021).
 
-    Here the channels of `qkv_proj` are in the order [q, k, v][head][channel of the head].
-
-    Args:
-        channels: C, a multiple of `head_width`, the channels of each head.
-        pixels: H W of the map, exactly.
-        classes: width of the output.
+    The channels of `qkv_proj` are in the order [q, k, v][head][channel of the head].
     """
 
     def __init__(self, channels: int, pixels: int, classes: int, *, head_width: int):
@@ -224,13 +209,7 @@ class AttentionPool(nn.Module):
 
 
 class NoisyClassifier(nn.Module):
-    """Classifies a noisy image: the encoder of `DiffusionUNet`, then attention pooling.
-
-    Args:
-        classes: number of classes.
-        size: (H, W) of the images.
-        width, multipliers, blocks, attention, head_width, groups: as of `DiffusionUNet`.
-    """
+    """Classifies a noisy image of `size` (H, W): the encoder and middle of `DiffusionUNet`, then attention pooling."""
 
     def __init__(
         self, classes: int, size: tuple[int, int], *, width: int, multipliers: Sequence[int], blocks: int,
@@ -239,8 +218,8 @@ class NoisyClassifier(nn.Module):
         super().__init__()
         self.width, stride = width, 2 ** (len(multipliers) - 1)
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
-        self.input_blocks, widths = encoder(width, multipliers, blocks, attention, head_width, groups)
-        self.middle_block = middle(widths[-1], 4 * width, head_width, groups)
+        form = attention, head_width, groups
+        self.input_blocks, self.middle_block, widths = encoder(width, multipliers, blocks, *form)
         pool = AttentionPool(widths[-1], size[0] // stride * (size[1] // stride), classes, head_width=head_width)
         self.out = nn.Sequential(nn.GroupNorm(groups, widths[-1]), nn.SiLU(), pool)
 

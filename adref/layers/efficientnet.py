@@ -12,17 +12,14 @@ from torch import Tensor, nn
 
 from adref.layers.published import load_published, normalise
 
-STAGES = (  # expansion, side of the depthwise convolution, stride, channels, blocks
-    (1, 3, 1, 24, 2), (6, 3, 2, 32, 4), (6, 5, 2, 56, 4), (6, 3, 2, 112, 6), (6, 5, 1, 160, 6), (6, 5, 2, 272, 8),
-    (6, 3, 1, 448, 2),
-)  # fmt: skip
+# Each stage: expansion, side of the depthwise convolution, stride, channels, blocks.
+STAGES = ((1, 3, 1, 24, 2), (6, 3, 2, 32, 4), (6, 5, 2, 56, 4), (6, 3, 2, 112, 6), (6, 5, 1, 160, 6), (6, 5, 2, 272, 8),
+          (6, 3, 1, 448, 2))  # fmt: skip
 
 
 class SqueezeExcite(nn.Module):
-    """Multiplies each channel by sigmoid(conv(SiLU(conv(mean of the map)))): (B, C, H, W) -> the same shape.
-
-    Args:
-        channels, squeezed: C, and the channels between the two 1 x 1 convolutions.
+    """Multiplies each channel by sigmoid(conv(SiLU(conv(mean of the map)))), the first 1 x 1 convolution to `squeezed`
+    channels: (B, C, H, W) -> the same shape.
     """
 
     def __init__(self, channels: int, squeezed: int):
@@ -37,7 +34,7 @@ class SqueezeExcite(nn.Module):
 class InvertedResidual(nn.Module):
     """Expands by 1 x 1 (not at factor 1), convolves each channel, squeezes and excites, projects by 1 x 1 (MBConv).
 
-    Batch norm after each convolution, SiLU after the first two; a shortcut where the stride is 1 and the widths agree.
+    Batch norm follows each convolution, SiLU each but the last; a shortcut where the stride is 1 and the widths agree.
 
     Args:
         channels, out: of input and output; squeeze and excite narrows to a quarter of the input's.
@@ -74,13 +71,12 @@ class InvertedResidual(nn.Module):
 class EfficientNetB4(nn.Module):
     """Returns the features after stages 1, 2, 3 and 5, after their last batch norm; no classifier.
 
-    All seven stages are there, so that published files load; those after the last tap do not run. Random weights
-    compensate SiLU, which divides the variance by 2 to 2.8, and a fresh squeeze and excite (4), and halve blocks with a
-    shortcut: features stay finite and of some size, without statistics to normalise them.
+    All seven stages are there, so that published files load; stages 6 and 7 do not run. Random weights compensate SiLU,
+    which divides the variance by 2 to 2.8, and a fresh squeeze and excite (by 4), and halve blocks with a shortcut:
+    features keep their size without statistics to normalise them.
     """
 
-    channels, strides = (24, 32, 56, 160), (2, 4, 8, 16)
-    taps = (0, 1, 2, 4)
+    channels, strides, taps = (24, 32, 56, 160), (2, 4, 8, 16), (0, 1, 2, 4)
     published = (
         "timm 0.5.4's efficientnet_b4_ra2_320-7eb33cd5.pth, or torchvision's efficientnet_b4_rwightman-23ab8bcd.pth"
     )
@@ -90,11 +86,10 @@ class EfficientNetB4(nn.Module):
         self.conv_stem, self.bn1 = nn.Conv2d(3, 48, 3, 2, 1, bias=False), nn.BatchNorm2d(48)
         self.blocks, before = nn.Sequential(), 48
         for expansion, side, stride, out, count in STAGES:
-            stage = nn.Sequential()
-            for i in range(count):
-                stage.append(InvertedResidual(before, out, expansion, side, stride if i == 0 else 1))
-                before = out
-            self.blocks.append(stage)
+            stage = [InvertedResidual(before, out, expansion, side, stride)]
+            stage += [InvertedResidual(out, out, expansion, side, 1) for _ in range(count - 1)]
+            self.blocks.append(nn.Sequential(*stage))
+            before = out
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, module.weight[0].numel() ** -0.5)
@@ -116,7 +111,7 @@ class EfficientNetB4(nn.Module):
         return layers
 
     def load_published(self, state: Mapping) -> list[str]:
-        """Loads timm's or torchvision's weights, without head and classifier; see `published.load_published`."""
+        """Loads timm's or torchvision's weights without head and classifier; see `published.load_published`."""
         return load_published(self, state, "efficientnet_b4", ("conv_head.", "bn2.", "classifier."), timm_name)
 
 
@@ -134,11 +129,11 @@ def timm_name(name: str) -> str:
     if not match:
         return name
     stage, block, place, part, rest = match.groups()
-    first = stage == "1"  # whose blocks do not expand
-    kind = ("conv_dw", "se", "conv_pw")[int(place)] if first else ("conv_pw", "conv_dw", "se", "conv_pwl")[int(place)]
+    kinds = ["conv_dw", "se", "conv_pw"] if stage == "1" else ["conv_pw", "conv_dw", "se", "conv_pwl"]
+    kind = kinds[int(place)]
     if kind == "se":
-        own = "se.conv_reduce" if part == "fc1" else "se.conv_expand"
-    else:
-        numbers = {"conv_dw": 1, "conv_pw": 2} if first else {"conv_pw": 1, "conv_dw": 2, "conv_pwl": 3}
-        own = kind if part == "0" else f"bn{numbers[kind]}"
-    return f"blocks.{int(stage) - 1}.{block}.{own}.{rest}"
+        kind = "se.conv_reduce" if part == "fc1" else "se.conv_expand"
+    elif part == "1":
+        kinds.remove("se")
+        kind = f"bn{kinds.index(kind) + 1}"
+    return f"blocks.{int(stage) - 1}.{block}.{kind}.{rest}"

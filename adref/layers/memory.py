@@ -29,8 +29,7 @@ def address(
 
     With the cosine and tau = 1 no weight is more than e^2 = 7.4 times another: at lambda = 1 / K, the mean, about half
     of the items survive, and the result is the softmax over the survivors. An item that survives for no query gets next
-    to no gradient. A query for which nothing survives (all weights equal 1 / K, for example, or differ from it by
-    rounding alone) gets the zero vector and zero weights.
+    to no gradient. A query for which nothing survives (all weights are 1 / K, up to rounding) gets zeros.
 
     Args:
         queries: (..., C).
@@ -41,14 +40,10 @@ def address(
 
     Returns:
         output (..., C), weights (..., K), empty (...); at least float32.
-
-    Raises:
-        ValueError: shapes that do not fit, or an unknown reading.
     """
     if items.ndim != 2 or queries.shape[-1] != items.shape[-1]:
-        raise ValueError(
-            f"expected queries (..., C) and items (K, C), got {tuple(queries.shape)}, {tuple(items.shape)}"
-        )
+        shapes = f"{tuple(queries.shape)}, {tuple(items.shape)}"
+        raise ValueError(f"expected queries (..., C) and items (K, C), got {shapes}")
     if addressing not in ("cosine", "dot"):
         raise ValueError(f"expected cosine|dot, got {addressing}")
     threshold = 1 / len(items) if threshold is None else threshold

@@ -22,18 +22,16 @@ class SameConvolution(nn.Module):
 
     Args:
         channels, width: of input and output.
-        side, stride: of the filter.
-        groups: of the channels.
+        side, stride, groups: of the convolution.
         activate: whether ReLU6 follows.
     """
 
     def __init__(self, channels: int, width: int, side: int, stride: int = 1, groups: int = 1, activate: bool = True):
         super().__init__()
         filters = nn.Conv2d(channels, width, side, stride, groups=groups)
-        self.add_module("0", filters)  # torchvision's place of it
+        self.add_module("0", filters)  # its name in torchvision
         self.activate = activate
-        gain = 2 if activate else 1
-        nn.init.normal_(filters.weight, 0.0, (gain / (channels // groups * side**2)) ** 0.5)
+        nn.init.normal_(filters.weight, 0.0, ((2 if activate else 1) / (channels // groups * side**2)) ** 0.5)
         nn.init.zeros_(filters.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,12 +46,12 @@ class SameConvolution(nn.Module):
 
 
 class LinearBottleneck(nn.Module):
-    """Expands by 6 (1 x 1; not in the first block), convolves each channel (3 x 3), projects (1 x 1, no activation).
+    """Expands by 6 (1 x 1), convolves each channel (3 x 3), projects (1 x 1, no activation).
 
     Args:
         channels, out: of input and output; a shortcut where they agree and the stride is 1.
         stride: of the depthwise convolution.
-        expand: whether it expands.
+        expand: False in the first block only.
     """
 
     def __init__(self, channels: int, out: int, stride: int, expand: bool = True):
@@ -79,8 +77,7 @@ class MobileNetV2(nn.Module):
     Random weights are Kaiming's (fan in), without the factor 2 where no activation follows.
     """
 
-    channels, strides = (24, 32, 96, 320), (4, 8, 16, 32)
-    taps = (3, 6, 13, 17)
+    channels, strides, taps = (24, 32, 96, 320), (4, 8, 16, 32), (3, 6, 13, 17)
     published = "an .npz with torchvision's names, batch norms folded into the convolutions"
 
     def __init__(self):

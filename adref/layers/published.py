@@ -17,8 +17,7 @@ def normalise(images: Tensor) -> Tensor:
 def published_state(state: Mapping, refusal: str) -> dict[str, Tensor]:
     """Returns the tensors of a published file by name, those below "state_dict" or "model", without "module." in front.
 
-    Raises:
-        ValueError: there is no dictionary of tensors; the message is `refusal`.
+    A file without a dictionary of tensors raises ValueError(refusal).
     """
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -33,7 +32,7 @@ def load_published(
     network: nn.Module, state: Mapping, name: str, ignored: tuple[str, ...] = (),
     rename: Callable[[str], str] | None = None,
 ) -> list[str]:  # fmt: skip
-    """Copies published weights into a feature extractor, all of them or none.
+    """Copies published weights into a feature extractor, all of them or none; returns a note if names were ignored.
 
     Args:
         network: the extractor.
@@ -42,12 +41,8 @@ def load_published(
         ignored: prefixes of names that it does not use.
         rename: maps the file's names to the extractor's.
 
-    Returns:
-        a note, if names were ignored.
-
     Raises:
-        ValueError: no dictionary of tensors, names that are missing or unknown, other shapes, values that are not
-            finite.
+        ValueError: names that are missing or unknown, other shapes, values that are not finite.
     """
     state = published_state(state, f"the weights of {name} are no dictionary of tensors")
     state = {rename(key): value for key, value in state.items()} if rename else state
@@ -55,15 +50,13 @@ def load_published(
     left = [key for key in state if key.startswith(ignored)] if ignored else []
     given = {k: v for k, v in state.items() if k not in left and not k.endswith("num_batches_tracked")}
     missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
+    wrong = f"the weights do not fit {name}: "
     if missing or unknown:
-        raise ValueError(
-            f"the weights do not fit {name}: {len(missing)} names are missing {missing[:3]}, {len(unknown)} are "
-            f"unknown {unknown[:3]}"
-        )
+        counts = f"{len(missing)} names are missing {missing[:3]}, {len(unknown)} are unknown {unknown[:3]}"
+        raise ValueError(wrong + counts)
     for key, value in own.items():
         if given[key].shape != value.shape:
-            shapes = f"{tuple(given[key].shape)}, expected {tuple(value.shape)}"
-            raise ValueError(f"the weights do not fit {name}: {key} has the shape {shapes}")
+            raise ValueError(f"{wrong}{key} has the shape {tuple(given[key].shape)}, expected {tuple(value.shape)}")
         if not torch.isfinite(given[key].float()).all():
             raise ValueError(f"the weights of {name} are not finite: {key}")
     network.load_state_dict({key: given[key].float() for key in own}, strict=False)

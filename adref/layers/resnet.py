@@ -29,12 +29,8 @@ PUBLISHED = {  # timm 0.5.4's default files, and torchvision's first
 class ResNetBlock(nn.Module):
     """Adds a residual: ReLU(x' + f(x)), x' = x or its strided 1 x 1 convolution and batch norm.
 
-    f is two 3 x 3 convolutions, or (bottleneck) 1 x 1, 3 x 3 with the stride, 1 x 1; batch norm after each.
-
-    Args:
-        channels, width, out: of the input, the inner convolutions and the output.
-        stride: 1 or 2.
-        bottleneck: chooses f.
+    f is two 3 x 3 convolutions, or (bottleneck) 1 x 1, 3 x 3 with the stride, 1 x 1; batch norm after each. `channels`,
+    `width` and `out` are those of the input, the inner convolutions and the output.
     """
 
     def __init__(self, channels: int, width: int, out: int, stride: int, bottleneck: bool):
@@ -95,12 +91,10 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Maps RGB (B, 3, H, W) in [0, 1] to four maps (B, channels[i], H / strides[i], W / strides[i])."""
-        x = self.maxpool(self.bn1(self.conv1(normalise(images))).relu())
-        layers = []
+        layers = [self.maxpool(self.bn1(self.conv1(normalise(images))).relu())]
         for i in range(1, 5):
-            x = getattr(self, f"layer{i}")(x)
-            layers.append(x)
-        return layers
+            layers.append(getattr(self, f"layer{i}")(layers[-1]))
+        return layers[1:]
 
     def load_published(self, state: Mapping) -> list[str]:
         """Loads weights with torchvision's or timm's names, without the classifier; see `published.load_published`."""

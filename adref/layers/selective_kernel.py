@@ -14,8 +14,7 @@ class SelectiveKernelFusion(nn.Module):
     The weights are the same at every position.
 
     Args:
-        width: channels C of every map.
-        count: number of maps.
+        width, count: channels C of every map, and number of maps.
         reduction: z has max(C // reduction, 4) channels; 8 in MIRNet.
     """
 
@@ -27,8 +26,7 @@ class SelectiveKernelFusion(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         """Fuses `count` maps (B, C, H, W) into (B, C, H, W)."""
-        weights = self.weights(maps)
-        return sum(m * w for m, w in zip(maps, weights, strict=True))
+        return sum(m * w for m, w in zip(maps, self.weights(maps), strict=True))
 
     def weights(self, maps: list[Tensor]) -> Tensor:
         """Computes the weights (count, B, C, 1, 1); they sum to 1 over the maps."""

@@ -28,8 +28,7 @@ def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int,
     L has the parts [0, L - window), [L - window, L - shift), [L - shift, L); only tokens of one part may attend.
 
     Args:
-        size: (H, W) of the map in tokens.
-        window: (h, w), dividing it.
+        size, window: (H, W) of the map in tokens, and (h, w), dividing it.
         shift: rows and columns of the roll; 0 leaves an axis whole.
 
     Returns:
@@ -45,8 +44,7 @@ def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int,
 
 def split_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
     """Splits (B, H, W, C) into (B, windows, N, C), windows and the tokens in them in row-major order."""
-    b, height, width, c = x.shape
-    h, w = window
+    (b, height, width, c), (h, w) = x.shape, window
     return x.view(b, height // h, h, width // w, w, c).transpose(2, 3).reshape(b, -1, h * w, c)
 
 
@@ -58,22 +56,16 @@ def join_windows(x: Tensor, window: tuple[int, int], size: tuple[int, int]) -> T
 
 
 class WindowAttention(nn.Module):
-    """Attends within each window, with several heads and a learned bias for each relative position (Eq 4).
-
-    Args:
-        width: channels C.
-        heads: K; each has C / K channels.
-        window: (h, w) in tokens.
+    """Attends within each window, (h, w) in tokens, with K heads of C / K channels and a learned bias for each relative
+    position (Eq 4).
     """
 
     def __init__(self, width: int, heads: int, window: tuple[int, int]):
         super().__init__()
         self.heads, self.window = heads, tuple(window)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.relative_position_bias_table = nn.Parameter(
-            torch.zeros((2 * window[0] - 1) * (2 * window[1] - 1), heads)
-        )  # a row for each offset between two tokens
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        offsets = (2 * window[0] - 1) * (2 * window[1] - 1)  # between two tokens
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(offsets, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
 
@@ -94,8 +86,7 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -105,15 +96,11 @@ class SwinBlock(nn.Module):
     """Computes x + Attention(LN x), then x + MLP(LN x) (Eq 3), in windows that may be shifted.
 
     Args:
-        width: channels C.
-        heads: attention heads.
+        width, heads: channels C and attention heads.
         size: (H, W) of the map in tokens. Along an axis no longer than the window, the window is the axis and nothing
-            shifts; a longer one must be a multiple of it.
+            shifts; a longer one must be a multiple of it, or ValueError.
         window: side of a window in tokens.
         shifted: roll by half a window before attending.
-
-    Raises:
-        ValueError: a map that the windows do not fill.
     """
 
     def __init__(self, *, width: int, heads: int, size: tuple[int, int], window: int, shifted: bool):
@@ -123,10 +110,8 @@ class SwinBlock(nn.Module):
         self.shift = tuple(window // 2 if shifted and side > window else 0 for side in size)
         if any(side % w for side, w in zip(size, self.window)):
             raise ValueError(f"expected sides of at most, or multiples of, the window {window}, got {self.size}")
-        self.norm1 = nn.LayerNorm(width)
-        self.attn = WindowAttention(width, heads, self.window)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, 4 * width)
+        self.norm1, self.attn = nn.LayerNorm(width), WindowAttention(width, heads, self.window)
+        self.norm2, self.mlp = nn.LayerNorm(width), MLP(width, 4 * width)
         mask = shift_mask(self.size, self.window, self.shift) if any(self.shift) else None
         self.register_buffer("mask", mask, persistent=False)
 
@@ -148,8 +133,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm = nn.LayerNorm(4 * width)
-        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+        self.norm, self.reduction = nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to (B, H/2, W/2, 2C)."""
@@ -164,16 +148,12 @@ def collect(x: Tensor) -> Tensor:
 class PatchExpanding(nn.Module):
     """Enlarges both sides: linear without bias, channels become `scale` x `scale` pixels, LN (Swin-Unet).
 
-    Args:
-        width: channels C of the input.
-        scale: factor of both sides.
-        width_out: channels of the output: C / 2 at scale 2, C at the final scale 4.
+    There `width_out`, the channels of the output, is C / 2 at scale 2 and C at the final scale 4.
     """
 
     def __init__(self, width: int, scale: int, width_out: int):
         super().__init__()
-        self.scale = scale
-        self.expand = nn.Linear(width, scale * scale * width_out, bias=False)
+        self.scale, self.expand = scale, nn.Linear(width, scale * scale * width_out, bias=False)
         self.norm = nn.LayerNorm(width_out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -183,9 +163,8 @@ class PatchExpanding(nn.Module):
 
 def spread(x: Tensor, scale: int) -> Tensor:
     """Moves channel (p1 s + p2) C + c to pixel (s h + p1, s w + p2): (B, H, W, s s C) -> (B, s H, s W, C)."""
-    b, h, w, c = x.shape
-    x = x.view(b, h, w, scale, scale, c // scale**2).transpose(2, 3)
-    return x.reshape(b, h * scale, w * scale, c // scale**2)
+    b, h, w, _ = x.shape
+    return x.view(b, h, w, scale, scale, -1).transpose(2, 3).reshape(b, h * scale, w * scale, -1)
 
 
 def init_linears(module: nn.Module) -> None:

@@ -21,13 +21,12 @@ def convolution_block(channels_in: int, channels_out: int, convolutions: int = 2
 def upsampling_block(channels_in: int, channels_out: int) -> nn.Sequential:
     """Doubles the sides (bilinear, corners aligned), then applies one convolution, batch norm, ReLU."""
     upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
-    return nn.Sequential(upsample, *convolution_block(channels_in, channels_out, convolutions=1))
+    return nn.Sequential(upsample, *convolution_block(channels_in, channels_out, 1))
 
 
 def init_convolutions(module: nn.Module) -> None:
-    """Initialises as DRAEM does: convolution weights N(0, 0.02), batch-norm weights N(1, 0.02) and biases 0.
-
-    Convolution biases keep PyTorch's default. For `network.apply`.
+    """Initialises as DRAEM does, for `network.apply`: convolution weights N(0, 0.02), their biases as PyTorch does;
+    batch-norm weights N(1, 0.02), biases 0.
     """
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
@@ -37,34 +36,26 @@ def init_convolutions(module: nn.Module) -> None:
 
 
 class Encoder(nn.Module):
-    """Applies convolution blocks with 2x2 max-pooling between them.
-
-    Args:
-        channels: of the input.
-        widths: channels of each level; level i runs at 1 / 2^i of the input's sides.
-    """
+    """Applies convolution blocks with 2x2 max-pooling between them, `widths` the channels of each level."""
 
     def __init__(self, channels: int, widths: tuple[int, ...]):
         super().__init__()
-        self.blocks = nn.ModuleList(
-            convolution_block(before, after) for before, after in zip((channels, *widths), widths)
-        )
+        self.blocks = nn.ModuleList(convolution_block(i, o) for i, o in zip((channels, *widths), widths))
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Returns the map after each level, the first one first."""
+        """Returns the map after each level, (B, widths[i], H / 2^i, W / 2^i)."""
         levels = []
         for i, block in enumerate(self.blocks):
             x = block(x if i == 0 else self.pool(x))
-            levels.append(x)  # (B, widths[i], H / 2^i, W / 2^i)
+            levels.append(x)
         return levels
 
 
 class Autoencoder(nn.Module):
-    """Reconstructs an image (DRAEM's reconstructive network): five levels, no skips, no output activation.
+    """Reconstructs an image (DRAEM's reconstructive network): no skips, no output activation.
 
-    Args:
-        width: channels b of the first level; the levels have b, 2b, 4b, 8b, 8b.
+    The five levels have b, 2b, 4b, 8b, 8b channels, b = `width`.
     """
 
     stride = 16  # sides must be multiples of it: four poolings
@@ -91,10 +82,9 @@ class Autoencoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """Segments two stacked images (DRAEM's discriminative network): six levels, concatenated skips.
+    """Segments two stacked images (DRAEM's discriminative network) with concatenated skips.
 
-    Args:
-        width: channels c of the first level; the levels have c, 2c, 4c, 8c, 8c, 8c.
+    The six levels have c, 2c, 4c, 8c, 8c, 8c channels, c = `width`.
     """
 
     stride = 32
@@ -103,11 +93,9 @@ class UNet(nn.Module):
         super().__init__()
         c = width
         self.encoder = Encoder(6, (c, 2 * c, 4 * c, 8 * c, 8 * c, 8 * c))
-        steps = (  # in, out, skip
-            (8 * c, 8 * c, 8 * c), (8 * c, 4 * c, 8 * c), (4 * c, 2 * c, 4 * c), (2 * c, c, 2 * c), (c, c, c)
-        )  # fmt: skip
-        self.ups = nn.ModuleList(upsampling_block(i, o) for i, o, _ in steps)
-        self.blocks = nn.ModuleList(convolution_block(o + skip, o) for _, o, skip in steps)
+        ins, outs, skips = (8 * c, 8 * c, 4 * c, 2 * c, c), (8 * c, 4 * c, 2 * c, c, c), (8 * c, 8 * c, 4 * c, 2 * c, c)
+        self.ups = nn.ModuleList(upsampling_block(i, o) for i, o in zip(ins, outs))
+        self.blocks = nn.ModuleList(convolution_block(o + skip, o) for o, skip in zip(outs, skips))
         self.out = nn.Conv2d(c, 2, 3, padding=1)
         self.apply(init_convolutions)
 
@@ -124,7 +112,7 @@ class PlainUNet(nn.Module):
 
         widths (b, 2b, 4b): b@H | 2b@H/2 | 4b@H/4 | up, skip: 6b -> 2b | up, skip: 3b -> b | output 3 x 3
 
-    Initialised like DRAEM's networks, but all biases are 0.
+    Initialised as DRAEM's networks, with all biases 0.
 
     Args:
         channels: of the output.
@@ -134,21 +122,17 @@ class PlainUNet(nn.Module):
 
     def __init__(self, *, channels: int, widths: Sequence[int], skip: Literal["concat", "add", "none"]):
         super().__init__()
-        self.skip = skip
-        self.stride = 2 ** (len(widths) - 1)  # sides must be multiples of it
+        self.skip, self.stride = skip, 2 ** (len(widths) - 1)  # sides must be multiples of the stride
         self.encoder = Encoder(3, tuple(widths))
-        levels = widths[-2::-1]
-        rising = (widths[-1], *levels[:-1])  # channels that come up to each
-        inputs = {"concat": [a + b for a, b in zip(rising, levels)], "add": levels, "none": rising}[skip]
-        self.blocks = nn.ModuleList(convolution_block(i, o) for i, o in zip(inputs, levels))
-        self.matches = nn.ModuleList(
-            nn.Conv2d(a, b, 1) if skip == "add" and a != b else nn.Identity() for a, b in zip(rising, levels)
-        )
+        steps = list(zip(widths[:0:-1], widths[-2::-1]))  # channels that come up to a level, and of the level
+        inputs = {"concat": [a + b for a, b in steps], "add": widths[-2::-1], "none": widths[:0:-1]}[skip]
+        self.blocks = nn.ModuleList(convolution_block(i, o) for i, (_, o) in zip(inputs, steps))
+        matches = (nn.Conv2d(a, b, 1) if skip == "add" and a != b else nn.Identity() for a, b in steps)
+        self.matches = nn.ModuleList(matches)
         self.out = nn.Conv2d(widths[0], channels, 3, padding=1)
         self.apply(init_convolutions)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.zeros_(module.bias)
+        for convolution in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
+            nn.init.zeros_(convolution.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to (B, channels, H, W); ValueError where the poolings do not divide the sides."""

@@ -19,9 +19,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.heads, self.qkv, self.proj = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, d = x.shape
@@ -35,10 +33,8 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = MLP(width, 4 * width)
+        self.norm1, self.attn = nn.LayerNorm(width, eps=1e-6), Attention(width, heads)
+        self.norm2, self.mlp = nn.LayerNorm(width, eps=1e-6), MLP(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, N, D) to (B, N, D)."""
@@ -58,7 +54,7 @@ class PatchEmbedding(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Encodes images; the patch tokens come out as a map.
+    """Encodes images into a map of their patches.
 
     Args:
         size: (H, W) of the images, multiples of `patch`.
@@ -68,9 +64,6 @@ class VisionTransformer(nn.Module):
         heads: K, dividing D.
         class_token: "drop": a learned token attends with the others and is left out of the map; "add": it is added to
             every position of the map; "none": there is none.
-
-    Raises:
-        ValueError: sides or heads that do not divide.
     """
 
     def __init__(
@@ -80,8 +73,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         if any(side % patch for side in size) or width % heads:
             raise ValueError(f"expected sides in multiples of {patch} and {heads} dividing {width}, got {size}")
-        self.grid = tuple(side // patch for side in size)
-        self.class_token = class_token
+        self.grid, self.class_token = tuple(side // patch for side in size), class_token
         extra = int(class_token != "none")
         self.patch_embed = PatchEmbedding(patch, width)
         if extra:
@@ -113,23 +105,16 @@ class VisionTransformer(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, self.grid)
 
     def load_timm(self, state: dict[str, Tensor]) -> None:
-        """Loads a checkpoint with timm's names, without its classifier.
+        """Loads a checkpoint with timm's names, without its classifier; ValueError where keys or shapes do not fit.
 
         A table of positions for another (square) grid is interpolated bicubically.
-
-        Raises:
-            ValueError: keys or shapes that do not fit.
         """
         state = {k: v for k, v in state.items() if not k.startswith(("head.", "head_dist.", "fc_norm.", "pre_logits."))}
-        own = self.state_dict()
-        missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-        if self.class_token == "none":
-            unknown = [key for key in unknown if key != "cls_token"]
+        own, unused = self.state_dict(), {"cls_token"} if self.class_token == "none" else set()
+        missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own) - unused)
         if missing or unknown:
-            raise ValueError(
-                f"keys do not fit a ViT with {len(self.blocks)} blocks: {len(missing)} missing {missing[:3]}, "
-                f"{len(unknown)} unknown {unknown[:3]}"
-            )
+            found = f"{len(missing)} missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}"
+            raise ValueError(f"keys do not fit a ViT with {len(self.blocks)} blocks: {found}")
         state = {key: state[key] for key in own} | {"pos_embed": self._resized_positions(state["pos_embed"], state)}
         wrong = [key for key in own if own[key].shape != state[key].shape]
         if wrong:
@@ -141,10 +126,10 @@ class VisionTransformer(nn.Module):
         if table.ndim != 3 or table.shape[1] <= extra:
             raise ValueError(f"pos_embed has shape {tuple(table.shape)}, not (1, N, {self.pos_embed.shape[2]})")
         first, patches = table[:, :extra], table[:, extra:]
-        side = math.isqrt(patches.shape[1])
-        square = side**2 == patches.shape[1]
-        if not square and patches.shape[1] != math.prod(self.grid):
-            raise ValueError(f"pos_embed has {patches.shape[1]} rows, which is neither {self.grid} nor a square")
+        count, side = patches.shape[1], math.isqrt(patches.shape[1])
+        square = side**2 == count
+        if not square and count != math.prod(self.grid):
+            raise ValueError(f"pos_embed has {count} rows, which is neither {self.grid} nor a square")
         if square and self.grid != (side, side):  # as many rows in another shape are another grid, too
             grid = patches.transpose(1, 2).unflatten(2, (side, side))
             patches = F.interpolate(grid.float(), self.grid, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)

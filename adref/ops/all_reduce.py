@@ -10,7 +10,6 @@ class AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def forward(context, x: Tensor) -> Tensor:
-        """Returns the sum over the processes, of x's shape."""
         x = x.clone()
         dist.all_reduce(x)
         return x
@@ -19,17 +18,11 @@ class AllReduceSum(torch.autograd.Function):
 
 
 def all_reduce_mean(mean: Tensor, count: int) -> tuple[Tensor, int | Tensor]:
-    """Combines the means of all processes, weighted by their numbers of elements, with a gradient.
+    """Combines means (C,) over the `count` elements of each process, with a gradient: mean and count over all of them.
 
-    Args:
-        mean: (C,), means over the elements of this process.
-        count: the number of these elements.
-
-    Returns:
-        the mean (C,) over the elements of all processes, and their number. Without torch.distributed, the arguments.
+    Without torch.distributed it returns the arguments.
     """
     if not dist.is_available() or not dist.is_initialized():
         return mean, count
-    sums = torch.cat([mean.double() * count, mean.new_full((1,), count, dtype=torch.float64)])
-    sums = AllReduceSum.apply(sums)
+    sums = AllReduceSum.apply(torch.cat([mean.double() * count, mean.new_full((1,), count, dtype=torch.float64)]))
     return (sums[:-1] / sums[-1]).to(mean.dtype), sums[-1].detach()

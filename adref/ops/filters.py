@@ -10,18 +10,17 @@ from torch import Tensor
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
     """Smooths maps (..., H, W) by a Gaussian, mirrored at their edges with the edge pixels repeated.
 
-    The result of scipy.ndimage.gaussian_filter (truncate 4, mode "reflect"), by one matrix for each axis, on the maps'
-    device. `sigma` in pixels; 0 changes nothing.
+    As scipy.ndimage.gaussian_filter (truncate 4, mode "reflect"), by one matrix for each axis, on the maps' device.
+    `sigma` in pixels; 0 changes nothing.
     """
     if sigma < 0:
         raise ValueError(f"expected a sigma of 0 or more, got {sigma}")
     if sigma == 0:
         return maps
     reach = int(4 * sigma + 0.5)
-    steps = torch.arange(-reach, reach + 1)
+    steps, matrices = torch.arange(-reach, reach + 1), []
     weights = torch.exp(-0.5 * (steps.double() / sigma) ** 2)
     weights = weights / weights.sum()
-    matrices = []
     for length in maps.shape[-2:]:
         place = (torch.arange(length)[:, None] + steps) % (2 * length)  # in the map and its mirror image, repeated
         place = torch.minimum(place, 2 * length - 1 - place)
@@ -39,8 +38,8 @@ def mean_filter(maps: Tensor, side: int, border: Literal["zero", "reflect"] = "z
     """
     reach = side // 2
     if border == "reflect":
-        maps = F.pad(maps, (reach, reach, reach, reach), mode="reflect")
-    return F.avg_pool2d(maps, side, stride=1, padding=0 if border == "reflect" else reach)
+        maps, reach = F.pad(maps, (reach, reach, reach, reach), mode="reflect"), 0
+    return F.avg_pool2d(maps, side, stride=1, padding=reach)
 
 
 def filtered_maximum(maps: Tensor, side: int) -> Tensor:

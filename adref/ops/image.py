@@ -4,7 +4,6 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
-import scipy
 
 
 def grey(image: np.ndarray, rule: Literal["luma", "opencv"] = "luma") -> np.ndarray:
@@ -43,7 +42,7 @@ def otsu(image: np.ndarray) -> Otsu:
     levels = np.arange(256)
     w0, m = np.cumsum(p), np.cumsum(levels * p)
     spread = w0 * (1 - w0)
-    filled = (w0 > 0) & (np.cumsum(p[::-1])[::-1] - p > 0)  # pixels on both sides of t
+    filled = (w0 > 0) & (np.cumsum(p[::-1])[::-1] - p > 0)  # neither class is empty
     between = np.divide((m[-1] * w0 - m) ** 2, spread, out=np.zeros(256), where=filled & (spread > 0))
     # Rounding must not lift a later point of a plateau above its first.
     tau = int(np.argmax(between >= between.max() * (1 - 1e-12)))
@@ -80,8 +79,3 @@ def frame_share(mask: np.ndarray, width: int = 5) -> float:
     """Returns the share of a bool (H, W) that is set within the frame, `width` pixels wide."""
     inner = mask[width:-width, width:-width]
     return float((mask.sum() - inner.sum()) / (mask.size - inner.size))
-
-
-def fill_holes(mask: np.ndarray) -> np.ndarray:
-    """Sets background that does not reach the frame; bool (H, W)."""
-    return scipy.ndimage.binary_fill_holes(mask)

@@ -1,6 +1,5 @@
 """Losses that several methods share: SSIM and the focal loss."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 
 def gaussian_window(size: int, sigma: float) -> Tensor:
-    """Computes Gaussian weights (size,) float64 about the middle, sum 1; `sigma` in pixels."""
+    """Computes Gaussian weights (size,) float64 about the middle, of sum 1; `sigma` in pixels."""
     offset = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     weight = torch.exp(-(offset**2) / (2 * sigma**2))
     return weight / weight.sum()
@@ -52,32 +51,32 @@ def ssim_map(
     with torch.autocast(device_type=a.device.type, enabled=False):
         kind = torch.promote_types(a.dtype, torch.float32)
         a, b = a.to(kind), b.to(kind)
-        (mean_top, mean_bottom), (top, bottom) = _halves(_products(a, b), weight.to(a), padding, c1, c2)
+        (mean_top, mean_bottom), (top, bottom) = ssim_factors(window_products(a, b), weight.to(a), padding, c1, c2)
         return mean_top * top / (mean_bottom * bottom)
 
 
-def _products(a: Tensor, b: Tensor) -> Tensor:
+def window_products(a: Tensor, b: Tensor) -> Tensor:
     """Stacks the products that SSIM averages, (4, ...): it needs only the sum of the variances."""
     return torch.stack((a, b, a * a + b * b, a * b))
 
 
-def _halves(products: Tensor, weight: Tensor, padding: str, c1: float, c2: float) -> tuple:
+def ssim_factors(products: Tensor, weight: Tensor, padding: str, c1: float, c2: float) -> tuple:
     """Computes luminance, and contrast times structure, each as (numerator, denominator)."""
-    mu_a, mu_b, squares, product = _local_mean(products, weight, padding)
+    mu_a, mu_b, squares, product = local_mean(products, weight, padding)
     mu_squares, mu_product = mu_a * mu_a + mu_b * mu_b, mu_a * mu_b
     luminance = 2 * mu_product + c1, mu_squares + c1
     return luminance, (2 * (product - mu_product) + c2, squares - mu_squares + c2)
 
 
-def _local_mean(x: Tensor, weight: Tensor, padding: str) -> Tensor:
+def local_mean(x: Tensor, weight: Tensor, padding: str) -> Tensor:
     """Averages (..., H, W) along H, then along W; all leading axes are channels of one convolution."""
     flat, reach = x.reshape(1, -1, *x.shape[-2:]), len(weight) // 2
     if padding == "reflect":
         flat = F.pad(flat, (reach, reach, reach, reach), mode="reflect")
-    reach = reach if padding == "zero" else 0
-    count = flat.shape[1]
-    flat = F.conv2d(flat, weight.view(1, 1, -1, 1).expand(count, -1, -1, -1), padding=(reach, 0), groups=count)
-    flat = F.conv2d(flat, weight.view(1, 1, 1, -1).expand(count, -1, -1, -1), padding=(0, reach), groups=count)
+    reach, count = reach if padding == "zero" else 0, flat.shape[1]
+    weights = weight.expand(count, 1, 1, -1)
+    flat = F.conv2d(flat, weights.mT, padding=(reach, 0), groups=count)
+    flat = F.conv2d(flat, weights, padding=(0, reach), groups=count)
     return flat.view(*x.shape[:-2], *flat.shape[-2:])
 
 
@@ -90,9 +89,8 @@ def ssim(
 
 
 def focal(
-    probabilities: Tensor, mask: Tensor, gamma: float = 2.0, alpha: float | Sequence[float] | None = None,
-    smooth: float | None = 1e-5,
-) -> Tensor:  # fmt: skip
+    probabilities: Tensor, mask: Tensor, gamma: float = 2.0, alpha: float | None = None, smooth: float | None = 1e-5
+) -> Tensor:
     """Computes the focal loss: the mean over pixels of -alpha_t (1 - p_t)^gamma ln p_t.
 
     T.-Y. Lin et al., "Focal loss for dense object detection", ICCV 2017, Eq 5, p_t being the probability of the true
@@ -102,17 +100,15 @@ def focal(
     Args:
         probabilities, mask: (B, K, H, W) after softmax, and (B, 1, H, W), the class of each pixel; 1 is "anomalous".
         gamma: focusing exponent, 0 or more; 0 gives cross-entropy.
-        alpha: None: all weights 1. A number: weight of class 1, and 1 - alpha of class 0 (Lin et al.). A sequence: one
-            weight a class.
+        alpha: weight of class 1, and 1 - alpha of class 0, K = 2; None: all weights 1.
         smooth: s; None or 0 takes p_t itself.
     """
     classes = probabilities.shape[1]
     if mask.shape != (probabilities.shape[0], 1, *probabilities.shape[2:]) or classes < 2:
         shapes = f"{tuple(probabilities.shape)} and {tuple(mask.shape)}"
         raise ValueError(f"expected (B, K, H, W), K > 1, and a mask (B, 1, H, W), got {shapes}")
-    weights = (1 - alpha, alpha) if isinstance(alpha, (int, float)) else alpha
-    if weights is not None and len(weights) != classes:
-        raise ValueError(f"expected {classes} class weights in alpha, got {len(weights)}")
+    if alpha is not None and classes != 2:
+        raise ValueError(f"expected two classes with alpha, got {classes}")
     with torch.autocast(device_type=probabilities.device.type, enabled=False):
         p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
         true_class = mask.long()
@@ -122,6 +118,6 @@ def focal(
             p_t = (1 - smooth) * p_t + smooth / (classes - 1) * others + smooth
         # Rounding can lift p_t above 1, where the power is NaN; and ln 0 has no finite gradient.
         loss = -((1 - p_t).clamp_min(0) ** gamma) * p_t.clamp_min(torch.finfo(p.dtype).tiny).log()
-        if weights is not None:
-            loss = loss * p.new_tensor(weights)[true_class]
+        if alpha is not None:
+            loss = loss * p.new_tensor((1 - alpha, alpha))[true_class]
         return loss.mean()

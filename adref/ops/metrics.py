@@ -15,12 +15,11 @@ scores move together. With detected(s) = #{anomalous >= s} and area(s) = pixels 
 The last line is the trapezoid area under the PRO curve over all distinct scores, interpolated at the limit and
 divided by it, but taken pixel by pixel: no grid of thresholds, and any number of limits from one sort.
 
-Scores: higher is more anomalous; any finite real type, compared as it comes (float32 as float32). Labels and
-masks: 0 or 1 (1 = anomalous). Maps and masks: sequences of 2-D arrays whose sizes may differ, or one (B, H, W) array
-each; a mask may be None where no pixel is anomalous. Sequences may read each item from a file when it is asked for: no
-function here holds more than one map and mask, or asks for one more than four times. All functions raise ValueError
-for scores that are not finite, labels other than 0 and 1, and shapes that differ. Where a class is missing the value is
-NaN, and `undefined_reason` says why.
+Scores: higher is more anomalous; any finite real type, compared as it comes (float32 as float32). Labels and masks: 0,
+or 1 for anomalous. Maps and masks: sequences of 2-D arrays whose sizes may differ, or one (B, H, W) array each; a mask
+may be None where no pixel is anomalous. Sequences may be lazy: no function here holds more than one map and mask, or
+asks for one more than four times. All functions raise ValueError for scores that are not finite, labels other than 0
+and 1, and shapes that differ, and return NaN where a class is missing.
 """
 
 import math
@@ -33,33 +32,25 @@ import scipy
 from adref.ops.pixels import NAN, PixelScores, count_pixels, curve, detected_at, false_positives, label, pairs
 
 
-def undefined_reason(labels: Sequence | np.ndarray, unit: str = "image") -> str | None:
-    """Explains why AUROC, AP, F1 and AUPRO are NaN for labels (an array, or a list of masks); None: they are defined.
-
-    `unit` is the word for what has a label, "image" or "pixel".
-    """
-    parts = [labels] if isinstance(labels, np.ndarray) else labels
-    total, anomalous = sum(np.size(part) for part in parts), sum(np.count_nonzero(part) for part in parts)
+def undefined_reason(labels: np.ndarray) -> str | None:
+    """Explains why AUROC, AP and F1 are NaN for the labels of some images; None where they are defined."""
+    total, anomalous = labels.size, np.count_nonzero(labels)
     if 0 < anomalous < total:
         return None
-    found = f"all {total} {unit}s are {'anomalous' if anomalous else 'good'}" if total else f"there are no {unit}s"
-    return f"undefined: it takes good and anomalous {unit}s, and {found}"
+    found = f"all {total} images are {'anomalous' if anomalous else 'good'}" if total else "there are no images"
+    return f"undefined: it takes good and anomalous images, and {found}"
 
 
 def _split(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Sorts good and anomalous scores; None where one of the two is empty."""
     scores, labels = np.ravel(scores), np.ravel(labels)
-    if not count_pixels([scores], [labels], ndim=1)[0].all():
-        return None
+    counts, _ = count_pixels([scores], [labels], ndim=1)
     labels = labels.astype(bool, copy=False)
-    return np.sort(scores[~labels]), np.sort(scores[labels])
+    return (np.sort(scores[~labels]), np.sort(scores[labels])) if counts.all() else None
 
 
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Computes the area under the ROC curve, ties by mid-rank, in integers up to the one division; never flipped.
-
-    Scores and labels have one shape, any; NaN where a class is missing.
-    """
+    """Computes the area under the ROC curve, ties by mid-rank, in integers up to the one division; never flipped."""
     if (split := _split(scores, labels)) is None:
         return NAN
     before, after = false_positives(*split)
@@ -68,7 +59,7 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Sums (step of recall) * precision over the distinct thresholds, in (0, 1]; arguments and NaN as for `auroc`."""
+    """Sums (step of recall) * precision over the distinct thresholds; in (0, 1]."""
     if (split := _split(scores, labels)) is None:
         return NAN
     detected = detected_at(split[1])
@@ -78,8 +69,7 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
 def best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Finds the largest F1 over all thresholds (score >= threshold) and the highest threshold that reaches it.
 
-    It is chosen on the labels that judge it: an upper bound for a threshold fixed beforehand. Arguments and NaN as for
-    `auroc`.
+    It is chosen on the labels that judge it: an upper bound for a threshold fixed beforehand.
     """
     if (split := _split(scores, labels)) is None:
         return NAN, NAN
@@ -96,25 +86,25 @@ def bootstrap_auroc(
 
     Stratified: good and anomalous images are redrawn within their class, as a test set fixes both numbers and a plain
     resample of a small one can lose a class. A draw with replacement is a multinomial draw of counts over the distinct
-    scores, so ties stay exact. Perfectly separated scores give (1, 1), however few they are. `n` resamples; `level` is
-    the coverage, in (0, 1); (NaN, NaN) where a class is missing.
+    scores, so ties stay exact. Perfectly separated scores give (1, 1), however few they are. `n`: resamples; `level`:
+    coverage, in (0, 1).
     """
     if (split := _split(scores, labels)) is None:
         return NAN, NAN
-    values = np.unique(np.concatenate(split))
+    values, pairs = np.unique(np.concatenate(split)), 2 * split[0].size * split[1].size
     shares = [np.bincount(np.searchsorted(values, x), minlength=values.size) / x.size for x in split]
-    pairs, rows = [], max(1, 2**21 // values.size)  # rows at a time: bounds the memory
+    won, rows = [], max(1, 2**21 // values.size)  # rows at a time: bounds the memory
     for start in range(0, n, rows):
         good, anomalous = (rng.multinomial(x.size, p, min(rows, n - start)) for x, p in zip(split, shares))
-        pairs.append((anomalous * (2 * good.cumsum(1) - good)).sum(1))  # 2 for a good score below, 1 for a tie
-    low, high = np.quantile(np.concatenate(pairs), [(1 - level) / 2, (1 + level) / 2])
-    return float(low) / (2 * split[0].size * split[1].size), float(high) / (2 * split[0].size * split[1].size)
+        won.append((anomalous * (2 * good.cumsum(1) - good)).sum(1))  # 2 for a good score below, 1 for a tie
+    low, high = np.quantile(np.concatenate(won), [(1 - level) / 2, (1 + level) / 2])
+    return float(low) / pairs, float(high) / pairs
 
 
 def roc_curve(scores: np.ndarray, labels: np.ndarray, points: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Returns the corners (fpr, tpr) of the exact ROC curve from (0, 0) to (1, 1); empty where a class is missing.
 
-    `points`, 3 or more, keeps at most so many corners, for drawing.
+    `points`, 3 or more, keeps at most so many of them, for drawing.
     """
     if (split := _split(scores, labels)) is None:
         return np.empty(0), np.empty(0)
@@ -122,14 +112,9 @@ def roc_curve(scores: np.ndarray, labels: np.ndarray, points: int | None = None)
     return curve(before, after, np.ones(split[1].size), points)
 
 
-def pro_curve(
-    maps: Sequence, masks: Sequence, connectivity: int = 8, points: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the exact PRO curve (fpr, pro), the mean coverage of the regions over the FPR of all good pixels.
-
-    Arguments as for `pixel_metrics`, `points` as for `roc_curve`.
-    """
-    return PixelScores(maps, masks, connectivity=connectivity).pro_curve(points)
+def pro_curve(maps: Sequence, masks: Sequence, connectivity: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the exact PRO curve (fpr, pro), the mean coverage of the regions over the FPR of all good pixels."""
+    return PixelScores(maps, masks, connectivity=connectivity).pro_curve()
 
 
 def pixel_metrics(
@@ -139,16 +124,15 @@ def pixel_metrics(
     """Computes pixel AUROC, pixel AP and AUPRO at several limits over all pixels of all images.
 
     Args:
-        maps: anomaly maps, (H, W) each.
-        masks: of the maps' sizes; those of good images are all 0, or None, and their pixels count for the FPR.
+        maps, masks: (H, W) each; good images count for the FPR.
         fpr_limits: ends of the FPR range of AUPRO, each in (0, 1].
         connectivity: 8 or 4. Regions end with their image, all weigh the same, and holes are background.
         pixel_limit: more pixels than this are not sorted but counted in bins (see `pixels.PixelScores` for memory).
         bins: about how many bins. Their edges are a sample of the scores.
 
     Returns:
-        "pixel_auroc", "pixel_ap" and "aupro_<limit>" for each limit (NaN where there is no region or no good
-        pixel), and "error_bound": 0 where exact; else no value is further than this from the exact one.
+        "pixel_auroc", "pixel_ap", "aupro_<limit>" for each limit, and "error_bound": 0 where exact; else no value is
+        further than this from the exact one.
     """
     return PixelScores(maps, masks, None, connectivity, pixel_limit, bins).metrics(fpr_limits)
 
@@ -221,14 +205,7 @@ def aupro(
     A strictly rising transform of the scores changes only the two with even steps of the score, which one outlier can
     spoil. "mvtec3d" and "ranks" sort all scores, however many there are.
 
-    Args:
-        maps, masks, connectivity: as for `pixel_metrics`.
-        fpr_limit: end of the FPR range, in (0, 1].
-        convention: a key of `CONVENTIONS`.
-
-    Returns:
-        A value in [0, 1] (above 1 for "realnet" only); NaN where there is no region or no good pixel, and where
-        no step of "200-step" or "realnet" has an FPR above 0 within the limit.
+    NaN also where no step of "200-step" or "realnet" has an FPR above 0 within the limit, which lies in (0, 1].
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"expected a convention of AUPRO ({', '.join(CONVENTIONS)}), got {convention!r}")

@@ -12,16 +12,10 @@ import numpy as np
 
 
 def draw_lognormal_size(
-    rng: np.random.Generator,
-    *,
-    median: float,
-    sigma: float,
-    limits: tuple[float, float],
-    aspect_sigma: float,
-    aspect_limit: float,
-    longest: float,
-) -> tuple[float, float]:
-    """Draws height and width of a patch, not yet rounded, from a lognormal distribution.
+    rng: np.random.Generator, *, median: float, sigma: float, limits: tuple[float, float], aspect_sigma: float,
+    aspect_limit: float, longest: float,
+) -> tuple[float, float]:  # fmt: skip
+    """Draws height and width of a patch, not rounded.
 
     The equivalent side d = exp(N(ln median, sigma^2)) is clipped to `limits`, the aspect a = exp(N(0, aspect_sigma^2))
     to [1 / aspect_limit, aspect_limit]; width = d sqrt(a), height = d / sqrt(a), both clipped to [limits[0], longest].
@@ -35,9 +29,9 @@ def draw_lognormal_size(
 def draw_gamma_size(
     rng: np.random.Generator, height: tuple[float, float], width: tuple[float, float]
 ) -> tuple[float, float]:
-    """Draws height and width of a patch as shares of the image's, independent of each other (NSA).
+    """Draws height and width of a patch as shares of the image's (NSA).
 
-    Half of a side is 0.03 + Gamma(shape 2, scale 0.05), clipped to the limits given.
+    Half of each is 0.03 + Gamma(shape 2, scale 0.05), clipped to its limits (smallest, largest).
     """
     half = 0.03 + rng.gamma(2.0, 0.05, size=2)
     return 2 * float(np.clip(half[0], *height)), 2 * float(np.clip(half[1], *width))
@@ -51,70 +45,53 @@ def draw_listed_size(rng: np.random.Generator, sizes: np.ndarray, jitter: float)
 
 
 class ObjectPixels:
-    """Draws pixels of an object, and computes its share of a rectangle in constant time.
-
-    Args:
-        mask: (H, W) bool, not empty.
-    """
+    """Draws pixels of a mask (H, W) bool, not empty, and computes the mask's share of rectangles in constant time."""
 
     def __init__(self, mask: np.ndarray):
         self.mask = mask
         self.places = np.flatnonzero(mask)
-        self.table = np.pad(mask, ((1, 0), (1, 0))).astype(np.int64).cumsum(axis=0).cumsum(axis=1)  # summed area
+        self.table = np.pad(mask, ((1, 0), (1, 0))).astype(np.int64).cumsum(axis=0).cumsum(axis=1)  # summed areas
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Draws row and column, uniformly over the pixels of the object."""
+        """Draws row and column of a pixel of the mask, uniformly."""
         return divmod(int(self.places[rng.integers(len(self.places))]), self.mask.shape[1])
 
     def share(self, top: int, left: int, height: int, width: int) -> float:
-        """Computes the object's share of a rectangle that lies inside the image."""
+        """Computes the mask's share of a rectangle inside the image."""
         table, bottom, right = self.table, top + height, left + width
         inside = table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
         return inside / (height * width)
 
 
-def draw_source(
-    rng: np.random.Generator, pixels: ObjectPixels, size: tuple[int, int], share: float, tries: int
+def draw_place(
+    rng: np.random.Generator, pixels: ObjectPixels, support: np.ndarray, share: float, tries: int
 ) -> tuple[int, int] | None:
-    """Draws top and left of a patch whose centre lies on the object, shifted inward to fit the image.
+    """Draws top and left of a patch that is centred on the object, then shifted inward to fit the image.
+
+    A patch larger than the image overhangs it: its top or left is negative.
 
     Args:
         rng: the random stream.
         pixels: of the object.
-        size: (height, width), at most the image's.
-        share: least share of the patch on the object.
+        support: (h, w) bool, the pixels that belong to the patch.
+        share: least share of them that lies on the object.
         tries: draws after which None is returned.
     """
     for _ in range(tries):
-        top, left = _inward(pixels.draw(rng), size, pixels.mask.shape)
-        if pixels.share(top, left, *size) >= share:
-            return top, left
-    return None
-
-
-def draw_place(
-    rng: np.random.Generator, pixels: ObjectPixels, support: np.ndarray, share: float, tries: int
-) -> tuple[int, int] | None:
-    """Draws top and left of a patch's new place in the same way; `share` is of its support, (h, w) bool.
-
-    A canvas larger than the image overhangs it, and top or left are negative then.
-    """
-    for _ in range(tries):
-        top, left = _inward(pixels.draw(rng), support.shape, pixels.mask.shape)
-        in_image, in_patch = overlap((top, left), support.shape, pixels.mask.shape)
-        on_object = np.count_nonzero(pixels.mask[in_image] & support[in_patch])
-        if on_object >= share * np.count_nonzero(support):
-            return top, left
+        corner = _inward(pixels.draw(rng), support.shape, pixels.mask.shape)
+        in_image, in_patch = overlap(corner, support.shape, pixels.mask.shape)
+        if np.count_nonzero(pixels.mask[in_image] & support[in_patch]) >= share * np.count_nonzero(support):
+            return corner
     return None
 
 
 def _inward(centre: tuple[int, int], size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
     """Centres a rectangle and moves it into the image, or, where it is larger, over all of it: its top and left."""
-    corners = []
+    corner = []
     for middle, side, length in zip(centre, size, shape):
-        room = length - side
-        corners.append(min(max(middle - side // 2, min(room, 0)), max(room, 0)))
-    return corners[0], corners[1]
+        low, high = sorted((0, length - side))
+        corner.append(min(max(middle - side // 2, low), high))
+    return tuple(corner)
 
 
 def overlap(corner: tuple[int, int], size: tuple[int, int], shape: tuple[int, int]) -> tuple[tuple, tuple]:
@@ -129,7 +106,7 @@ class Warped(NamedTuple):
     """Holds a rotated and scaled patch."""
 
     values: np.ndarray  # (C, h', w') float64, 0 outside the support
-    support: np.ndarray  # (h', w') bool: pixels that depend on the patch alone
+    support: np.ndarray  # (h', w') bool: all source pixels of non-zero weight lie inside the patch
 
 
 def warp(patch: np.ndarray, angle: float, scale: float) -> Warped:
@@ -142,9 +119,6 @@ def warp(patch: np.ndarray, angle: float, scale: float) -> Warped:
         patch: (C, h, w), sides of at least 2.
         angle: in radians.
         scale: s.
-
-    Returns:
-        the canvas; its support is where all source pixels of non-zero weight lie inside the patch.
     """
     h, w = patch.shape[1:]
     cos, sin = math.cos(angle), math.sin(angle)

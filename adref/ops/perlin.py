@@ -22,11 +22,9 @@ def draw_perlin(
 ) -> PerlinNumbers:
     """Draws a lattice of 2^i x 2^j cells, i and j independent and uniform, and the gradients at its corners.
 
-    Args:
-        rng: the random stream.
-        shape: (H, W). A cell is at least 2 pixels wide, as finer noise would be sampled at its zeros only: this lowers
-            `max_exponent` along a side of less than 2^(max_exponent + 1) pixels.
-        min_exponent, max_exponent: smallest and largest i and j, both included.
+    `min_exponent` and `max_exponent` are the smallest and largest i and j, both included. A cell is at least 2 pixels
+    wide, as finer noise would be sampled at its zeros only: this lowers `max_exponent` along a side of `shape` (H, W)
+    of less than 2^(max_exponent + 1) pixels.
     """
     limits = [min(max_exponent, int(math.log2(max(side, 2))) - 1) for side in shape]
     rows, columns = (2 ** int(rng.integers(min(min_exponent, limit), limit + 1)) for limit in limits)
@@ -40,13 +38,8 @@ def perlin(numbers: PerlinNumbers, shape: tuple[int, int]) -> np.ndarray:
 
         n = sqrt(2) sum_ab w(u - a) w(v - b) (g_ab . (u - a, v - b)),   w(t) = 1 - (6 |t|^5 - 15 |t|^4 + 10 |t|^3)
 
-    Args:
-        numbers: from `draw_perlin`.
-        shape: (H, W), any. Row y stands at u = y rows / H, also where rows does not divide H; where it does, this is
-            the classic noise with H / rows pixels a cell.
-
-    Returns:
-        (H, W) float32 in [-1, 1].
+    Row y of H stands at u = y rows / H, also where rows does not divide H; where it does, this is the classic noise
+    with H / rows pixels a cell. The noise is (H, W) float32 in [-1, 1].
     """
     rows, columns = (points - 1 for points in numbers.angles.shape)
     g_u, g_v = np.cos(numbers.angles), np.sin(numbers.angles)

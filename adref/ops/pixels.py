@@ -1,11 +1,11 @@
 """Pixel scores of many images, read one image at a time, sorted once or counted in bins, and the metrics over them.
 
-`ops/metrics.py` states the sums. This file counts the good scores above each anomalous one and finds the region of
-each. Images may be of several kinds, e.g. defects; counts over kinds add up, so that the good images are read and
-sorted once for all of them.
+`ops/metrics.py` states the sums. Images may be of several kinds, e.g. defects: counts over kinds add up, so that the
+good images are read and sorted once for all of them.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,13 +21,13 @@ def count_pixels(maps: Sequence, masks: Sequence, ndim: int = 2) -> tuple[np.nda
         raise ValueError(f"expected as many maps as masks, got {len(maps)} and {len(masks)}")
     counts, bad, types = np.zeros((len(maps), 2), int), 0, {np.dtype(np.bool_)}
     for i, (scores, mask) in enumerate(zip(maps, masks)):
-        scores, mask = np.asarray(scores), mask if mask is None else np.asarray(mask)
-        shape = scores.shape if mask is None else mask.shape
-        if scores.shape != shape or scores.ndim != ndim:
-            raise ValueError(f"expected {ndim}-D scores and labels of one shape, got {scores.shape} and {shape}")
-        if mask is not None and mask.dtype != bool and not np.array_equal(mask, mask.astype(bool)):
+        scores = np.asarray(scores)
+        mask = np.broadcast_to(False, scores.shape) if mask is None else np.asarray(mask)
+        if scores.shape != mask.shape or scores.ndim != ndim:
+            raise ValueError(f"expected {ndim}-D scores and labels of one shape, got {scores.shape} and {mask.shape}")
+        if mask.dtype != bool and not np.array_equal(mask, mask.astype(bool)):
             raise ValueError(f"expected labels of 0 and 1, got values from {mask.min()} to {mask.max()}")
-        anomalous = 0 if mask is None else np.count_nonzero(mask)
+        anomalous = np.count_nonzero(mask)
         counts[i] = scores.size - anomalous, anomalous
         bad += scores.size - int(np.count_nonzero(np.isfinite(scores)))
         types.add(scores.dtype)
@@ -56,21 +56,21 @@ def detected_at(anomalous: np.ndarray, start: int = 0, stop: int | None = None) 
     scores = anomalous[start:stop]
     below = np.arange(start, start + scores.size)
     below[:1] = np.searchsorted(anomalous, scores[:1], "left")
-    below[1:][scores[1:] == scores[:-1]] = 0  # as many as for the score before
+    below[1:][scores[1:] == scores[:-1]] = 0  # ties: as many as for the score before
     return anomalous.size - np.maximum.accumulate(below)
 
 
 def curve(before, after, weights, points: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Computes the corners of a ROC or PRO curve, at most `points`; each anomalous score, highest first, is a segment.
 
-    `before` and `after` are the FPR above a score, and at or above it (ties are joined), `weights` the heights it adds.
+    `before` and `after` are the FPR above a score, and at or above it (ties are joined), `weights` the rises.
     """
     height = np.cumsum(weights)
     height = height / height[-1]  # ends at exactly 1 in spite of rounding
     last = np.append((np.diff(before) > 0) | (np.diff(after) > 0), True)
     before, after, height = before[last], after[last], height[last]
-    x = np.concatenate([[0], np.stack([before, after], 1).reshape(-1), [1]])
-    y = np.concatenate([[0], np.stack([np.append(0, height[:-1]), height], 1).reshape(-1), [1]])
+    starts = np.append(0, height[:-1])
+    x, y = (np.concatenate([[0], np.stack(ends, 1).reshape(-1), [1]]) for ends in ((before, after), (starts, height)))
     keep = np.append(True, (np.diff(x) > 0) | (np.diff(y) > 0))
     x, y = x[keep], y[keep]
     if points is not None and x.size > points:  # even steps of x + y, and both ends of a longer segment
@@ -104,8 +104,8 @@ def _ramp(before: np.ndarray, after: np.ndarray, limit: float) -> np.ndarray:
 class _Sorted(NamedTuple):
     """Sorted scores of some images: 4 bytes for a good one, 16 for an anomalous one (float32)."""
 
-    good: np.ndarray  # upwards
-    anomalous: np.ndarray  # upwards
+    good: np.ndarray  # ascending
+    anomalous: np.ndarray  # ascending
     region: np.ndarray  # of the anomalous scores as they were read
     order: np.ndarray  # region[order] are those of `anomalous`
     areas: np.ndarray  # of all regions
@@ -124,13 +124,13 @@ class _Sorted(NamedTuple):
                 anomalous[j : j + found.size], region[j : j + found.size] = scores[mask], found + count
                 areas.append(sizes)
                 j, count = j + found.size, count + sizes.size
-        good.sort()
         order = anomalous.argsort()
+        good.sort()
         anomalous.sort()
         return cls(good, anomalous, region, order, np.concatenate([*areas, np.empty(0, int)]))
 
 
-def _merge(parts: list[_Sorted]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _merge(parts: list[_Sorted]) -> tuple[np.ndarray, ...]:
     """Merges the anomalous scores of all parts: scores, region, order, areas."""
     found = [part for part in parts if part.anomalous.size]
     if len(found) == 1:
@@ -148,8 +148,8 @@ def _above(parts: list[_Sorted], scores: np.ndarray) -> np.ndarray:
     return np.sum([false_positives(part.good, scores) for part in parts if part.good.size], axis=0)
 
 
-def _sorted_values(parts: list[_Sorted], fpr_limits: Sequence[float]) -> np.ndarray:
-    """Computes AUROC, AP and AUPRO at each limit over all parts, exact."""
+def _sorted_values(parts: list[_Sorted], fpr_limits: Sequence[float]) -> tuple[np.ndarray, float]:
+    """Computes AUROC, AP and AUPRO at each limit over all parts, exact: with the error 0."""
     anomalous, region, order, areas = _merge(parts)
     N, P, pairs, precision = sum(part.good.size for part in parts), anomalous.size, 0, 0.0
     coverage = np.zeros((len(fpr_limits), areas.size))
@@ -161,14 +161,13 @@ def _sorted_values(parts: list[_Sorted], fpr_limits: Sequence[float]) -> np.ndar
         which = region[order[start : start + BLOCK]]
         for total, limit in zip(coverage, fpr_limits):
             k = np.count_nonzero(before >= limit * N)  # scores that are too low to count: `before` never rises
-            ramp = _ramp(before[k:] / N, after[k:] / N, limit)
-            total += np.bincount(which[k:], ramp, minlength=areas.size)
+            total += np.bincount(which[k:], _ramp(before[k:] / N, after[k:] / N, limit), minlength=areas.size)
     # Whole regions: no rounding can lead above 1.
-    return np.array([pairs / (2 * P * N), precision / P, *(coverage / areas).mean(1)])
+    return np.array([pairs / (2 * P * N), precision / P, *(coverage / areas).mean(1)]), 0.0
 
 
 class _Binned(NamedTuple):
-    """Scores of some images in each bin, and the coverage of regions that the bin adds."""
+    """Counts of scores in each bin, and the coverage of regions that the bin adds."""
 
     good: np.ndarray
     anomalous: np.ndarray
@@ -178,8 +177,7 @@ class _Binned(NamedTuple):
     @classmethod
     def read(cls, images: Iterator, edges: np.ndarray, connectivity: int) -> "_Binned":
         """Counts the scores of `pairs` of images."""
-        good, anomalous, cover = (np.zeros(edges.size + 1) for _ in range(3))
-        regions = 0
+        (good, anomalous, cover), regions = np.zeros((3, edges.size + 1)), 0
         for scores, mask in images:
             rest = np.sort(scores.reshape(-1) if mask is None else scores[~mask])  # sorted: searches are faster
             good += np.bincount(np.searchsorted(edges, rest, "right"), minlength=good.size)
@@ -202,24 +200,19 @@ def _edges(groups: list[tuple[Iterator, int, int]], bins: int) -> np.ndarray:
     for images, _, P in groups:
         steps = [max(1, 4 * size // bins) | 1 for size in (total, P * several)]  # odd: no resonance with the width
         for scores, mask in images:
-            sample += [np.array(scores.reshape(-1)[:: steps[0]])]  # a copy: a view would keep the map
+            sample += [scores.reshape(-1)[:: steps[0]].copy()]  # a view would keep the map
             sample += [] if mask is None else [scores[mask][:: steps[1]].copy()]
     sample = np.unique(np.concatenate(sample))
     sample = sample if sample.dtype.kind == "f" else sample.astype(np.float64)
     return np.unique(np.concatenate([sample, np.nextafter(sample, np.inf)]))
 
 
-def _total(parts: list[_Binned]) -> list[np.ndarray]:
-    """Sums good and anomalous scores and coverage in each bin over all parts."""
-    return [np.sum([part[k] for part in parts], axis=0) for k in range(3)]
-
-
-def _binned_values(parts: list[_Binned], edges: np.ndarray, fpr_limits: Sequence[float]) -> tuple[np.ndarray, float]:
+def _binned_values(parts: list[_Binned], fpr_limits: Sequence[float], edges: np.ndarray) -> tuple[np.ndarray, float]:
     """Computes the values over all parts as if the scores of a bin were tied, and a bound of the error.
 
     The bound puts all good scores of each bin below, then all above, its anomalous ones, except in bins of one score.
     """
-    good, anomalous, cover = _total(parts)
+    good, anomalous, cover = np.sum([part[:3] for part in parts], axis=0)
     N, P, regions = good.sum(), anomalous.sum(), sum(part.regions for part in parts)
     pure = np.concatenate([[False], np.nextafter(edges[:-1], np.inf) == edges[1:], [False]])
     columns = good, good[::-1].cumsum()[::-1], anomalous, anomalous[::-1].cumsum()[::-1], cover, pure
@@ -241,16 +234,12 @@ def _binned_values(parts: list[_Binned], edges: np.ndarray, fpr_limits: Sequence
 
 
 class PixelScores:
-    """Reads all images once and computes pixel metrics over all of them or over those of some kinds.
+    """Sorts all pixels once and computes metrics over all images or over those of some kinds (None: one kind).
 
-    Every map and mask is read twice, to check and to sort; above `pixel_limit` a third time, to fill the bins. Memory
-    up to `pixel_limit` pixels: 4 bytes for a good score and 16 for an anomalous one (float32), and while numbers over
-    several kinds are computed 20, for a curve 80, more for an anomalous one. Above: 24 bytes for each bin of each
-    kind, and less than 100 MB, however many pixels there are. Besides this one image at a time.
-
-    Args:
-        maps, masks, connectivity, pixel_limit, bins: as for `metrics.pixel_metrics`.
-        kinds: the kind of each image; None: all the same.
+    Arguments as for `metrics.pixel_metrics`. Every map and mask is read twice, to check and to sort; above
+    `pixel_limit` a third time, to fill the bins. Memory up to `pixel_limit` pixels: 4 bytes for a good score and 16 for
+    an anomalous one (float32), and 20 more for an anomalous one while several kinds are merged, 80 for a curve. Above:
+    24 bytes for each bin of each kind, and less than 100 MB, however many pixels there are. Besides, one image.
     """
 
     def __init__(
@@ -261,18 +250,17 @@ class PixelScores:
         kinds = [None] * len(maps) if kinds is None else kinds
         places = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)}
         self.counts = {kind: tuple(map(int, counts[at].sum(0))) for kind, at in places.items()}  # good, anomalous
-        self.parts, self.edges = {}, None
+        self.parts, self.edges, both = {}, None, counts.any(0).all()
 
         def images(kind):
             return pairs((maps[i] for i in places[kind]), (masks[i] for i in places[kind]))
 
-        if counts.sum() > pixel_limit and counts.any(0).all():
+        if both and counts.sum() > pixel_limit:
             self.edges = _edges([(images(kind), *self.counts[kind]) for kind in places], bins)
-        for kind in places if counts.any(0).all() else ():
-            if self.edges is None:
-                self.parts[kind] = _Sorted.read(images(kind), *self.counts[kind], dtype, connectivity)
-            else:
-                self.parts[kind] = _Binned.read(images(kind), self.edges, connectivity)
+            self.parts = {kind: _Binned.read(images(kind), self.edges, connectivity) for kind in places}
+        elif both:
+            read = partial(_Sorted.read, dtype=dtype, connectivity=connectivity)
+            self.parts = {kind: read(images(kind), *self.counts[kind]) for kind in places}
 
     def _chosen(self, kinds: Iterable[Hashable] | None) -> list:
         """Returns the parts of some kinds (None: all); none where they hold no good or no anomalous pixel."""
@@ -280,16 +268,14 @@ class PixelScores:
         both = chosen and np.sum([self.counts[kind] for kind in chosen], axis=0).all()
         return [self.parts[kind] for kind in chosen] if both else []
 
-    def metrics(self, fpr_limits: Sequence[float] = (0.3, 0.05), kinds: Iterable[Hashable] | None = None) -> dict:
+    def metrics(self, fpr_limits: Sequence[float], kinds: Iterable[Hashable] | None = None) -> dict[str, float]:
         """Computes the result of `metrics.pixel_metrics` over the images of some kinds; None: over all."""
         if not all(0 < limit <= 1 for limit in fpr_limits):
             raise ValueError(f"expected FPR limits in (0, 1], got {fpr_limits}")
         values, bound = [NAN] * (2 + len(fpr_limits)), 0.0
         if parts := self._chosen(kinds):
-            if self.edges is None:
-                values = _sorted_values(parts, fpr_limits)
-            else:
-                values, bound = _binned_values(parts, self.edges, fpr_limits)
+            given = (parts, fpr_limits)
+            values, bound = _sorted_values(*given) if self.edges is None else _binned_values(*given, self.edges)
         names = ["pixel_auroc", "pixel_ap", *(f"aupro_{limit:g}" for limit in fpr_limits), "error_bound"]
         return dict(zip(names, map(float, [*values, bound])))
 
@@ -302,7 +288,7 @@ class PixelScores:
             before, after = _above(parts, scores)
             weights = 1 / areas[region[order]]
         else:
-            good, _, weights = _total(parts)
+            good, _, weights = np.sum([part[:3] for part in parts], axis=0)
             after = good[::-1].cumsum()[::-1]
             before, after, weights = (column[weights > 0] for column in (after - good, after, weights))
         N = sum(good for good, _ in self.counts.values())

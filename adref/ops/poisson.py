@@ -52,16 +52,11 @@ def poisson_blend(
         solver: "fast": sine transform for a rectangle, boundary charges for other regions (with a finite stiffness:
             sparse); "sparse": sparse LU, the reference. Both are exact: 1e-13, for a stiffness of 1e-6 still 1e-9.
 
-    Returns:
-        the blend; nothing is solved where Omega is empty.
-
-    Raises:
-        ValueError: shapes that do not fit, a stiffness that is not positive.
+    Where Omega is empty nothing is solved.
     """
     if source.shape != target.shape or source.shape[1:] != region.shape or region.dtype != bool:
-        raise ValueError(
-            f"expected (C, H, W) twice and bool (H, W), got {source.shape}, {target.shape}, {region.shape}"
-        )
+        shapes = f"{source.shape}, {target.shape}, {region.shape} {region.dtype}"
+        raise ValueError(f"expected (C, H, W) twice and bool (H, W), got {shapes}")
     if (stiffness is not None and not 0 < stiffness < np.inf) or solver not in ("fast", "sparse"):
         raise ValueError(f"expected a positive stiffness or None, fast or sparse; got {stiffness}, {solver!r}")
     source, values = source.astype(np.float64), target.astype(np.float64)
@@ -80,13 +75,13 @@ def poisson_blend(
     rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
     box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     if solver == "fast" and not region[box].all() and boundary.sum() <= LARGEST_BOUNDARY:
-        channels = (slice(None), *box)
-        solution = solve_charges(right[channels], edge[channels], omega[box], boundary[box])
+        boxed = (slice(None), *box)
+        solution = solve_charges(right[boxed], edge[boxed], omega[box], boundary[box])
     else:
         right += _neighbour_sum(edge * boundary)  # the known values go to the right side
         if solver == "fast" and region[box].all():
-            inside = (slice(None), slice(rows[0] + 1, rows[-1]), slice(columns[0] + 1, columns[-1]))
-            solution = solve_rectangle(right[inside]).reshape(len(values), -1)
+            inside = right[:, rows[0] + 1 : rows[-1], columns[0] + 1 : columns[-1]]
+            solution = solve_rectangle(inside).reshape(len(values), -1)
         else:
             solution = _solve_sparse(omega, 4.0 - _neighbour_sum(omega.astype(np.float64)), right)
     values[:, omega] = solution if mixed else solution + source[:, omega]
@@ -120,18 +115,14 @@ def _solve_sparse(region: np.ndarray, extra: np.ndarray, right: np.ndarray) -> n
     """Solves (degree + extra) f_p - sum of the neighbours in the region = right_p by a sparse LU: (C, n)."""
     number = np.full(region.shape, -1)
     number[region] = np.arange(region.sum())
-    below = region[:-1] & region[1:], number[:-1], number[1:]
-    beside = region[:, :-1] & region[:, 1:], number[:, :-1], number[:, 1:]
-    i = np.concatenate([first[both] for both, first, _ in (below, beside)])
-    j = np.concatenate([second[both] for both, _, second in (below, beside)])
+    below, beside = region[:-1] & region[1:], region[:, :-1] & region[:, 1:]
+    i = np.concatenate((number[:-1][below], number[:, :-1][beside]))  # neighbours i and j, each pair once
+    j = np.concatenate((number[1:][below], number[:, 1:][beside]))
     diagonal = (_neighbour_sum(region.astype(np.float64)) + extra)[region]
-    n = len(diagonal)
-    entries = np.concatenate((diagonal, np.full(2 * len(i), -1.0)))
-    places = (np.concatenate((np.arange(n), i, j)), np.concatenate((np.arange(n), j, i)))
-    matrix = scipy.sparse.csc_matrix((entries, places), shape=(n, n))
-    factors = scipy.sparse.linalg.splu(
-        matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
-    )
+    own, entries = np.arange(len(diagonal)), np.concatenate((diagonal, np.full(2 * len(i), -1.0)))
+    places = (np.concatenate((own, i, j)), np.concatenate((own, j, i)))
+    symmetric = {"permc_spec": "MMD_AT_PLUS_A", "diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
+    factors = scipy.sparse.linalg.splu(scipy.sparse.csc_matrix((entries, places)), **symmetric)
     return factors.solve(np.ascontiguousarray(right[:, region].T)).T
 
 
@@ -148,8 +139,7 @@ def solve_charges(right: np.ndarray, edge: np.ndarray, omega: np.ndarray, bounda
 
     Args:
         right, edge: (C, H, W), read on Omega and on dR.
-        omega: (H, W) bool; no pixel of it lies on the frame of the box.
-        boundary: (H, W) bool, dR.
+        omega, boundary: (H, W) bool, the second dR; no pixel of Omega lies on the frame of the box.
 
     Returns:
         (C, n), the solution at the pixels of Omega in row-major order.
@@ -161,20 +151,17 @@ def solve_charges(right: np.ndarray, edge: np.ndarray, omega: np.ndarray, bounda
     eigenvalues[0, 0] = 2 - 2 * np.cos(2 * np.pi / max(shape))
 
     def potential(charges):
-        return scipy.fft.irfft2(scipy.fft.rfft2(charges, s=shape) / eigenvalues, s=shape)[
-            :, : omega.shape[0], : omega.shape[1]
-        ]
+        whole = scipy.fft.irfft2(scipy.fft.rfft2(charges, s=shape) / eigenvalues, s=shape)
+        return whole[:, : omega.shape[0], : omega.shape[1]]
 
-    kernel = scipy.fft.irfft2(1 / eigenvalues, s=shape)
     y, x = np.nonzero(boundary)
-    dy, dx = y[:, None] - y, x[:, None] - x
-    matrix = kernel[dy, dx]  # negative indices wrap around, as the torus does
+    # The kernel of G at all differences: negative indices wrap around, as the torus does.
+    matrix = scipy.fft.irfft2(1 / eigenvalues, s=shape)[y[:, None] - y, x[:, None] - x]
     charges = np.where(omega, right, 0.0)
     wanted = edge[:, y, x] - potential(charges)[:, y, x]
     # matrix q + c = wanted and sum(q) = -sum(right): one factorisation for all channels and the column of ones.
     factor = scipy.linalg.cho_factor(matrix, overwrite_a=True, check_finite=False)
     solved = scipy.linalg.cho_solve(factor, np.vstack((wanted, np.ones(len(y)))).T, check_finite=False).T
-    missing = solved[:-1].sum(axis=1) + charges.sum(axis=(1, 2))
-    constant = missing / solved[-1].sum()
+    constant = (solved[:-1].sum(axis=1) + charges.sum(axis=(1, 2))) / solved[-1].sum()
     charges[:, y, x] = solved[:-1] - constant[:, None] * solved[-1]
     return potential(charges)[:, omega] + constant[:, None]

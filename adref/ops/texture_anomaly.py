@@ -1,6 +1,6 @@
 """Texture anomalies: textures pasted under masks of thresholded Perlin noise.
 
-V. Zavrtanik, M. Kristan, D. Skocaj, "DRAEM", ICCV 2021, section 3.3, and the authors' code.
+V. Zavrtanik, M. Kristan, D. Skocaj, "DRAEM", ICCV 2021, section 3.3. The defaults are those of the authors' code.
 """
 
 from collections.abc import Sequence
@@ -22,49 +22,41 @@ def rotate_randomly(image: Tensor, rng: np.random.Generator, probability: float,
 
 
 def draw_texture(
-    rng: np.random.Generator, textures: Sequence[Tensor] | None, images: Sequence[Tensor] | None, *,
-    own_share: float, operations: str, operation_count: int, channel_order: str,
+    rng: np.random.Generator, textures: Sequence[Tensor] | None, images: Sequence[Tensor] | None, *, own_share: float,
+    operations: str = "code", operation_count: int = 3, channel_order: str = "rgb",
 ) -> Tensor:  # fmt: skip
-    """Draws a texture and changes it by a few different operations in random order.
+    """Draws a texture and changes it by different operations in random order: (3, H, W) float32 in [0, 1].
 
     Args:
         rng: the random stream.
         textures, images: textures and training images, uint8 (3, H, W) each.
-        own_share: share of textures that are training images, moved cyclically; 0 needs no `images`.
+        own_share: share of textures that are training images, moved cyclically; above 0 `images` are needed.
         operations: "code", the ten kinds of the authors' code, or "paper", the seven of the article.
-        operation_count: how many operations are applied.
+        operation_count: how many are applied.
         channel_order: "rgb" or "bgr", the order that the colour operations assume.
-
-    Returns:
-        (3, H, W) float32 in [0, 1].
     """
     own = own_share > 0 and rng.random() < own_share
     pictures = images if own else textures
     texture = pictures[int(rng.integers(len(pictures)))]
     if own:  # moved, because in place it would often equal what it covers
         texture = texture.roll(tuple(int(rng.integers(side)) for side in texture.shape[1:]), (1, 2))
-    kinds = OPERATIONS if operations == "code" else PAPER_OPERATIONS
-    drawn = draw_operations(rng, operation_count, kinds)
+    drawn = draw_operations(rng, operation_count, OPERATIONS if operations == "code" else PAPER_OPERATIONS)
     changed = apply_operations(texture.permute(1, 2, 0).numpy(), drawn, channel_order)
     return torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1))).float() / 255
 
 
 def draw_mask(
-    rng: np.random.Generator, shape: tuple[int, int], *, exponents: tuple[int, int], degrees: float,
-    thresholds: tuple[float, float],
+    rng: np.random.Generator, shape: tuple[int, int], *, exponents: tuple[int, int] = (0, 5), degrees: float = 90.0,
+    thresholds: tuple[float, float] = (0.5, 0.5),
 ) -> np.ndarray:  # fmt: skip
     """Draws a mask (H, W) in {0, 1}: Perlin noise, rotated by U(-degrees, degrees), above U(*thresholds).
 
     The lattice of the noise has 2^i x 2^j cells, i and j drawn from `exponents` (smallest, largest).
     """
-    noise = perlin(draw_perlin(rng, shape, *exponents), shape)
-    noise = rotate(noise, rng.uniform(-degrees, degrees))
+    noise = rotate(perlin(draw_perlin(rng, shape, *exponents), shape), rng.uniform(-degrees, degrees))
     return threshold(noise, rng.uniform(*thresholds))
 
 
 def blend(image: Tensor, texture: Tensor, mask: Tensor, weight: float) -> Tensor:
-    """Blends a texture into an image under a mask: (1 - M) I + M ((1 - weight) I + weight A); equal to I where M is 0.
-
-    All (C, H, W), the mask (1, H, W).
-    """
+    """Computes (1 - M) I + M ((1 - weight) I + weight A) of (C, H, W), M (1, H, W); equal to I where M is 0."""
     return torch.where(mask > 0, (1 - weight) * image + weight * texture, image)

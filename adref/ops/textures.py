@@ -13,8 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from adref.ops.perlin import rotate
 
-Drawn = tuple[tuple[str, tuple], ...]
-"""Names of operations with their numbers, in the order of application."""
+Drawn = tuple[tuple[str, tuple], ...]  # names of operations with their numbers, in the order of application
 
 
 def draw_operations(rng: np.random.Generator, count: int = 3, operations: Iterable[str] | None = None) -> Drawn:
@@ -27,8 +26,8 @@ def draw_operations(rng: np.random.Generator, count: int = 3, operations: Iterab
 def apply_operations(texture: np.ndarray, drawn: Drawn, channel_order: Literal["rgb", "bgr"] = "rgb") -> np.ndarray:
     """Applies drawn operations to a texture (H, W, 3) uint8 RGB one after the other.
 
-    `channel_order` "bgr" repeats a mistake of DRAEM's code, which passes BGR arrays to operations that expect RGB: red
-    and blue are swapped in the colour spaces (and in the order of gamma's exponents).
+    "bgr" repeats a mistake of DRAEM's code, which passes BGR arrays to operations that expect RGB: red and blue are
+    swapped in the colour spaces (and in the order of gamma's exponents).
     """
     if texture.dtype != np.uint8 or texture.ndim != 3 or texture.shape[2] != 3:
         raise ValueError(f"expected a texture (H, W, 3) uint8, got {texture.shape} {texture.dtype}")
@@ -39,7 +38,7 @@ def apply_operations(texture: np.ndarray, drawn: Drawn, channel_order: Literal["
     return np.array(texture[..., ::step])
 
 
-# -- the ten operations: (H, W, 3) uint8 -> (H, W, 3) uint8 -----------------------------------------------------------
+# -- the ten operations: (H, W, 3) uint8 -> (H, W, 3) uint8, and how their numbers are drawn --------------------------
 
 
 def gamma(texture: np.ndarray, *exponents: float) -> np.ndarray:
@@ -54,8 +53,7 @@ def brightness(texture: np.ndarray, space: str, factor: float, addend: int, mult
 
     The luminance of `SPACES` is Y, V, L, L, L and Y.
     """
-    converted = to_space(texture, space)
-    channel = {"HSV": 2, "HLS": 1}.get(space, 0)
+    converted, channel = to_space(texture, space), {"HSV": 2, "HLS": 1}.get(space, 0)
     table = np.arange(256, dtype=np.float32)
     for multiply in (multiply_first, not multiply_first):
         table = np.clip(np.floor(table * np.float32(factor)) if multiply else table + addend, 0, 255)
@@ -70,8 +68,7 @@ def sharpness(texture: np.ndarray, factor: float) -> np.ndarray:
 
 def hue_and_saturation(texture: np.ndarray, hue: int, saturation: int) -> np.ndarray:
     """Adds trunc(180 hue / 255) to H modulo 180 and saturation to S, clipped (imgaug AddToHueAndSaturation)."""
-    hsv = to_space(texture, "HSV")
-    level = np.arange(256)
+    hsv, level = to_space(texture, "HSV"), np.arange(256)
     hsv[..., 0] = ((level + int(180 * hue / 255)) % 180).astype(np.uint8)[hsv[..., 0]]
     hsv[..., 1] = np.clip(level + saturation, 0, 255).astype(np.uint8)[hsv[..., 1]]
     return from_space(hsv, "HSV")
@@ -105,9 +102,6 @@ def equalise(texture: np.ndarray) -> np.ndarray:
     return np.asarray(ImageOps.equalize(Image.fromarray(texture)))
 
 
-# -- their random numbers ---------------------------------------------------------------------------------------------
-
-
 class Operation(NamedTuple):
     """A function of a texture and some numbers, and how to draw these."""
 
@@ -123,16 +117,12 @@ def _draw_brightness(rng: np.random.Generator) -> tuple[str, float, int, bool]:
     return space, rng.uniform(0.8, 1.2), int(rng.integers(-30, 31)), bool(rng.random() < 0.5)
 
 
-def _draw_solarise(rng: np.random.Generator) -> tuple[int | None]:
-    return (int(rng.integers(32, 128)) if rng.random() < 0.5 else None,)
-
-
 OPERATIONS: dict[str, Operation] = {
     "gamma": Operation(lambda rng: tuple(rng.uniform(0.5, 2.0, size=3).tolist()), gamma),
     "brightness": Operation(_draw_brightness, brightness),
     "sharpness": Operation(lambda rng: (rng.uniform(0.0, 2.0),), sharpness),
     "hue_and_saturation": Operation(lambda rng: tuple(rng.integers(-50, 51, size=2).tolist()), hue_and_saturation),
-    "solarise": Operation(_draw_solarise, solarise),
+    "solarise": Operation(lambda rng: (int(rng.integers(32, 128)) if rng.random() < 0.5 else None,), solarise),
     "posterise": Operation(lambda rng: (int(rng.integers(1, 9)),), posterise),
     "invert": Operation(lambda rng: (), invert),
     "autocontrast": Operation(lambda rng: (int(rng.integers(0, 21)),), autocontrast),
@@ -141,10 +131,8 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 # The paper's "colour change" is read as hue_and_saturation, which stands in its place in the authors' code.
-PAPER_OPERATIONS = (
-    "posterise", "sharpness", "solarise", "equalise", "brightness", "hue_and_saturation", "autocontrast",
-)  # fmt: skip
-
+PAPER_OPERATIONS = ("posterise", "sharpness", "solarise", "equalise", "brightness", "hue_and_saturation",
+                    "autocontrast")  # fmt: skip
 
 # -- colour spaces: OpenCV's 8-bit conventions ------------------------------------------------------------------------
 # Formulas: "Color conversions" in OpenCV's documentation. Channels in the order of the name. HSV and HLS keep half the
@@ -172,8 +160,8 @@ def to_space(texture: np.ndarray, space: str) -> np.ndarray:
         high, low = np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
         chroma = high - low
         divisor = np.maximum(chroma, 1)  # at chroma 0 the differences are 0, too
-        green_or_blue = np.where(high == g, 2 + (b - r) / divisor, 4 + (r - g) / divisor)
-        hue = np.rint(30 * np.where(high == r, (g - b) / divisor, green_or_blue))
+        hue = np.where(high == g, 2 + (b - r) / divisor, 4 + (r - g) / divisor)
+        hue = np.rint(30 * np.where(high == r, (g - b) / divisor, hue))
         hue += 180 * (hue < 0)
         if space == "HSV":
             return _pack(hue, 255 * chroma / np.maximum(high, 1), high)
@@ -238,7 +226,7 @@ def _cube(f: np.ndarray) -> np.ndarray:
 
 
 def _to_linear() -> np.ndarray:
-    """Tabulates sRGB's transfer function, (256,) float32: 8-bit value to linear light in [0, 1]."""
+    """Tabulates the linear light in [0, 1] of each 8-bit sRGB value: (256,) float32."""
     s = np.arange(256) / 255
     return np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4).astype(np.float32)
 

@@ -166,6 +166,7 @@ def load_tensors(path: str | Path, refusal: str):
     except Exception as error:  # torch raises a dozen kinds for a damaged file, some without words
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         reason = "it holds more than tensors" if "weights_only" in reason or "Weights only" in reason else reason
+        reason = reason if " " in reason else "no file of torch.save or numpy.savez"
         raise UserError(f"{refusal}: {reason}") from None
 
 

@@ -1,5 +1,6 @@
 """The ingredients of a run: its split, its method at the first weights, and the inputs of `corrupt`."""
 
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from adref.data.layouts import Category, Record, digest, list_images, raise_if_a
 from adref.data.sample import VERSION as SAMPLE_VERSION
 from adref.data.sample import generated_textures
 from adref.method import Sources, Trainable
-from adref.options import UserError, names
+from adref.options import Notice, UserError, names
 from adref.run.config import RunSettings
 from adref.run.directory import build, load_tensors, non_finite
 from adref.run.files import sha256
@@ -70,6 +71,11 @@ def open_sources(method: Trainable, images: Images, categories: list[str],
     """
     o, limit, known, needs = method.options, settings.memory_limit * 2**30, {}, method.needs
     textures = sizes = anomalies = None
+    for need, value in (("textures", settings.textures), ("sizes", settings.defect_sizes),
+                        ("anomalies", settings.anomaly_images)):  # fmt: skip
+        if value is not None and need not in needs:
+            text = f"{value} is not used: with these options the method draws from no {need}"
+            warnings.warn(text, Notice, stacklevel=2)
     if "textures" in needs and settings.textures is None:
         print("No --textures FOLDER: using 300 generated textures (DRAEM's paper: photographs of textures, DTD).")
         textures = torch.from_numpy(generated_textures(300, max(o.size), seed=0))[:, :, : o.size[0], : o.size[1]]

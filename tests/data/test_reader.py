@@ -49,10 +49,7 @@ MODES = {  # bytes of a file of one row, its pixels as RGB
     "RGBA, WebP": (pixels("RGBA", [(9, 9, 9, 0), (1, 2, 3, 255)], "WEBP", lossless=True), [WHITE, [1, 2, 3]]),
     # 12 * 100 + 255 * 155 = 40725, / 255 = 159.7
     "LA": (pixels("LA", [(10, 128), (12, 100), (0, 0), (7, 255)]), grey([132, 160, 255, 7])),
-    "RGB with a transparent colour": (
-        pixels("RGB", [(1, 2, 3), (4, 5, 6)], transparency=(1, 2, 3)),
-        [WHITE, [4, 5, 6]],
-    ),
+    "RGB, transparent colour": (pixels("RGB", [(1, 2, 3), (4, 5, 6)], transparency=(1, 2, 3)), [WHITE, [4, 5, 6]]),
     "L with a transparent value": (pixels("L", [5, 6], transparency=5), grey([255, 6])),
     "CMYK": (pixels("CMYK", [(0, 0, 0, 0), (0, 0, 0, 255)], "TIFF"), grey([255, 0])),
     "16-bit PNG": (png(16, 0, 10, [np.array(DEEP, ">u2").tobytes()]), DEEP_8),

@@ -39,15 +39,10 @@ def test_output_equals_timms_and_the_authors(width):
 
 def test_parts_and_names():
     attention = CoordinateAttention(width=768, reduction=32)
-    assert parameters(attention.conv1) == 18_456 and parameters(attention.bn1) == 48
-    assert parameters(attention.conv_h) == parameters(attention.conv_w) == 19_200
+    counts = {"conv1": 18_456, "bn1": 48, "conv_h": 19_200, "conv_w": 19_200}
+    assert {name: parameters(part) for name, part in attention.named_children()} == counts
     assert attention.bn1.eps == 1e-5 and attention.bn1.momentum == 0.1
-    assert {name.split(".")[0] for name in attention.state_dict()} == {"conv1", "bn1", "conv_h", "conv_w"}
-
-
-@pytest.mark.parametrize(("width", "reduction", "inner"), [(768, 32, 24), (768, 16, 48), (100, 32, 8), (330, 32, 10)])
-def test_inner_channels_are_at_least_eight(width, reduction, inner):
-    assert CoordinateAttention(width=width, reduction=reduction).conv1.out_channels == inner
+    assert CoordinateAttention(width=330, reduction=32).conv1.out_channels == 10
 
 
 @pytest.mark.holds("vit_autoencoder", "c")
@@ -58,8 +53,7 @@ def test_all_weights_zero_give_a_quarter():
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     x = a_map()
-    assert torch.equal(attention(x), 0.25 * x)
-    assert torch.equal(attention.train()(x), 0.25 * x)
+    assert torch.equal(attention(x), 0.25 * x) and torch.equal(attention.train()(x), 0.25 * x)
 
 
 @pytest.mark.holds("vit_autoencoder", "b")
@@ -70,15 +64,6 @@ def test_pools():
     attention(torch.arange(6.0, dtype=torch.float64).view(1, 1, 2, 3).repeat(1, 8, 1, 1))
     assert seen[0].shape == (1, 8, 5, 1)
     assert seen[0][0, 0].flatten().tolist() == pytest.approx([1, 4, 1.5, 2.5, 3.5], abs=1e-15)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_transposed_input_and_swapped_convolutions_transpose_the_output(training):
-    attention, other = filled().train(training), filled().train(training)
-    other.conv_h, other.conv_w = other.conv_w, other.conv_h
-    x = a_map()
-    assert torch.allclose(other(x.transpose(2, 3)), attention(x).transpose(2, 3), atol=1e-14, rtol=0)
-    assert (attention(x.transpose(2, 3)) - attention(x).transpose(2, 3)).abs().max() > 1e-3  # without the swap
 
 
 @pytest.mark.holds("vit_autoencoder", "b", "c")
@@ -96,10 +81,9 @@ def test_output_equals_a_slow_formula():
         return 1 / (1 + np.exp(-(state[f"{name}.weight"][:, :, 0, 0] @ inner + state[f"{name}.bias"])))
 
     found = attention(a_map())[0].detach().numpy()
-    for i in range(6):
-        for j in range(10):
-            expected = x[:, i, j] * gate("conv_h", x[:, i].mean(1)) * gate("conv_w", x[:, :, j].mean(1))
-            assert np.abs(found[:, i, j] - expected).max() < 1e-14
+    for i, j in np.ndindex(6, 10):
+        expected = x[:, i, j] * gate("conv_h", x[:, i].mean(1)) * gate("conv_w", x[:, :, j].mean(1))
+        assert np.abs(found[:, i, j] - expected).max() < 1e-14
 
 
 def test_evaluation_mode_takes_each_image_by_itself_and_training_mode_does_not():

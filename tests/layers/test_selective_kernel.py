@@ -54,27 +54,6 @@ def test_zero_last_weights_give_the_arithmetic_mean():
     torch.testing.assert_close(fusion(maps), torch.stack(maps).mean(dim=0), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("count", [2, 5])
-def test_weights_sum_to_one_over_the_maps(count):
-    """For every image and channel, and they differ."""
-    fusion = golden.fill(build(12, count)).double()
-    weights = fusion.weights([9 * m for m in maps_of(count)])
-    assert weights.shape == (count, 2, 12, 1, 1) and weights.min() > 0
-    torch.testing.assert_close(weights.sum(dim=0), torch.ones(2, 12, 1, 1, dtype=torch.float64), rtol=0, atol=1e-14)
-    assert weights.std(dim=0).min() > 0 and weights.std(dim=2).min() > 0
-
-
-def test_maps_permuted_with_their_matrices_change_nothing():
-    """Without the matrices they do."""
-    fusion, maps, order = golden.fill(build(12, 4)).double(), maps_of(), [2, 0, 3, 1]
-    before, moved = fusion(maps), [maps[i] for i in order]
-    assert (fusion(moved) - before).abs().max() > 1e-3
-    matrices = [fusion.fcs[i].weight.detach().clone() for i in order]
-    for fc, matrix in zip(fusion.fcs, matrices):
-        fc.weight.data = matrix
-    torch.testing.assert_close(fusion(moved), before, rtol=0, atol=1e-14)
-
-
 @pytest.mark.holds("noise_to_norm", "5")
 def test_against_a_slow_loop():
     """s, z, logits and softmax in numbers, one channel after the other; the slope of the PReLU is one for all."""
@@ -97,7 +76,8 @@ def test_against_a_slow_loop():
 
 def test_weights_know_no_position():
     """Though the paper's text says so: shuffled pixels get the weights that they had."""
-    fusion, maps = golden.fill(build(12, 4)).double(), maps_of()
+    fusion, maps = golden.fill(build(12, 4)).double(), [9 * m for m in maps_of()]
+    assert fusion.weights(maps).std(dim=0).min() > 0
     order = torch.randperm(35, generator=torch.Generator().manual_seed(1))
     shuffled = [m.flatten(2)[:, :, order].view_as(m) for m in maps]
     torch.testing.assert_close(fusion.weights(shuffled), fusion.weights(maps), rtol=0, atol=1e-14)

@@ -35,9 +35,6 @@ def small(**changes) -> VisionTransformer:
     return VisionTransformer(**{**form, **changes})
 
 
-# -- the encoder -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.holds("vit_autoencoder", "4", "a")
 def test_encoder_equals_timms():
     network = golden.fill(small(**SIZE)).double()
@@ -70,17 +67,6 @@ def test_initialisation():
     assert network.cls_token.std().item() == pytest.approx(0.02, rel=0.2)
 
 
-def test_token_order():
-    """map[0, r, c] is 24 r + c, without the class token."""
-    network = small(size=(384, 384), width=4, depth=0, heads=1)
-    tokens = torch.zeros(1, 577, 4)
-    tokens[0, 1:, 0], tokens[0, 0, 0] = torch.arange(576), -1000
-    rows, columns = torch.meshgrid(torch.arange(24), torch.arange(24), indexing="ij")
-    found = network.to_map(tokens)
-    assert found.shape == (1, 4, 24, 24)
-    assert torch.equal(found[0, 0], (24 * rows + columns).float()) and not found[0, 1:].any()
-
-
 def test_patches_are_in_row_major_order():
     """From the image on and on a rectangle: the mean of each patch is the number of its token."""
     embedding = PatchEmbedding(8, 1)
@@ -94,11 +80,10 @@ def test_patches_are_in_row_major_order():
 def test_class_token():
     """ "drop" leaves it out of the map, "add" adds it to every position, "none" has none."""
     tokens = golden.hashed("tokens", 2, 25, 8)
-    rectangle = {"size": (64, 96)}
-    dropped = small(**rectangle).to_map(tokens)
-    added = small(**rectangle, class_token="add").to_map(tokens)
+    dropped, added = (small(size=(64, 96), class_token=token).to_map(tokens) for token in ("drop", "add"))
+    assert torch.equal(dropped[:, :, 2, 5], tokens[:, 1 + 2 * 6 + 5])
     assert torch.equal(added, dropped + tokens[:, 0, :, None, None])
-    assert torch.equal(small(**rectangle, class_token="none").to_map(tokens[:, 1:]), dropped)
+    assert torch.equal(small(size=(64, 96), class_token="none").to_map(tokens[:, 1:]), dropped)
     with_token, without = small(), small(class_token="none")
     assert with_token.pos_embed.shape == (1, 17, 8) and without.pos_embed.shape == (1, 16, 8)
     assert set(with_token.state_dict()) - set(without.state_dict()) == {"cls_token"}
@@ -109,15 +94,14 @@ def test_attention_equals_a_slow_formula():
     x = golden.hashed("tokens", 2, 5, 12).double() - 0.5
     w, b, p, c = (t.detach().numpy() for t in (layer.qkv.weight, layer.qkv.bias, layer.proj.weight, layer.proj.bias))
     expected = np.empty((2, 5, 12))
-    for image in range(2):
+    for image, n in np.ndindex(2, 5):
         rows = x[image].numpy() @ w.T + b  # (N, 36): queries, keys, values, each the heads one after the other
-        for n in range(5):
-            joined = []
-            for head in range(3):
-                q, k, v = (rows[:, 12 * part + 4 * head : 12 * part + 4 * head + 4] for part in range(3))
-                weights = [math.exp(sum(q[n] * k[m]) / math.sqrt(4)) for m in range(5)]
-                joined.extend(sum(weights[m] * v[m] for m in range(5)) / sum(weights))
-            expected[image, n] = p @ np.array(joined) + c
+        joined = []
+        for head in range(3):
+            q, k, v = (rows[:, 12 * part + 4 * head : 12 * part + 4 * head + 4] for part in range(3))
+            weights = [math.exp(sum(q[n] * k[m]) / math.sqrt(4)) for m in range(5)]
+            joined.extend(sum(weights[m] * v[m] for m in range(5)) / sum(weights))
+        expected[image, n] = p @ np.array(joined) + c
     assert np.abs(layer(x).detach().numpy() - expected).max() < 1e-12
 
 
@@ -127,45 +111,23 @@ def test_sides_and_heads_that_do_not_fit(changes):
         small(**changes)
 
 
-# -- timm's state ------------------------------------------------------------------------------------------------------
-
-
 def state_of(**changes) -> dict[str, torch.Tensor]:
     return dict(golden.fill(small(**changes)).state_dict())
 
 
-def test_load_timm_takes_a_good_state_and_leaves_its_classifier():
-    classifier = {
-        "head.weight": torch.zeros(10, 8), "head.bias": torch.zeros(10), "head_dist.weight": torch.zeros(10, 8),
-        "fc_norm.weight": torch.zeros(8), "pre_logits.fc.bias": torch.zeros(8),
-    }  # fmt: skip
-    state, network = state_of(), small()
-    network.load_timm({**classifier, **state})
-    assert set(network.state_dict()) == set(state)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
-    images = golden.hashed("images", 1, 3, 64, 64)
-    assert torch.equal(network.eval()(images), golden.fill(small())(images))
-
-
-def test_load_timm_takes_half_precision():
-    network, state = small(), {name: tensor.half() for name, tensor in state_of().items()}
-    network.load_timm(state)
+@pytest.mark.parametrize("size", [(64, 64), (64, 96)])
+def test_load_timm_takes_half_precision_and_leaves_the_classifier(size):
+    classifier = ("head.weight", "head.bias", "head_dist.weight", "fc_norm.weight", "pre_logits.fc.bias")
+    state, network = {name: tensor.half() for name, tensor in state_of(size=size).items()}, small(size=size)
+    network.load_timm({**dict.fromkeys(classifier, torch.zeros(8)), **state})
     assert all(torch.equal(tensor, state[name].float()) for name, tensor in network.state_dict().items())
-    network = small(size=(96, 96))
-    network.load_timm(state)
-    assert network.pos_embed.dtype == torch.float32 and torch.isfinite(network.pos_embed).all()
-
-
-def without(state: dict, name: str) -> dict:
-    return {key: tensor for key, tensor in state.items() if key != name}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: without(s, "norm.weight"), r"1 missing \['norm.weight'\], 0 unknown"),
+        (lambda s: {k: v for k, v in s.items() if k != "norm.weight"}, r"1 missing \['norm.weight'\], 0 unknown"),
         (lambda s: {**s, "blocks.1.norm1.bias": torch.zeros(8)}, r"1 blocks: .* 1 unknown \['blocks.1.norm1.bias'\]"),
-        (lambda s: {f"module.{name}": tensor for name, tensor in s.items()}, "18 missing .* 18 unknown"),
         (lambda s: {**s, "norm.weight": torch.zeros(9)}, r"norm.weight has shape \(9,\), not \(8,\)"),
         (lambda s: {**s, "pos_embed": torch.zeros(17, 8)}, r"pos_embed has shape \(17, 8\)"),
         (lambda s: {**s, "pos_embed": torch.zeros(1, 1, 8)}, r"pos_embed has shape \(1, 1, 8\)"),
@@ -181,20 +143,8 @@ def test_load_timm_refuses_and_changes_nothing(change, words):
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_positions_of_an_equal_grid_are_taken_as_they_are():
-    for size in ((64, 64), (64, 96), (96, 64)):
-        state, network = state_of(size=size), small(size=size)
-        network.load_timm(state)
-        assert torch.equal(network.pos_embed, state["pos_embed"])
-
-
-@pytest.mark.parametrize(
-    "grid",
-    [
-        (6, 6), (4, 6), (2, 3),
-        (2, 8), (8, 2),  # as many rows as the table has: timm takes it for a square all the same
-    ],
-)  # fmt: skip
+# (2, 8) and (8, 2) have as many rows as the table: timm takes it for a square all the same.
+@pytest.mark.parametrize("grid", SOURCED_POSITIONS)
 def test_positions_of_another_grid_are_interpolated_as_timm_does(grid):
     network = small(size=(16 * grid[0], 16 * grid[1]))
     table = golden.hashed("pos_embed", 1, 17, 8) - 0.5

@@ -32,9 +32,8 @@ def box(numbers: CutPasteNumbers) -> tuple[int, int]:
     return tuple(math.ceil(max(side) - min(side) - 1e-9) for side in (heights, widths))
 
 
-@pytest.mark.parametrize("shape", [(256, 256), (300, 200)])
-def test_rectangles_have_the_areas_and_aspects_of_the_paper(shape):
-    rng = np.random.default_rng(1)
+def test_rectangles_have_the_areas_and_aspects_of_the_paper():
+    rng, shape = np.random.default_rng(1), (300, 200)
     drawn = [draw_rectangle(rng, shape) for _ in range(4000)]
     h, w = np.array([n.size for n in drawn]).T
     area, aspect = h * w / (shape[0] * shape[1]), w / h
@@ -48,11 +47,10 @@ def test_rectangles_have_the_areas_and_aspects_of_the_paper(shape):
     assert {n.degrees for n in drawn} == {0.0}
 
 
-@pytest.mark.parametrize(("shape", "unit"), [((256, 256), 1), ((512, 700), 2)])
-def test_scars_have_the_sizes_of_the_paper(shape, unit):
+def test_scars_have_the_sizes_of_the_paper():
     rng = np.random.default_rng(2)
-    drawn = [draw_scar(rng, shape) for _ in range(3000)]
-    lengths, widths = np.array([n.size for n in drawn]).T / unit
+    drawn = [draw_scar(rng, (512, 700)) for _ in range(3000)]
+    lengths, widths = np.array([n.size for n in drawn]).T / 2  # pixels of an image whose shorter side is 256
     for sides, low, high in ((lengths, 10, 25), (widths, 2, 16)):
         assert low - 1e-9 <= sides.min() < low + 0.6 and high - 0.6 < sides.max() <= high
         np.testing.assert_allclose(np.quantile(sides, [0.25, 0.5, 0.75]), np.linspace(low, high, 5)[1:4], atol=0.6)
@@ -62,7 +60,7 @@ def test_scars_have_the_sizes_of_the_paper(shape, unit):
 
 
 @pytest.mark.parametrize("draw", [draw_rectangle, draw_scar])
-@pytest.mark.parametrize("shape", [(64, 64), (30, 200), (8, 8)])
+@pytest.mark.parametrize("shape", [(64, 64), (8, 8)])
 def test_pieces_lie_in_the_image_and_elsewhere_and_change_colour(draw, shape):
     rng, places, sources, colours = np.random.default_rng(3), [], [], []
     for _ in range(1500):
@@ -94,8 +92,7 @@ def test_there_may_be_no_other_place():
     assert corrupted.shape == (3, 40, 40) and mask.any()
 
 
-@pytest.mark.parametrize("degrees", [0.0, 17.3, -45.0 + 1e-3, 130.0])
-@pytest.mark.parametrize("size", [(3, 17), (20, 20)])
+@pytest.mark.parametrize(("degrees", "size"), [(0.0, (3, 17)), (17.3, (20, 20)), (-45.0 + 1e-3, (3, 17))])
 def test_pasting_equals_a_slow_loop(degrees, size):
     """Pixel by pixel, offsets from the box's centre as complex numbers, right + up i."""
     image, n = picture(), CutPasteNumbers((5, 11), size, degrees, (7, 13), PLAIN, 0.0)
@@ -115,19 +112,10 @@ def test_pasting_equals_a_slow_loop(degrees, size):
     assert corrupted.dtype == torch.float32 and mask.dtype == torch.float32
 
 
-@pytest.mark.parametrize("draw", [draw_rectangle, draw_scar])
-def test_masks_match_the_changed_pixels(draw):
-    rng = np.random.default_rng(8)
-    for seed in range(12):
-        image, numbers = picture((96, 70), seed), draw(rng, (96, 70))
-        kept = image.clone()
-        corrupted, mask = cut_paste(image, numbers)
-        assert torch.equal(image, kept) and corrupted.data_ptr() != image.data_ptr()
-        assert corrupted.min() >= 0 and corrupted.max() <= 1
-        assert torch.equal((corrupted != image).any(dim=0), mask > 0)  # noise: no pasted pixel equals the old one
-
-
 def test_a_piece_that_changes_nothing_is_no_anomaly():
+    image = picture((96, 70))
+    corrupted, mask = cut_paste(image, draw_scar(np.random.default_rng(8), (96, 70)))  # with its colours changed
+    assert torch.equal((corrupted != image).any(dim=0), mask > 0) and 0 <= corrupted.min() <= corrupted.max() <= 1
     image, n = torch.zeros(3, 64, 64), CutPasteNumbers((0, 0), (9, 9), 0.0, (30, 30), (0.9, 1.0, 1.0), 0.0)
     corrupted, mask = cut_paste(image, n)
     assert torch.equal(corrupted, image) and mask.sum() == 0
@@ -138,9 +126,8 @@ def test_a_piece_that_changes_nothing_is_no_anomaly():
 
 
 @pytest.mark.parametrize(
-    "factors", [(1.08, 0.93, 1.07), (0.2, 3.0, 2.5), (0.9, 1.0, 1.0), (1.0, 1.1, 1.0), (1.0, 1.0, 0.9)]
+    ("factors", "hue"), [((1.08, 0.93, 1.07), 0.1), ((0.2, 3.0, 2.5), 0.37), ((1.0, 1.0, 0.9), -0.5)]
 )
-@pytest.mark.parametrize("hue", [0.0, 0.1, 0.37, -0.5])
 def test_colours_equal_a_slow_loop(factors, hue):
     """torchvision's formulas pixel by pixel; the hue by Python's colorsys."""
     image = picture((7, 9), seed=1).double()
@@ -148,16 +135,10 @@ def test_colours_equal_a_slow_loop(factors, hue):
     image[:, 1, :3], image[:, 1, 3:6] = torch.eye(3, dtype=torch.float64), 1 - torch.eye(3, dtype=torch.float64)
     image[:, 2, 0], image[:, 2, 1] = 0, 1
 
-    def clip(v):
-        return min(max(v, 0.0), 1.0)
-
-    def luma(p):
-        return 0.2989 * p[0] + 0.587 * p[1] + 0.114 * p[2]
-
-    pixels = [[clip(factors[0] * float(v)) for v in p] for p in image.reshape(3, -1).T]
-    mean = sum(map(luma, pixels)) / len(pixels)
-    pixels = [[clip(factors[1] * v + (1 - factors[1]) * mean) for v in p] for p in pixels]
-    pixels = [[clip(factors[2] * v + (1 - factors[2]) * luma(p)) for v in p] for p in pixels]
+    luma = np.array([0.2989, 0.587, 0.114])
+    pixels = np.clip(factors[0] * image.reshape(3, -1).T.numpy(), 0, 1)
+    pixels = np.clip(factors[1] * pixels + (1 - factors[1]) * (pixels @ luma).mean(), 0, 1)
+    pixels = np.clip(factors[2] * pixels + (1 - factors[2]) * (pixels @ luma)[:, None], 0, 1)
     hsv = (colorsys.rgb_to_hsv(*p) for p in pixels)
     expected = np.array([colorsys.hsv_to_rgb((h + hue) % 1.0, s, v) for h, s, v in hsv]).T.reshape(image.shape)
     np.testing.assert_allclose(change_colour(image, factors, hue).numpy(), expected, rtol=0, atol=1e-12)

@@ -5,14 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import golden
+from figures import parameters
 from scipy import ndimage
 from test_perlin import slow_perlin, slow_rotate
 
 from adref.layers.unet import Autoencoder, UNet
 from adref.method import Sources
-from adref.methods.draem import method as module
 from adref.methods.draem.method import DRAEM, Batch, corrupt, released_keys
 from adref.methods.draem.options import ABLATIONS, PRESETS, Options
 from adref.ops.perlin import draw_perlin
@@ -20,10 +19,6 @@ from adref.ops.texture_anomaly import blend, draw_mask, draw_texture
 from adref.options import UserError, build
 
 SMALL = Options(size=(64, 64), reconstruction_width=4, discriminator_width=4, score_window=5)
-
-
-def parameters(module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 @pytest.fixture
@@ -46,18 +41,18 @@ def batch_of(options, sources, clean, count=4) -> Batch:
 def test_parameter_counts_of_the_paper_preset():
     with torch.device("meta"):
         method = DRAEM(Options())
-        assert parameters(method.reconstructor) == 69_048_579
-        assert parameters(method.discriminator) == 28_374_146
+        rebuild, segment = method.reconstructor, method.discriminator
+        assert parameters(rebuild) == 69_048_579 and parameters(segment) == 28_374_146
         assert parameters(Autoencoder(64)) == 17_271_939 and parameters(Autoencoder(32)) == 4_322_883
-        encoder = [parameters(block) for block in method.reconstructor.encoder.blocks]
-        assert encoder == [151_680, 886_272, 3_542_016, 14_161_920, 18_880_512]
-        assert [parameters(block) for block in method.reconstructor.blocks] == [14_160_384, 3_541_248, 885_888, 295_680]
-        assert [parameters(up) for up in method.reconstructor.ups] == [9_440_256, 2_360_832, 590_592, 147_840]
-        encoder = [parameters(block) for block in method.discriminator.encoder.blocks]
-        assert encoder == [40_704, 221_952, 886_272, 3_542_016, 4_721_664, 4_721_664]
-        ups, blocks = method.discriminator.ups, method.discriminator.blocks
-        assert [parameters(up) for up in ups] == [2_360_832, 1_180_416, 295_296, 73_920, 37_056]
-        assert [parameters(block) for block in blocks] == [7_080_960, 2_360_832, 590_592, 147_840, 110_976]
+    for parts, counts in (
+        (rebuild.encoder.blocks, [151_680, 886_272, 3_542_016, 14_161_920, 18_880_512]),
+        (rebuild.blocks, [14_160_384, 3_541_248, 885_888, 295_680]),
+        (rebuild.ups, [9_440_256, 2_360_832, 590_592, 147_840]),
+        (segment.encoder.blocks, [40_704, 221_952, 886_272, 3_542_016, 4_721_664, 4_721_664]),
+        (segment.ups, [2_360_832, 1_180_416, 295_296, 73_920, 37_056]),
+        (segment.blocks, [7_080_960, 2_360_832, 590_592, 147_840, 110_976]),
+    ):
+        assert list(map(parameters, parts)) == counts
 
 
 def test_shapes_of_rectangles_and_ranges():
@@ -71,13 +66,10 @@ def test_shapes_of_rectangles_and_ranges():
     assert torch.equal(maps, logits.softmax(1)[:, 1:])
 
 
-@pytest.mark.parametrize(
-    "images",
-    [torch.rand(3, 64, 64), torch.rand(1, 1, 64, 64), torch.rand(1, 3, 60, 64), 255 * torch.rand(1, 3, 64, 64)],
-)
-def test_public_edge_names_what_it_expected(images):
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 3, 60, 64), (1, 3, 64, 64)])
+def test_other_images_are_refused(shape):
     with pytest.raises(ValueError, match="expected"):
-        DRAEM(SMALL).anomaly_map(images)
+        DRAEM(SMALL).anomaly_map(torch.full(shape, 200.0 if shape == (1, 3, 64, 64) else 0.5))
 
 
 @pytest.mark.parametrize("changes", [{"size": (100, 64)}, {"score_window": 4}, {"texture_weight": (1.0, 0.2)}])
@@ -99,26 +91,16 @@ def test_initialisation():
 
 @pytest.mark.holds("draem", "5")
 def test_image_score_golden_values():
-    """A mean filter of 21 x 21 with the padding counted; its maximum."""
-
-    def score(maps):
-        return method.image_scores(maps)["score"]
-
-    method = DRAEM(Options(reconstruction_width=1, discriminator_width=1))
-    hot = torch.zeros(1, 1, 64, 64)
-    hot[0, 0, 30, 30] = 1
-    assert score(hot).item() == pytest.approx(1 / 441, rel=1e-6)
-    hot = hot.roll((-30, -30), (2, 3))  # in the corner, where 121 of the 441 pixels lie inside
-    assert score(hot).item() == pytest.approx(1 / 441, rel=1e-6)
-    mean = F.avg_pool2d(torch.ones(1, 1, 64, 64), 21, 1, 10)[0, 0]
-    assert mean[0, 0] == pytest.approx(121 / 441) and mean[0, 30] == pytest.approx(231 / 441)
-    assert score(torch.ones(2, 1, 64, 64)).tolist() == pytest.approx([1, 1])
+    """The maximum of a mean filter of 21 x 21: of one pixel in the middle and in the corner, and of ones."""
+    method, maps = DRAEM(Options(reconstruction_width=1, discriminator_width=1)), torch.zeros(3, 1, 64, 64)
+    maps[0, 0, 30, 30], maps[1, 0, 0, 0], maps[2] = 1, 1, 1
+    assert method.image_scores(maps)["score"].tolist() == pytest.approx([1 / 441, 1 / 441, 1], rel=1e-6)
 
 
 def test_schedule_falls_at_560_and_630_of_700():
-    method = DRAEM(Options(reconstruction_width=1, discriminator_width=1))
+    method, rates = DRAEM(Options(reconstruction_width=1, discriminator_width=1)), []
+    assert [stage.order for stage in method.stages] == ["replacement"]
     optimizer, schedule = method.optimizer()
-    rates = []
     for _ in range(700):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -158,11 +140,8 @@ def test_loss_against_scipy_and_numpy(sources, clean):
     anomalous = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
     true = np.where(mask, anomalous, 1 - anomalous)
     smooth = (1 - 1e-5) * true + 1e-5 * (1 - true) + 1e-5
-    expected = {
-        "l2": ((reconstruction - image) ** 2).mean(),
-        "ssim": 1 - similarity.mean(),
-        "focal": -((1 - smooth) ** 2 * np.log(smooth)).mean(),
-    }
+    focal = -((1 - smooth) ** 2 * np.log(smooth)).mean()
+    expected = {"l2": ((reconstruction - image) ** 2).mean(), "ssim": 1 - similarity.mean(), "focal": focal}
     assert {name: terms[name].item() for name in expected} == pytest.approx(expected, rel=1e-4)
     assert terms["total"].item() == pytest.approx(sum(expected.values()), rel=1e-4)
 
@@ -202,7 +181,7 @@ def test_blend_is_equation_4():
 @pytest.mark.holds("draem", "4")
 def test_texture_weight_and_threshold_readings(monkeypatch):
     """The code draws beta from [0.2, 1], the paper from [0.1, 1]; white on black shows it."""
-    monkeypatch.setattr(module, "OPERATION_COUNT", 0)  # white stays white
+    monkeypatch.setattr("adref.ops.texture_anomaly.draw_operations", lambda *_: ())  # white stays white
     black, white = torch.zeros(3, 64, 64), Sources(textures=torch.full((1, 3, 64, 64), 255, dtype=torch.uint8))
 
     def weights(low):
@@ -243,10 +222,6 @@ def test_own_textures_are_moved_training_images(clean):
     rows = {tuple(row) for image in images for row in (image[0] / 255).sort(dim=1).values.tolist()}
     assert all(tuple(row) in rows for row in texture[0].sort(dim=1).values.tolist())
     assert not any(torch.equal(texture, image / 255) for image in images)
-
-
-def test_an_epoch_draws_with_replacement():
-    assert [stage.order for stage in DRAEM(SMALL).stages] == ["replacement"]
 
 
 def authors_state(width: int, channels: int, classes: int, levels: int, suffix: str) -> dict:
@@ -305,27 +280,21 @@ def test_released_checkpoints_load_key_by_key():
     states = [authors_state(4, 3, 3, 5, ""), authors_state(4, 6, 2, 6, "_segment")]
     method = DRAEM(SMALL)
     method.load_weights(states)
-    for network, state, suffix in (
-        (method.reconstructor, states[0], ""),
-        (method.discriminator, states[1], "_segment"),
-    ):
+    for network, state, suffix in zip((method.reconstructor, method.discriminator), states, ("", "_segment")):
         names = released_keys(network, suffix)
         assert set(names.values()) == set(state)
         assert all(torch.equal(network.state_dict()[ours], state[theirs]) for ours, theirs in names.items())
 
 
-@pytest.mark.parametrize("damage", ["missing", "unknown", "width", "swapped", "one file"])
+@pytest.mark.parametrize("damage", [
+    lambda states: states[0].pop("decoder.up1.1.weight"),
+    lambda states: states[1].update({"decoder_segment.extra": torch.zeros(1)}),
+    lambda states: states[0].update(authors_state(8, 3, 3, 5, "")),
+    lambda states: states.reverse(),
+    lambda states: states.pop(),
+], ids=["missing", "unknown", "width", "swapped", "one file"])  # fmt: skip
 def test_released_checkpoints_that_do_not_fit_are_refused(damage):
     states = [authors_state(4, 3, 3, 5, ""), authors_state(4, 6, 2, 6, "_segment")]
-    if damage == "missing":
-        del states[0]["decoder.up1.1.weight"]
-    elif damage == "unknown":
-        states[1]["decoder_segment.extra"] = torch.zeros(1)
-    elif damage == "width":
-        states[0] = authors_state(8, 3, 3, 5, "")
-    elif damage == "swapped":
-        states.reverse()
-    else:
-        states.pop()
+    damage(states)
     with pytest.raises(UserError, match="--weights"):
         DRAEM(SMALL).load_weights(states)

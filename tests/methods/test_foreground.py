@@ -1,5 +1,7 @@
 """Foreground rules: the table of RealNet's code, thresholds, and morphology with squares."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -29,32 +31,18 @@ def test_rules_are_those_of_the_table():
     assert Rule._fields == ("threshold", "channel", "object", "closing", "opening") and len(RULES) == 15 + 12 + 6 + 3
 
 
-@pytest.mark.parametrize("threshold", ["otsu", "triangle"])
-@pytest.mark.parametrize("channel", ["grey", "red", "green", "blue"])
+@pytest.mark.parametrize(("threshold", "channel"), [("otsu", "grey"), ("otsu", "red"), ("triangle", "green"),
+                                                    ("triangle", "blue")])  # fmt: skip
 def test_threshold_channel_and_side(threshold, channel):
     rng = np.random.default_rng(1)
     noise = ndimage.gaussian_filter(rng.normal(size=(60, 70, 3)), (3, 3, 0))
     noise = 128 + 60 * noise / noise.std(axis=(0, 1)) + rng.normal(0, 10, (60, 70, 3))
     image = np.clip(noise, 0, 255).astype(np.uint8)
-    kept = image.copy()
     values = grey(image, "opencv") if channel == "grey" else image[..., ("red", "green", "blue").index(channel)]
     level = otsu(values).threshold if threshold == "otsu" else triangle(values)
-    bright = foreground(image, Rule(threshold, channel, "bright", 1, 1))
-    assert bright.dtype == bool
+    bright, dark = (foreground(image, Rule(threshold, channel, side, 1, 1)) for side in ("bright", "dark"))
     np.testing.assert_array_equal(bright, values.astype(int) > level)
-    np.testing.assert_array_equal(foreground(image, Rule(threshold, channel, "dark", 1, 1)), ~bright)
-    np.testing.assert_array_equal(image, kept)
-
-
-def test_grey_is_opencvs():
-    """Two colours with the same grey in OpenCV, and different ones in Pillow: OpenCV's sees one level."""
-    colours = np.stack(np.mgrid[5:256:5, 5:256:5, 5:256:5].reshape(3, 1, -1), axis=2).astype(np.uint8)
-    opencv, pillow = grey(colours, "opencv")[0], grey(colours)[0]
-    index = int(np.flatnonzero(opencv != pillow)[0])
-    image = np.full((20, 20, 3), opencv[index])
-    image[:, :10] = colours[0, index]
-    assert foreground(image, Rule("otsu", "grey", "bright", 1, 1)).all()  # Otsu's threshold of one level is 0
-    assert len(np.unique(grey(image))) == 2
+    np.testing.assert_array_equal(dark, ~bright)
 
 
 def two_levels(mask: np.ndarray) -> np.ndarray:
@@ -70,7 +58,7 @@ def slow_closing(mask: np.ndarray, side: int) -> np.ndarray:
     return ~covered
 
 
-@pytest.mark.parametrize("side", [3, 6, 8, 15])
+@pytest.mark.parametrize("side", [3, 6])
 def test_closing_and_opening_are_an_adjunction(side):
     """closing >= input >= opening, both idempotent; and away from the frame each is its definition."""
     added, removed, inner = 0, 0, (slice(2 * side, -2 * side),) * 2
@@ -95,12 +83,10 @@ def test_closing_comes_first():
     np.testing.assert_array_equal(foreground(two_levels(mask), Rule("otsu", "grey", "bright", 3, 6)), expected)
 
 
-@pytest.mark.parametrize("value", [0, 1, 255])
-@pytest.mark.parametrize("name", ["pill", "hazelnut", "bottle", "pcb1"])
-def test_an_image_of_one_colour_is_all_or_nothing(value, name):
-    found = foreground(np.full((30, 33, 3), value, np.uint8), RULES[name])
-    # Otsu's threshold is 0; the triangle's is below the value, except for 0.
-    assert found.all() == ((value > 0) == (RULES[name].object == "bright")) and found.all() == found.any()
-    assert foreground(np.zeros((1, 2, 3), np.uint8), RULES[name]).shape == (1, 2)
+def test_an_image_of_one_colour_is_all_or_nothing():
+    """Otsu's threshold is 0; the triangle's is below the value, except for 0."""
+    for name, value in itertools.product(("pill", "hazelnut", "bottle", "pcb1"), (0, 1, 255)):
+        found = foreground(np.full((30, 33, 3), value, np.uint8), RULES[name])
+        assert found.all() == ((value > 0) == (RULES[name].object == "bright")) and found.all() == found.any()
     with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\), got"):
-        foreground(np.zeros((4, 5, 3)), RULES[name])
+        foreground(np.zeros((4, 5, 3)), RULES["pill"])

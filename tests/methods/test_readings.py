@@ -65,20 +65,23 @@ def images(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
     return torch.from_numpy(made.astype(np.uint8))
 
 
+def hashes(method, pictures: torch.Tensor) -> list | None:
+    """The hash of each image, or None of methods without."""
+    found = [method.image_hash(image.permute(1, 2, 0).numpy(), method.options) for image in pictures]
+    return None if found[0] is None else found
+
+
 def outcome(name: str, changes: dict) -> dict[str, typing.Any]:
     """Everything that a reading may change, after one step of each stage and the scores of two images."""
-    method_class = METHODS[name]
-    o = option_tools.replace(method_class.Options(), {**SMALL[name], **changes})
+    o = option_tools.replace(METHODS[name].Options(), {**SMALL[name], **changes})
     torch.manual_seed(0)
-    method = golden.fill(method_class(o))
-    stream, train, categories = functools.partial(random_stream, 0), images(8, o.size, 1), list(CATEGORIES * 4)
-    hashes = [method.image_hash(image.permute(1, 2, 0).numpy(), o) for image in train]
+    method = golden.fill(METHODS[name](o))
+    count = 4 if name == "realnet" else 8  # its images are large
+    stream, train, categories = functools.partial(random_stream, 0), images(count, o.size, 1), list(CATEGORIES * 4)
     found = {c: method.statistics(train[i::2], c, o) for i, c in enumerate(CATEGORIES)}
     textures, sizes = images(3, o.size, 2), np.array([[20.0, 30, 1], [40, 25, 2]])
-    sources = Sources(
-        train, hashes if hashes[0] is not None else None, categories, textures, dict.fromkeys(CATEGORIES, textures),
-        sizes, found if hasattr(o, "categories") else found[CATEGORIES[0]],
-    )  # fmt: skip
+    sources = Sources(train, hashes(method, train), categories[:count], textures, dict.fromkeys(CATEGORIES, textures),
+                      sizes, found if hasattr(o, "categories") else found[CATEGORIES[0]])  # fmt: skip
     seen = {"stages": method.stages, "needs": method.needs}
     for stage in method.stages:
         here = sources._replace(stage=stage.name)
@@ -102,18 +105,14 @@ def outcome(name: str, changes: dict) -> dict[str, typing.Any]:
         seen[f"{stage.name}/batch"] = [field.numpy().tobytes() for field in batch]
         settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         seen[f"{stage.name}/optimizer"] = repr(settings)
-    method.eval()
-    state = method.state_dict()
-    assert all(torch.isfinite(tensor).all() for tensor in state.values())
-    seen["weights"] = {key: tensor.numpy().tobytes() for key, tensor in state.items()}
-    test, rngs = images(2, o.size, 3), [stream("test", i) for i in range(2)]
+    state, test, rngs = method.eval().state_dict(), images(2, o.size, 3), [stream("test", i) for i in range(2)]
     with torch.no_grad():
         if isinstance(method, Sampler):
             outputs = [method.sample_images([0, 1], rngs, [0.1, 0.2])]
         else:
-            own = [method.image_hash(image.permute(1, 2, 0).numpy(), o) for image in test]
-            outputs = method.score(test.float() / 255, Context(rngs, None if own[0] is None else own))
-    assert all(torch.isfinite(output.float()).all() for output in outputs)
+            outputs = method.score(test.float() / 255, Context(rngs, hashes(method, test)))
+    assert all(torch.isfinite(tensor.float()).all() for tensor in (*state.values(), *outputs))
+    seen["weights"] = {key: tensor.numpy().tobytes() for key, tensor in state.items()}
     return seen | {"outputs": [output.numpy().tobytes() for output in outputs]}
 
 
@@ -133,9 +132,8 @@ def alternatives(name: str, field: dataclasses.Field, kind) -> list:
     """The other values of an option: of a choice each, of a switch its opposite, none or a number."""
     now = SMALL[name].get(field.name, field.default)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        inner = typing.get_args(kind)[0]
-        low = max((field.metadata["limits"] or (0, 0))[0], 0)
-        number = 2 * max(int(low), 1) if inner is int else 0.5
+        inner, low = typing.get_args(kind)[0], int((field.metadata["limits"] or (0, 0))[0])
+        number = 2 * max(low, 1) if inner is int else 0.5
         return [None] if now is not None else list(option_tools.choices(inner) or (number,))
     if kind is bool:
         return [not now]
@@ -143,14 +141,15 @@ def alternatives(name: str, field: dataclasses.Field, kind) -> list:
 
 
 def readings() -> list[tuple[str, str, typing.Any]]:
-    """(method, option, value) of every option, and (method, "ablation", its name)."""
+    """(method, option, value) of every option, and (method, "ablation", its name) of those that change several."""
     found = []
     for name, method in METHODS.items():
         kinds = option_tools.hints(method.Options)
         for field in dataclasses.fields(method.Options):
             if field.metadata["is_flag"]:
                 found += [(name, field.name, value) for value in alternatives(name, field, kinds[field.name])]
-        found += [(name, "ablation", ablation) for ablation in method.ablations]
+        found += [(name, "ablation", ablation) for ablation, changes in method.ablations.items()
+                  if len(changes) != 1 or (name, *next(iter(changes.items()))) not in found]  # fmt: skip
     return found
 
 

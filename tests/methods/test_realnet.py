@@ -1,20 +1,16 @@
 """RealNet: sizes, equations, AFS, RRS, training, tables of the article, commands."""
 
 import dataclasses
-import gc
-import itertools
 import json
 import math
 import re
-import signal
 import warnings
-import weakref
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden, picture, rows_of, write_category
+from conftest import at_step, golden, interrupt, picture, rows_of, write_category
 from PIL import Image
 from torch import nn
 
@@ -23,13 +19,12 @@ from adref import options as option_tools
 from adref.data.examples import random_stream
 from adref.method import Sources
 from adref.methods.realnet import anomalies
-from adref.methods.realnet.anomalies import blend, foreground_rule, to_bytes
-from adref.methods.realnet.foreground import RULES, Rule
-from adref.methods.realnet.method import Batch, RealNet, corrupt, draw_example
+from adref.methods.realnet.anomalies import blend, to_bytes
+from adref.methods.realnet.foreground import RULES, Rule, foreground_rule
+from adref.methods.realnet.method import Batch, RealNet, corrupt
 from adref.methods.realnet.networks import Discriminator, FeatureUNet, SimpleNetwork, enlarge
 from adref.methods.realnet.options import ABLATIONS, PRESETS, Options
 from adref.methods.realnet.selection import ResidualSelection, afs_losses, select
-from adref.ops.perlin import PerlinNumbers, perlin
 from adref.ops.texture_anomaly import draw_mask
 from adref.options import Notice, UserError
 from adref.synthesize import main as synthesize
@@ -38,9 +33,9 @@ from adref.train import main as train
 LEAST = {"size": (128, 128), "backbone": "mobilenet_v2", "widths": (16, 16, 32, 16), "groups": 4, "afs_batches": 2,
          "batch_size": 2, "anomaly_sources": ("textures",), "perlin_exponents": (2, 3), "score_window": 8,
          "learning_rate": 1e-3}  # fmt: skip
-FLAGS = ["--size", "128,128", "--backbone", "mobilenet_v2", "--widths", "16,16,32,16", "--groups", "4", "--afs-batches",
-         "2", "--batch-size", "2", "--anomaly-sources", "textures,cut_paste", "--workers", "0", "--device", "cpu",
-         "--backbone-weights", "random", "--epochs", "2"]  # fmt: skip
+FLAGS = {"--size": "128,128", "--backbone": "mobilenet_v2", "--widths": "16,16,32,16", "--groups": 4,
+         "--afs-batches": 2, "--batch-size": 2, "--anomaly-sources": "textures,cut_paste"}  # fmt: skip
+TRAIN = {"--workers": 0, "--device": "cpu", "--backbone-weights": "random", "--epochs": 2}
 
 
 def count(module: nn.Module) -> int:
@@ -72,7 +67,7 @@ def sources_of(options: Options, number: int = 6) -> Sources:
 
 def anomalous(image: torch.Tensor, seed, options: Options, sources: Sources, index: int = 0) -> Batch:
     rng, given = np.random.default_rng(seed), sources._replace(index=index)
-    return draw_example(image, rng, options, given, options.anomaly_sources, probability=1.0)
+    return corrupt(image, rng, options, given, options.anomaly_sources, probability=1.0)
 
 
 def batch_of(method: RealNet, number: int = 2) -> Batch:
@@ -83,9 +78,6 @@ def batch_of(method: RealNet, number: int = 2) -> Batch:
 
 def stream(purpose: str, *key: int) -> np.random.Generator:
     return random_stream(0, purpose, *key)
-
-
-# -- networks ---------------------------------------------------------------------------------------------------------
 
 
 def test_parameter_counts_of_parts():
@@ -113,22 +105,17 @@ def test_untrained_networks_reconstruct_0():
     method = small()
     images = batch_of(method).clean
     features = method.features(images)
-    rebuilt, residuals = method.residuals(features)
-    assert all(r.abs().max() == 0 for r in rebuilt)
-    expected = torch.cat([enlarge(phi.square(), features[0].shape[2:]) for phi in features], dim=1)
-    assert torch.equal(residuals, expected)
-    loss = method.loss(Batch(images, images, torch.zeros(2, 1, 128, 128)))
-    assert float(loss["reconstruction"]) == pytest.approx(sum(float(phi.square().mean()) for phi in features), rel=1e-5)
+    assert all(rebuilt.abs().max() == 0 for rebuilt in method.residuals(features)[0])
+    loss = method.loss(Batch(images, images, torch.zeros(2, 1, 128, 128)))["reconstruction"].item()
+    assert loss == pytest.approx(sum(phi.square().mean().item() for phi in features), rel=1e-5)
 
 
 @pytest.mark.holds("realnet", "2")
 def test_residuals_are_equation_2():
     """(phi - G(phi))^2 of every block, the coarser ones enlarged: bilinear, corners aligned, weights written out."""
-    method = small()
-    golden.fill(method.networks)
-    sizes = ((16, 24), (8, 12), (4, 8), (4, 4))
-    shapes = [(2, width, *size) for width, size in zip((16, 16, 32, 16), sizes)]
-    features = [2 * golden.hashed(f"phi {k}", *shape) - 1 for k, shape in enumerate(shapes)]
+    method, sizes = golden.fill(small()), ((16, 24), (8, 12), (4, 8), (4, 4))
+    features = [2 * golden.hashed(f"phi {k}", 2, width, *size) - 1
+                for k, (width, size) in enumerate(zip(method.options.widths, sizes))]  # fmt: skip
 
     def weights(before, after):
         places = np.arange(after)[:, None] * (before - 1) / (after - 1)
@@ -138,27 +125,11 @@ def test_residuals_are_equation_2():
         rebuilt, residuals = method.residuals(features)
         again = [network(phi) for network, phi in zip(method.networks, features)]
     assert all(torch.equal(a, b) for a, b in zip(rebuilt, again)) and min(g.std() for g in again) > 0.1
-    first = 0
-    for phi, g in zip(features, again):
-        squares = (phi.double().numpy() - g.double().numpy()) ** 2
+    for phi, g, found in zip(features, again, residuals.split(method.options.widths, dim=1)):
         rows, columns = (weights(a, b) for a, b in zip(phi.shape[2:], sizes[0]))
+        squares = (phi.double().numpy() - g.double().numpy()) ** 2
         expected = np.einsum("yi,xj,bcij->bcyx", rows, columns, squares)
-        found = residuals[:, first : first + phi.shape[1]].numpy()
         assert np.allclose(found, expected, rtol=1e-5, atol=1e-5 * expected.max())
-        first += phi.shape[1]
-    assert first == residuals.shape[1]
-
-
-# -- anomalies --------------------------------------------------------------------------------------------------------
-
-
-def test_noise_of_given_angles():
-    noise = perlin(PerlinNumbers(np.zeros((5, 9))), (256, 256))
-    assert np.allclose(noise, noise[:, :1], atol=1e-6)
-    found = [noise[10, 10], noise[16, 5], noise[63, 31], noise.min(), noise.max()]
-    assert found == pytest.approx([0.1788767, 0.2071602, -0.0220444, -0.2073915, 0.2073915], abs=1e-6)
-    rotated = perlin(PerlinNumbers(np.full((5, 9), np.pi / 2)), (256, 256))
-    assert np.allclose(rotated, rotated[:1], atol=1e-6) and abs(rotated[0, 0]) < 1e-7
 
 
 def test_areas_of_masks():
@@ -183,22 +154,19 @@ def test_blending():
 
 
 def test_shares_and_opacities(monkeypatch):
-    seen, kinds = [], []
+    opacities = {"sdas": [], "textures": []}
     monkeypatch.setattr(anomalies, "blend", lambda image, picture, mask, opacity: seen.append(opacity) or image)
     monkeypatch.setattr(anomalies, "draw_mask", lambda rng, shape, **o: np.ones(shape, np.float32))
     monkeypatch.setattr(anomalies, "draw_texture", lambda rng, *sources, **o: torch.zeros(3, 8, 8))
-    options, image = Options(anomaly_sources=("sdas", "textures")), torch.zeros(3, 8, 8)
-    pool = {"a": [torch.zeros(3, 8, 8, dtype=torch.uint8)]}
-    sources = Sources(categories=["a"], anomalies=pool, statistics={"a": None}, index=0)
+    options, image = Options(anomaly_sources=tuple(opacities)), torch.zeros(3, 8, 8)
+    sources = Sources(categories=["a"], anomalies={"a": [image.byte()]}, statistics={"a": None}, index=0)
     for i in range(10_000):
-        notes, before = [], len(seen)
+        notes, seen = [], []
         corrupt(image, np.random.default_rng(i), options, sources._replace(notes=notes))
-        assert len(notes) == len(seen) - before
-        kinds += [None if not notes else (0 if notes[0]["from_sdas"] else 1)]
-    assert kinds.count(None) / 1e4 == pytest.approx(0.5, abs=0.02)
-    assert [kinds.count(kind) / 1e4 for kind in (0, 1)] == pytest.approx([0.25, 0.25], abs=0.02)
-    kinds = [kind for kind in kinds if kind is not None]
-    sdas, textures = ([o for o, kind in zip(seen, kinds) if kind == k] for k in (0, 1))
+        for note in notes:
+            opacities["sdas" if note["from_sdas"] else "textures"] += seen
+    sdas, textures = opacities.values()
+    assert [len(sdas) / 1e4, len(textures) / 1e4] == pytest.approx([0.25, 0.25], abs=0.02)
     assert 0.5 <= min(sdas) < 0.51 and 0.99 < max(sdas) <= 1 and np.mean(sdas) == pytest.approx(0.75, abs=0.01)
     assert 0.2 <= min(textures) < 0.21 and np.mean(textures) == pytest.approx(0.6, abs=0.02)
 
@@ -250,9 +218,6 @@ def test_foreground_confines_masks_and_is_a_rule_a_category():
         assert rule_of("rules", category="my part") is None and rule_of("none", category="screw") is None
 
 
-# -- AFS --------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.holds("realnet", "4")
 def test_afs_losses():
     g = torch.arange(16.0).view(1, 1, 4, 4) / 15
@@ -271,86 +236,46 @@ def test_afs_losses():
 def test_afs_normalises_over_the_batch_and_samples_the_masks_top_left_pixels():
     difference = golden.hashed("d", 2, 3, 4, 4) * torch.tensor([1.0, 5.0]).view(2, 1, 1, 1)
     mask = (golden.hashed("m", 2, 1, 16, 16) > 0.5).float()
-    d, expected = difference.double().numpy(), []
-    for c in range(3):
-        n = (d[:, c] - d[:, c].min()) / (d[:, c].max() - d[:, c].min() + 1e-4)
-        expected.append(((n - mask[:, 0, ::4, ::4].numpy()) ** 2).mean())
-    assert afs_losses(difference, mask, align="mask").tolist() == pytest.approx(expected, rel=1e-5)
-    d = torch.from_numpy(d)
+    d = difference.double()
     low, high = d.amin((0, 2, 3), keepdim=True), d.amax((0, 2, 3), keepdim=True)
-    large = F.interpolate((d - low) / (high - low + 1e-4), (16, 16), mode="bilinear", align_corners=True)
-    found = afs_losses(difference, mask, align="feature")
-    assert found.tolist() == pytest.approx((large - mask).square().mean((0, 2, 3)).tolist(), rel=1e-5)
+    normalised = (d - low) / (high - low + 1e-4)
+    large = F.interpolate(normalised, (16, 16), mode="bilinear", align_corners=True)
+    for align, expected in (("mask", normalised - mask[:, :, ::4, ::4]), ("feature", large - mask)):
+        found = afs_losses(difference, mask, align=align)
+        assert found.tolist() == pytest.approx(expected.square().mean((0, 2, 3)).tolist(), rel=1e-5)
 
 
-def test_afs_ignores_the_order_within_a_batch_and_keeps_the_smallest_losses():
-    method = small(widths=(8, 8, 16, 16))
-    batch, found = batch_of(method, 4), []
-    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
-        for k in range(4):
-            getattr(method, f"afs_losses_{k}").zero_()
-        method.eval().add_afs_losses(*(field[order] for field in batch))
-        found.append([select(getattr(method, f"afs_losses_{k}"), 8).tolist() for k in range(4)])
-    assert found[0] == found[1]
-    method = small(widths=(8, 8, 16, 16))
-    method.prepare(sources_of(method.options), "train", stream)
-    for k, width in enumerate((8, 8, 16, 16)):
+def test_afs_averages_its_batches_and_keeps_the_smallest_losses():
+    """Two batches of two images each, all anomalous, in the drawn order."""
+    method = small()
+    sources, order, total = sources_of(method.options), stream("afs order").permutation(6), torch.zeros(24)
+    method.prepare(sources, "train", stream)
+    for numbers in ((0, 1), (2, 3)):
+        examples = [corrupt(sources.images[order[n]].float() / 255, stream("afs", 0, n), method.options,
+                            sources._replace(index=int(order[n])), probability=1.0) for n in numbers]  # fmt: skip
+        clean, corrupted, mask = (torch.stack(part) for part in zip(*examples))
+        assert (mask.sum(dim=(1, 2, 3)) > 0).all()
+        a, b = method.backbone(corrupted)[0], method.backbone(clean)[0]
+        total += afs_losses((a - b).square(), mask, align="mask") / 2
+    assert torch.allclose(method.afs_losses_0, total, rtol=1e-5)
+    for k, width in enumerate(method.options.widths):
         indices, losses = getattr(method, f"selected_{k}").tolist(), getattr(method, f"afs_losses_{k}")
         assert indices == sorted(set(indices)) and indices != list(range(width))
         assert losses[indices].max() <= losses[[i for i in range(len(losses)) if i not in indices]].min()
 
 
-def test_afs_averages_its_batches_and_holds_the_features_of_one(monkeypatch):
-    """Two batches of two images each, all anomalous, in the drawn order; earlier features are gone at each pass."""
-    method = small()
-    original, alive, most = method.backbone.forward, [], []
-
-    def forward(images):
-        gc.collect()
-        most.append(sum(ref() is not None for ref in alive))
-        layers = original(images)
-        alive.extend(weakref.ref(layer) for layer in layers)
-        return layers
-
-    monkeypatch.setattr(method.backbone, "forward", forward)
-    sources = sources_of(method.options)
-    method.prepare(sources, "train", stream)
-    assert len(most) == 4 and max(most) <= 4 and most[0::2] == [0] * 2  # four layers: the other half of the pair
-    order, total = stream("afs order").permutation(6), torch.zeros(24)
-    for numbers in ((0, 1), (2, 3)):
-        examples = [
-            draw_example(sources.images[order[n]].float() / 255, stream("afs", 0, n), method.options,
-                         sources._replace(index=int(order[n])), ("textures",), 1.0)
-            for n in numbers
-        ]  # fmt: skip
-        clean, corrupted, mask = (torch.stack(part) for part in zip(*examples))
-        assert (mask.sum(dim=(1, 2, 3)) > 0).all()
-        a, b = original(corrupted)[0], original(clean)[0]
-        total += afs_losses((a - b).square(), mask, align="mask") / 2
-    assert torch.allclose(method.afs_losses_0, total, rtol=1e-5)
-
-
 def test_random_selection_and_projection():
     method, other = (small(selection="random", widths=(8, 8, 16, 16)) for _ in range(2))
-    kept = [getattr(method, f"selected_{k}").tolist() for k in range(4)]
-    assert kept == [getattr(other, f"selected_{k}").tolist() for k in range(4)]
-    assert all(indices == sorted(set(indices)) for indices in kept) and kept[0] != list(range(8))
     method.prepare(sources_of(method.options), "train", stream)
-    assert kept == [getattr(method, f"selected_{k}").tolist() for k in range(4)]
+    kept, same = ([getattr(m, f"selected_{k}").tolist() for k in range(4)] for m in (method, other))
+    assert kept == same and all(i == sorted(set(i)) for i in kept) and kept[0] != list(range(8))
     image = pictures(1)[0][None] / 255
     pairs = zip(method.features(image), method.backbone(image), kept)
     assert all(torch.equal(phi, layer[:, indices]) for phi, layer, indices in pairs)
-    projected = small(selection="projection")
-    assert not any(p.requires_grad for p in projected.projections.parameters())
-    phi = projected.features(image)[0]
-    assert torch.allclose(phi, projected.projections[0](projected.backbone(image)[0])) and phi.shape[1] == 16
-
-
-# -- RRS --------------------------------------------------------------------------------------------------------------
-
-
-def rrs_of(channels: int, by_max: int, by_mean: int, normalised: bool = False) -> ResidualSelection:
-    return ResidualSelection(channels, by_max=by_max, by_mean=by_mean, normalised=normalised)
+    method = small(selection="projection")
+    assert not any(p.requires_grad for p in method.projections.parameters())
+    phi = method.features(image)[0]
+    assert torch.allclose(phi, method.projections[0](method.backbone(image)[0])) and phi.shape[1] == 16
 
 
 @pytest.mark.holds("realnet", "7")
@@ -359,9 +284,9 @@ def test_residual_selection():
     b1[0, 0, 0, 0], b1[0, 1], b1[0, 2] = 9, 1.5, 0.1
     b2[0, 0], b2[0, 1, 0, 0] = 2, 4
     b1[1, 0, 1, 1], b1[1, 2], b2[1, 1] = 5, 3, 0.5
-    residuals, rrs = torch.cat((b1, enlarge(b2, (4, 4))), dim=1).requires_grad_(), rrs_of(5, 2, 2).eval()
+    residuals = torch.cat((b1, enlarge(b2, (4, 4))), dim=1).requires_grad_()
     assert residuals[0, 4, 0].tolist() == pytest.approx([4, 2.66667, 1.33333, 0], abs=1e-5)
-    chosen, indices = rrs(residuals)
+    chosen, indices = ResidualSelection(5, by_max=2, by_mean=2, normalised=False).eval()(residuals)
     assert indices.tolist() == [[0, 4, 3, 1], [0, 2, 2, 4]]
     for image, row in enumerate(indices.tolist()):
         assert torch.equal(chosen[image], residuals[image, row])
@@ -374,7 +299,8 @@ def test_residual_selection():
 @pytest.mark.holds("realnet", "7")
 def test_ranking_is_that_of_batch_norm(normalised):
     """In training and evaluation; with the gradient through the statistics where they are applied."""
-    norm, rrs, grads = nn.BatchNorm2d(12, affine=False, momentum=0.9), rrs_of(12, 3, 4, normalised), []
+    norm = nn.BatchNorm2d(12, affine=False, momentum=0.9)
+    rrs = ResidualSelection(12, by_max=3, by_mean=4, normalised=normalised)
     for step in range(3):
         x = golden.hashed(f"x{step}", 3, 12, 4, 5) * torch.linspace(0.1, 3, 12).view(1, 12, 1, 1)
         x.requires_grad_()
@@ -388,26 +314,18 @@ def test_ranking_is_that_of_batch_norm(normalised):
         grads = [torch.autograd.grad((part**2).sum(), x, retain_graph=True)[0] for part in (chosen, expected)]
         assert torch.allclose(*grads, atol=1e-4 * float(grads[1].abs().max()))
     assert torch.allclose(rrs.running_mean, norm.running_mean) and torch.allclose(rrs.running_var, norm.running_var)
-    x, rrs = torch.linspace(0, 31, 32), rrs_of(1, 1, 0)
+    x, rrs = torch.linspace(0, 31, 32), ResidualSelection(1, by_max=1, by_mean=0, normalised=normalised)
     rrs(((x - x.mean()) / x.std() * math.sqrt(88) + 15.5).view(2, 1, 4, 4))
     assert float(rrs.running_mean) == pytest.approx(13.95) and float(rrs.running_var) == pytest.approx(79.3, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("changes", "numbers"),
-    [({}, (13, 13)), ({"residuals": "max"}, (27, 0)), ({"residuals": "mean"}, (0, 27)), ({"retention": 0.5}, (20, 20))],
-)
-def test_number_of_selected_channels(changes, numbers):
-    method = small(**changes)  # 80 channels
-    assert (method.rrs.by_max, method.rrs.by_mean) == numbers
+def test_shares_of_the_layers():
+    method = small()
     outcome = method(pictures(1)[0][None] / 255)
-    assert outcome.chosen.shape == (1, sum(numbers), 32, 32) and outcome.logits.shape == (1, 2, 128, 128)
     shares, place = method.layer_shares(outcome), outcome.indices[0]
+    assert outcome.chosen.shape == (1, 26, 32, 32) and len(place) == 26  # of 80 channels
     assert sum(float(share) for share in shares.values()) == pytest.approx(1)
     assert float(shares["layer_3"]) == pytest.approx(float(((place >= 32) & (place < 64)).float().mean()))
-
-
-# -- maps, scores, training -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.holds("realnet", "3")
@@ -468,13 +386,10 @@ def test_trained_and_frozen_parts():
         optimizer.zero_grad()
         method.loss(batch)["total"].backward()
         optimizer.step()
-    after = method.state_dict()
-    for name, tensor in before.items():
-        if name.startswith(("backbone", "selected", "afs_losses", "example")):
-            assert torch.equal(tensor, after[name]), name
-    for prefix in ("networks.0", "networks.1", "networks.2", "networks.3", "discriminator"):
-        moved = [not torch.equal(before[n], after[n]) for n, _ in method.named_parameters() if n.startswith(prefix)]
-        assert np.mean(moved) > 0.9, prefix  # some biases act on nothing
+    moved = {name: not torch.equal(before[name], tensor) for name, tensor in method.state_dict().items()}
+    assert not any(moved[n] for n in moved if n.startswith(("backbone", "selected", "afs_losses", "example")))
+    for prefix in (*(f"networks.{k}" for k in range(4)), "discriminator"):  # some biases act on nothing
+        assert np.mean([moved[n] for n, _ in method.named_parameters() if n.startswith(prefix)]) > 0.9, prefix
     method = golden.fill(small())
     method.train().loss(batch)["segmentation"].backward()  # which trains the reconstruction networks, too
     assert all(p.grad.abs().max() > 0 for p in method.networks[0].out.parameters())
@@ -486,7 +401,7 @@ def test_training_segments_anomalies():
     method = small(batch_size=4, learning_rate=3e-3, foreground="none", texture_opacity=(1.0, 1.0))
     sources = sources_of(method.options)
     optimizer, _ = method.train().optimizer()
-    losses, shares = [], []
+    seen = []
     for step in range(70):
         examples = [anomalous(sources.images[i].float() / 255, (step, i), method.options, sources, i) for i in range(4)]
         batch = Batch(*(torch.stack(part) for part in zip(*examples)))
@@ -494,14 +409,11 @@ def test_training_segments_anomalies():
         terms = method.loss(batch)
         terms["total"].backward()
         optimizer.step()
-        losses.append(terms["segmentation"].item())
-        shares.append(batch.mask.mean().item())
-    share = np.mean(shares)
+        seen.append((terms["segmentation"].item(), batch.mask.mean().item()))
+    losses, shares = np.array(seen).T
+    share = shares.mean()
     constant = -(share * math.log(share) + (1 - share) * math.log(1 - share))
-    assert np.mean(losses[-15:]) < 0.8 * constant, (np.mean(losses[-15:]), constant)
-
-
-# -- tables of the article --------------------------------------------------------------------------------------------
+    assert losses[-15:].mean() < 0.8 * constant
 
 
 def row(name: str | None) -> Options:
@@ -568,17 +480,15 @@ def test_rows_of_the_table_of_architectures(name, changes, channels, networks, t
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [
-        ({"widths": (256, 512, 512)}, "--widths takes four numbers"),
-        ({"widths": (512, 512, 512, 256)}, "layer 1 of wide_resnet50_2 has 256 channels; got 512"),
-        ({"widths": (256, 512, 512, 200)}, "a multiple of 64 channels"),
-        ({"size": (192, 256)}, "--size takes multiples of 128 for wide_resnet50_2, architecture A; got 192,256"),
-        ({"anomaly_sources": ()}, "--anomaly-sources takes different ones"),
-        ({"anomaly_sources": ("nsa", "nsa")}, "--anomaly-sources takes different ones"),
-        ({"texture_opacity": (1.0, 0.5)}, "--texture-opacity takes two numbers in ascending order"),
-        ({"score_window": 300}, "--score-window takes up to 256 pixels"),
-    ],
-)
+    [({"widths": (256, 512, 512)}, "--widths takes four numbers"),
+     ({"widths": (512, 512, 512, 256)}, "layer 1 of wide_resnet50_2 has 256 channels; got 512"),
+     ({"widths": (256, 512, 512, 200)}, "a multiple of 64 channels"),
+     ({"size": (192, 256)}, "--size takes multiples of 128 for wide_resnet50_2, architecture A; got 192,256"),
+     ({"anomaly_sources": ()}, "--anomaly-sources takes different ones"),
+     ({"anomaly_sources": ("nsa", "nsa")}, "--anomaly-sources takes different ones"),
+     ({"texture_opacity": (1.0, 0.5)}, "--texture-opacity takes two numbers in ascending order"),
+     ({"score_window": 300}, "--score-window takes up to 256 pixels")],
+)  # fmt: skip
 def test_options_that_cannot_work_are_refused(changes, words):
     with pytest.raises(UserError, match=words):
         on_meta(**changes)
@@ -591,25 +501,21 @@ def test_options_that_cannot_work_are_refused(changes, words):
 def root(tmp_path_factory):
     """Two categories, "other" and "part", with a defect each."""
     root = write_category(tmp_path_factory.mktemp("realnet") / "data", train=5, good=2, defects=2)
-    for folder in ("train/good", "test/good", "test/spot", "ground_truth/spot"):
-        (root / "other" / folder).mkdir(parents=True)
-        for path in (root / "part" / folder).glob("*.png"):
-            image = np.asarray(Image.open(path))
-            Image.fromarray(image if "ground" in folder else 255 - image).save(root / "other" / folder / path.name)
-    return root
+    (root / "part").rename(root / "other")
+    for path in (root / "other").rglob("*.png"):
+        if "ground_truth" not in path.parts:
+            Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    return write_category(root, train=5, good=2, defects=2)
 
 
-def arguments_of(root, textures, out, *changes) -> list[str]:
-    """The flags of a small run, some of them changed: --flag VALUE ..."""
-    flags = dict(itertools.zip_longest(FLAGS[::2], FLAGS[1::2])) | dict(zip(changes[::2], changes[1::2]))
-    flags = {"--data": root, "--textures": textures, "--out": out} | flags
-    return ["realnet", *(str(word) for pair in flags.items() for word in pair)]
+def call(command, flags: dict) -> int:
+    return command(["realnet", *(str(word) for pair in {**FLAGS, **flags}.items() for word in pair)])
 
 
 @pytest.fixture(scope="module")
 def run(root, textures, tmp_path_factory):
-    run = tmp_path_factory.mktemp("runs") / "both"
-    assert train(arguments_of(root, textures, run, "--category", "part,other")) == 0
+    run, flags = tmp_path_factory.mktemp("runs") / "both", {**TRAIN, "--data": root, "--textures": textures}
+    assert call(train, {**flags, "--category": "part,other", "--out": run}) == 0
     return run
 
 
@@ -632,16 +538,9 @@ def test_one_model_of_many_categories(run):
 
 @pytest.mark.slow
 def test_a_stopped_run_ends_with_the_same_weights(run, root, textures, tmp_path, monkeypatch):
-    original, calls = RealNet.after_backward, []
-
-    def stop(self, stage, last):
-        original(self, stage, last)
-        calls.append(stage)
-        if len(calls) == 4:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(RealNet, "after_backward", stop)
-    assert train(arguments_of(root, textures, tmp_path / "r", "--category", "other,part")) == 130
+    at_step(monkeypatch, RealNet, 4, interrupt)
+    flags = {**TRAIN, "--data": root, "--textures": textures, "--category": "other,part", "--out": tmp_path / "r"}
+    assert call(train, flags) == 130
     assert train(["--resume", "--out", str(tmp_path / "r")]) == 0
     a, b = (load(path).method.state_dict() for path in (run, tmp_path / "r"))
     assert a["example_corrupted"].shape == (4, 3, 128, 128) and len(a["selected_3"]) == 16
@@ -651,42 +550,27 @@ def test_a_stopped_run_ends_with_the_same_weights(run, root, textures, tmp_path,
 @pytest.mark.slow
 def test_synthesize_shows_every_source(root, textures, tmp_path):
     kinds = ("sdas", "textures", "nsa", "cut_paste", "scar")
-    flags = {
-        "--data": root,
-        "--category": "part",
-        "--textures": textures,
-        "--anomaly-images": textures,
-        "--n": 8,
-        "--out": tmp_path / "out",
-        "--anomaly-sources": ",".join(kinds),
-        **dict(zip(FLAGS[:8:2], FLAGS[1:8:2])),
-    }
-    assert synthesize(["realnet", *(str(word) for pair in flags.items() for word in pair)]) == 0
-    rows = rows_of(tmp_path / "out/statistics.csv")
-    assert all(sum(float(row[f"from_{kind}"]) for kind in kinds) == 1 for row in rows) and len(rows) == 8
-    assert sum(any(float(row[f"from_{kind}"]) for row in rows) for kind in kinds) >= 3
+    flags = {"--data": root, "--category": "part", "--textures": textures, "--anomaly-images": textures, "--n": 8}
+    assert call(synthesize, {**flags, "--anomaly-sources": ",".join(kinds), "--out": tmp_path / "out"}) == 0
+    rows = [[float(row[f"from_{kind}"]) for kind in kinds] for row in rows_of(tmp_path / "out/statistics.csv")]
+    assert len(rows) == 8 and all(sum(row) == 1 for row in rows) and np.any(rows, axis=0).sum() >= 3
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        (["--backbone-weights", "none.pth"], "none.pth cannot be read"),
-        (["--backbone-weights", "BAD"], "the weights do not fit mobilenet_v2"),
-        (["--anomaly-sources", "sdas"], "--anomaly-images FOLDER"),
-        (["--anomaly-sources", "sdas", "--anomaly-images", "DRAWN"], "none of part"),
-    ],
-    ids=str,
-)
-def test_commands_refuse(root, textures, changes, words, tmp_path, capsys):
+def test_commands_refuse(root, textures, tmp_path, capsys):
     torch.save({"a": torch.zeros(1)}, tmp_path / "bad.pt")
     (tmp_path / "drawn/other").mkdir(parents=True)
     Image.fromarray(picture(0)).save(tmp_path / "drawn/other/0.png")
     (tmp_path / "drawn/settings.json").write_text("{}")
-    places = {"BAD": tmp_path / "bad.pt", "DRAWN": tmp_path / "drawn"}
-    changes = ["--category", "part", *(places.get(word, word) for word in changes)]
-    assert train(arguments_of(root, textures, tmp_path / "run", *changes)) == 2
-    error = capsys.readouterr().err
-    assert words in error and error.startswith("error: ") and error.count("\n") == 1
+    flags = {**TRAIN, "--data": root, "--textures": textures, "--category": "part", "--out": tmp_path / "run"}
+    for changes, words in (
+        ({"--backbone-weights": "none.pth"}, "none.pth cannot be read"),
+        ({"--backbone-weights": tmp_path / "bad.pt"}, "the weights do not fit mobilenet_v2"),
+        ({"--anomaly-sources": "sdas"}, "--anomaly-images FOLDER"),
+        ({"--anomaly-sources": "sdas", "--anomaly-images": tmp_path / "drawn"}, "none of part"),
+    ):
+        assert call(train, {**flags, **changes}) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -694,8 +578,8 @@ def test_a_weight_file_is_recorded_and_loaded(root, textures, tmp_path):
     torch.manual_seed(3)
     state = {name: t.numpy().astype(np.float16) for name, t in small().backbone.state_dict().items()}
     np.savez(tmp_path / "weights.npz", **state)
-    changes = ("--category", "part", "--backbone-weights", tmp_path / "weights.npz", "--epochs", "0")
-    assert train(arguments_of(root, textures, tmp_path / "run", *changes)) == 0
+    flags = {**TRAIN, "--data": root, "--textures": textures, "--category": "part", "--out": tmp_path / "run"}
+    assert call(train, {**flags, "--backbone-weights": tmp_path / "weights.npz", "--epochs": 0}) == 0
     loaded = load(tmp_path / "run").method.backbone.state_dict()
     assert all(np.array_equal(loaded[name].numpy(), value.astype(np.float32)) for name, value in state.items())
     hashes = json.loads((tmp_path / "run/config.json").read_text())["weights_sha256"]

@@ -97,24 +97,23 @@ def hold(case: str, output, relative: float = 1e-5) -> None:
     assert own == pytest.approx(expected, rel=0, abs=relative * max(map(abs, expected)))
 
 
-def stand_in(tensors: dict[str, torch.Tensor]) -> SimpleNamespace:
-    """Offers `golden.fill` tensors by other names."""
-    module = SimpleNamespace(state_dict=lambda: tensors, eval=lambda: module)
-    module.to = lambda dtype: module
-    return module
+def fill_as(module, name):
+    """Fills a module with values that are hashed by RealNet's names."""
+    tensors = {name(key): tensor for key, tensor in module.state_dict().items()}
+    stand_in = SimpleNamespace(state_dict=lambda: tensors, eval=lambda: stand_in, to=lambda _: stand_in)
+    golden.fill(stand_in)
+    return module.eval()
 
 
-def fill_as(module, renames=()):
-    """Hashed values by RealNet's names."""
+def renamed(*pairs: tuple[str, str]):
+    """Maps a key: replaces the first words, and, where they begin with a dot, words inside it."""
 
     def name(key: str) -> str:
-        for old, new in renames:
+        for old, new in pairs:
             key = key.replace(old, new, 1) if old.startswith(".") or key.startswith(old) else key
         return key
 
-    tensors = {name(key): tensor for key, tensor in module.state_dict().items()}
-    golden.fill(stand_in(tensors))
-    return module.eval()
+    return name
 
 
 def bytes_of(name: str, count: int) -> torch.Tensor:
@@ -155,9 +154,6 @@ def test_classifier_and_embedding_are_guided_diffusions():
     hold("embedding", step_embedding(torch.tensor([7, 950]), 32))
 
 
-# -- tables
-
-
 @pytest.mark.parametrize("spacing", [None, "ddim20"])
 @pytest.mark.holds("sdas", "2")
 def test_tables_are_guided_diffusions(spacing):
@@ -167,25 +163,19 @@ def test_tables_are_guided_diffusions(spacing):
         hold(f"table {name}, {spacing}", getattr(schedule, name), 1e-9)
 
 
-def test_betas_of_other_lengths_and_gathering_are_guided_diffusions():
+def test_other_tables_are_guided_diffusions():
+    """ "ddimN" takes 62 numbers of 1000 steps, whose sum is 4565, and ours one more, 1."""
     hold("betas of 400", sdas_schedule.linear_betas(400), 1e-9)
     abar = sdas_schedule.schedule_of(sdas_schedule.linear_betas()).abar
     hold("at", sdas_schedule.at(abar, torch.tensor([0, 1, 999])), 1e-7)
-
-
-def test_steps_are_guided_diffusions():
-    """ "ddimN" takes 62 numbers of 1000 steps, whose sum is 4565, and ours one more, 1."""
     assert sdas_schedule.spaced_steps(1000, 20) == list(range(0, 1000, 50))
     accepted = []
     for number in range(1, 1001):
         try:
-            accepted += [number] if len(sdas_schedule.spaced_steps(1000, number)) == number else []
+            accepted.append(len(sdas_schedule.spaced_steps(1000, number)))
         except ValueError:
             continue
     assert (len(accepted), sum(accepted)) == (63, 4566)
-
-
-# -- losses
 
 
 def test_likelihood_is_guided_diffusions():
@@ -196,14 +186,9 @@ def test_likelihood_is_guided_diffusions():
 
 @pytest.mark.holds("sdas", "4")
 def test_log_variance_is_guided_diffusions():
-    method, t = method_of(), torch.tensor([0, 1, 500])
-    v = 3 * hashed("v", 3, 3, *SIZE).double() - 1.5
-    table = method.schedule
-    hold(
-        "log variance",
-        method.log_variance(v, sdas_schedule.at(table.beta.log(), t), sdas_schedule.at(table.log_variance, t)),
-        1e-7,
-    )
+    method, v, t = method_of(), 3 * hashed("v", 3, 3, *SIZE).double() - 1.5, torch.tensor([0, 1, 500])
+    ends = (sdas_schedule.at(x, t) for x in (method.schedule.beta.log(), method.schedule.log_variance))
+    hold("log variance", method.log_variance(v, *ends), 1e-7)
 
 
 @pytest.mark.holds("sdas", "3", "5")
@@ -217,35 +202,25 @@ def test_bound_is_theirs():
 
 
 @torch.no_grad()
-def loss_of(steps: int) -> dict[str, torch.Tensor]:
-    drawn = torch.tensor([0, 1, steps // 2, steps - 1])
-    batch = Batch(bytes_of("bytes", 4), normal("noise", 4), drawn, torch.tensor([2, 0, 1, 1]))
-    method = method_of()
-    method.schedule = sdas_schedule.schedule_of(sdas_schedule.linear_betas(steps))
-    return method.loss(batch)
-
-
 @pytest.mark.parametrize("steps", [1000, 100])
 @pytest.mark.holds("sdas", "1", "6")
 def test_loss_is_theirs_within_the_rounding_of_small_steps(steps):
     """Ours is RESCALED_MSE at every T; with T = 100 LossType.MSE would be far away."""
-    loss, (simple, weighted, total) = loss_of(steps), LOSSES[steps]
+    method, drawn = method_of(), torch.tensor([0, 1, steps // 2, steps - 1])
+    method.schedule = sdas_schedule.schedule_of(sdas_schedule.linear_betas(steps))
+    loss = method.loss(Batch(bytes_of("bytes", 4), normal("noise", 4), drawn, torch.tensor([2, 0, 1, 1])))
+    simple, weighted, total = LOSSES[steps]
     assert loss["simple"].item() == pytest.approx(simple, rel=1e-5)
-    assert steps / 1000 * loss["vlb"].item() == pytest.approx(weighted, rel=5e-5)
+    assert steps / 1000 * loss["vlb"].item() == pytest.approx(weighted, rel=1e-5 if steps == 1000 else 5e-5)
     assert loss["total"].item() == pytest.approx(total, rel=2e-5)
     assert steps == 1000 or abs(loss["total"].item() - PLAIN_LOSS_OF_100) > 1
-    assert steps == 100 or loss["vlb"].item() == pytest.approx(weighted, rel=1e-5)
 
 
 @torch.no_grad()
 def test_loss_of_the_classifier_is_theirs():
     drawn = torch.tensor([0, 1, 500, 999])
     batch = Batch(bytes_of("bytes", 4), normal("noise", 4), drawn, torch.tensor([2, 0, 1, 1]))
-    loss = method_of(classifier_epochs=1).loss(batch, "classify")["total"].item()
-    assert loss == pytest.approx(SOURCED["classifier's loss"][0], rel=1e-5)
-
-
-# -- samplers
+    hold("classifier's loss", method_of(classifier_epochs=1).loss(batch, "classify")["total"])
 
 
 class Listed:
@@ -303,30 +278,28 @@ def test_bytes_are_realnets():
     hold("bytes", sdas.to_bytes(2.4 * hashed("picture", 2, 3, *SIZE) - 1.2), 1e-9)
 
 
-# -- RealNet's networks
-
-
-SIMPLE = (("first.", "block1."), ("second.", "block2."), ("units.", "_residual_stack._layers."),
-          (".layers.", "._block."), ("up.0.", "upblock1."), ("out.", "upblock2."))  # fmt: skip
-DECODER = (("units.", "decoder1.0._layers."), (".layers.", "._block."), ("reduce.0.", "decoder1.1."),
-           ("reduce.1.", "decoder1.2."), ("reduce.3.", "decoder2.0."), ("reduce.5.", "decoder2.2."),
-           ("out.", "decoder3."))  # fmt: skip
+SIMPLE = renamed(("first.", "block1."), ("second.", "block2."), ("units.", "_residual_stack._layers."),
+                 (".layers.", "._block."), ("up.0.", "upblock1."), ("out.", "upblock2."))  # fmt: skip
+DECODER = renamed(("units.", "decoder1.0._layers."), (".layers.", "._block."), ("reduce.0.", "decoder1.1."),
+                  ("reduce.1.", "decoder1.2."), ("reduce.3.", "decoder2.0."), ("reduce.5.", "decoder2.2."),
+                  ("out.", "decoder3."))  # fmt: skip
 
 
 @torch.no_grad()
 def test_feature_unet_is_realnets():
     network = FeatureUNet(64, groups=32)
-    keys, tensors = network.state_dict(), {}
-    for key, tensor in keys.items():
+    keys = network.state_dict()
+
+    def name(key: str) -> str:
         path, part, last = ("." + key).rsplit(".", 2)
         if f"{path[1:]}.convolution.weight" in keys:  # a residual block, no attention
             up = f"{path[1:]}.resample.weight" in keys
             part = {"norm": "in_layers.0", "convolution": "in_layers.2", "resample": "h_upd.conv",
                     "shortcut": "x_upd.conv" if up else "skip_connection"}[part]  # fmt: skip
         path = path.replace(".down", ".input_blocks").replace(".middle", ".middle_block")
-        tensors[f"{path}.{part}.{last}".replace(".up", ".output_blocks")[1:]] = tensor
-    golden.fill(stand_in(tensors))
-    hold("feature u-net", network.eval()(4 * hashed("features", 2, 64, 8, 12) - 2))
+        return f"{path}.{part}.{last}".replace(".up", ".output_blocks")[1:]
+
+    hold("feature u-net", fill_as(network, name)(4 * hashed("features", 2, 64, 8, 12) - 2))
 
 
 @torch.no_grad()
@@ -335,31 +308,22 @@ def test_simple_network_is_realnets():
     hold("simple network", network(4 * hashed("features", 2, 6, 8, 12).double() - 2), 1e-8)
 
 
-def selection_and_judge(side: int) -> tuple[ResidualSelection, Discriminator, torch.Tensor]:
-    rrs = ResidualSelection(64, by_max=10, by_mean=12, normalised=False)
-    rrs = fill_as(rrs, (("running", "bn_idx.running"),)).double()
-    judge = fill_as(Discriminator(22, size=(side, side), side=3), DECODER).double()
-    blocks = [hashed("e 1", 2, 24, 8, 8).double() ** 2, hashed("e 2", 2, 40, 4, 4).double() ** 2]
-    return rrs, judge, torch.cat([blocks[0], enlarge(blocks[1], (8, 8))], dim=1)
-
-
 @torch.no_grad()
 @pytest.mark.holds("realnet", "7")
 def test_selection_and_discriminator_are_realnets():
-    rrs, judge, residuals = selection_and_judge(32)
+    """And the discriminator where the finest stride is 2."""
+    rrs = ResidualSelection(64, by_max=10, by_mean=12, normalised=False)
+    rrs = fill_as(rrs, renamed(("running", "bn_idx.running"))).double()
+    judge, narrow = (fill_as(Discriminator(22, size=(n, n), side=3), DECODER).double() for n in (32, 16))
+    blocks = [hashed("e 1", 2, 24, 8, 8).double() ** 2, hashed("e 2", 2, 40, 4, 4).double() ** 2]
+    residuals = torch.cat([blocks[0], enlarge(blocks[1], (8, 8))], dim=1)
+    hold("logits, finest stride 2", narrow(rrs(residuals)[0]), 1e-8)
     for training in (False, True):
         chosen, indices = rrs.train(training)(residuals)
         assert indices.tolist() == INDICES[training]
-        hold(f"chosen, training {training}", chosen, 1e-8)
-        hold(f"logits, training {training}", judge.train(training)(chosen), 1e-8)
-        hold(f"running mean, training {training}", rrs.running_mean, 1e-8)
-        hold(f"running variance, training {training}", rrs.running_var, 1e-8)
-
-
-@torch.no_grad()
-def test_discriminator_is_realnets_where_the_finest_stride_is_2():
-    rrs, judge, residuals = selection_and_judge(16)
-    hold("logits, finest stride 2", judge(rrs(residuals)[0]), 1e-8)
+        for name, output in (("chosen", chosen), ("logits", judge.train(training)(chosen)),
+                             ("running mean", rrs.running_mean), ("running variance", rrs.running_var)):  # fmt: skip
+            hold(f"{name}, training {training}", output, 1e-8)
 
 
 @pytest.mark.parametrize("case, number, channels, side, size", [

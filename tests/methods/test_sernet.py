@@ -1,14 +1,12 @@
-"""SeRNet: networks (G1), repair (G5), loss (G6), map (G10), search (G12), separation of the stages (G13), runs."""
+"""SeRNet: networks, repair, loss, map, search, separation of the stages, runs."""
 
-import os
 import re
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import golden, picture, rows_of, write_category
+from conftest import at_step, golden, interrupt, picture, rows_of, without_times, write_category
 
 from adref import load
 from adref.evaluate import main as evaluate
@@ -41,15 +39,13 @@ def pictures_of(count: int = 3) -> torch.Tensor:
 
 
 def with_bank(count: int = 3, **changes) -> SeRNet:
-    """Hashed weights, whose masks are larger than those of small ones, and a bank."""
+    """Makes a method with a bank and hashed weights, whose masks are larger than those of small ones."""
     method = golden.fill(tiny(**changes)).eval()
     method.bank.fill(pictures_of(count), [perceptual_hash(picture(i)) for i in range(count)])
     return method
 
 
 def test_parameter_counts():
-    """G1: by width, skips of the first network, width of the bottom."""
-
     def parameters(module: torch.nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
@@ -66,7 +62,7 @@ def test_parameter_counts():
 
 @pytest.mark.holds("sernet", "3")
 def test_loss_of_the_golden_picture():
-    """G6: 0.9 I + 0.05 against I, with SSIM's zero padding, and its value with a reflected border."""
+    """0.9 I + 0.05 against I, with SSIM's zero padding, and its value with a reflected border."""
     k, r, c = torch.meshgrid(torch.arange(3), torch.arange(64), torch.arange(64), indexing="ij")
     image, method = (((7 * r + 13 * c + 29 * k) % 256).double() / 255).unsqueeze(0), tiny()
     terms = method.terms(0.9 * image + 0.05, image)
@@ -94,7 +90,7 @@ def batch_of(stage: str, **changes) -> Batch:
 
 
 def test_the_second_stage_changes_nothing_of_the_first():
-    """G13: weights, running statistics and counters of the segmentation network; in the first stage they move."""
+    """Weights, running statistics and counters of the first network; in the first stage they move."""
 
     def step(stage):
         method.train()  # as the loop does
@@ -188,7 +184,7 @@ def test_similar_image_of_a_training_example():
 
 @pytest.mark.holds("sernet", "4", "Algorithm 1")
 def test_repair_of_the_toy():
-    """G5: 12 pixels >= 0.5, 11 above; areas 10 and 1, or 9, 1 and 1 if 4-connected; I_s in the mask, else I_a."""
+    """12 pixels >= 0.5, 11 above; areas 10 and 1, or 9, 1 and 1 if 4-connected; I_s in the mask, else I_a."""
     toy = torch.zeros(1, 1, 8, 8)
     toy[0, 0, 1:4, 1:4], toy[0, 0, 4, 4], toy[0, 0, 6, 6], toy[0, 0, 0, 7] = 0.9, 0.7, 0.8, 0.5
     assert [int(repair_mask(toy, t, area=0).sum()) for t in (0.5, 0.55, 0.75, 1.0)] == [12, 11, 10, 0]
@@ -202,7 +198,7 @@ def test_repair_of_the_toy():
 
 
 def answering(**changes) -> SeRNet:
-    """A method whose first network predicts two squares and whose second returns its input."""
+    """Makes a method whose first network predicts two squares and whose second returns its input."""
     method, mask = tiny(**changes).eval(), torch.zeros(1, 1, 32, 32)
     mask[..., 8:20, 4:16] = mask[..., 28:30, 28:30] = 0.9  # 144 pixels, and 4, below 0.025 * 1024
     logits = torch.special.logit(mask, 1e-7)
@@ -248,7 +244,6 @@ def test_repair_removes_a_large_defect():
 
 @pytest.mark.holds("sernet", "5", "6", "7")
 def test_map_of_the_golden_pictures():
-    """G10, and the other weights and norms."""
     first = torch.tensor([200.0, 100.0, 50.0]).double().view(1, 3, 1, 1).repeat(1, 1, 64, 64) / 255
     second = first.clone()
     second[:, :, 20:36, 24:44] = torch.tensor([190.0, 110.0, 60.0]).double().view(1, 3, 1, 1) / 255
@@ -285,7 +280,7 @@ def test_the_input_is_compared_and_each_image_by_itself():
 
 @pytest.mark.holds("sernet", "Algorithm 2")
 def test_search_of_the_bank():
-    """G12: a training image finds itself, by its file and resized; other choices; empty banks and foreign hashes."""
+    """A training image finds itself, by its file and resized; other choices; empty banks and wrong hashes."""
     method, images = with_bank(4), torch.rand(1, 3, 32, 32)
     pictures = pictures_of(4).float() / 255
     for i in range(4):
@@ -321,13 +316,12 @@ def train(data: Path, out: Path, *more) -> int:
 
 
 def content(run: Path) -> tuple[dict, list]:
-    log = [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in read_log(run)]
-    return {name: value.tolist() for name, value in load(run).method.state_dict().items()}, log
+    return {name: value.tolist() for name, value in load(run).method.state_dict().items()}, without_times(run)
 
 
 @pytest.fixture(scope="module")
 def whole(data) -> Path:
-    """A run that was never interrupted: 5 images in batches of 2, 3 steps an epoch, 6 a stage."""
+    """Trains a run without interruption: 5 images in batches of 2, 3 steps an epoch, 6 a stage."""
     assert train(data, data.parent / "whole") == 0
     return data.parent / "whole"
 
@@ -349,17 +343,10 @@ def test_both_stages_and_the_bank_of_a_run(whole):
 @pytest.mark.parametrize("at", [3, 6, 8])  # an epoch's end, a stage's end, inside a stage
 def test_interrupted_and_resumed_ends_bit_equal(at, whole, data, tmp_path, monkeypatch):
     """A run that was interrupted in its first stage can be evaluated, too."""
-    loss, seen, run = SeRNet.loss, [], tmp_path / "run"
-
-    def interrupted(self, batch, stage):
-        seen.append(stage)
-        if len(seen) == at:
-            os.kill(os.getpid(), signal.SIGINT)
-        return loss(self, batch, stage)
-
-    monkeypatch.setattr(SeRNet, "loss", interrupted)
-    assert train(data, run) == 130 and len(read_log(run)) == at
-    monkeypatch.setattr(SeRNet, "loss", loss)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, SeRNet, at, interrupt)
+        assert train(data, run) == 130 and len(read_log(run)) == at
     if at == 3:
         assert evaluate([str(run)]) == 0 and "not finished" in (run / "report.html").read_text()
     assert main(["--resume", "--out", str(run)]) == 0

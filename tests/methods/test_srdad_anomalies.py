@@ -23,7 +23,7 @@ DISC = (Y - 0.5) ** 2 + (X - 0.5) ** 2 < 0.12
 
 
 def part(seed: int = 0, side: int = 64, dark: bool = False) -> np.ndarray:
-    """A disc with waves on a flat ground: float64 (3, side, side) in [0, 1], whole numbers of 255ths."""
+    """Draws a disc with waves on a flat ground: float64 (3, side, side) in [0, 1], whole numbers of 255ths."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side] / side
     inside = (y - 0.5) ** 2 + (x - 0.5) ** 2 < 0.12
@@ -43,7 +43,7 @@ def sources(side: str = "bright", notes=None) -> Sources:
 
 
 def anomaly(image, seed: int = 0, **changes):
-    """natural_anomaly of an image whose object is bright, or all of it with object_mask="full"."""
+    """Adds an anomaly to an image whose object is bright, or all of it with object_mask="full"."""
     options = Options(**changes)
     mask = object_mask(image, options, "full" if options.object_mask == "full" else "bright")
     return natural_anomaly(image, mask, np.random.default_rng(seed), options, sources())
@@ -58,13 +58,13 @@ def sizes(monkeypatch):
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.holds("srdad", "1")
 def test_auto_finds_a_dark_and_a_bright_disc(dark):
-    """Check 7: the mask of a dark disc on a bright ground is the disc, and of its negative too."""
+    """Equation 1 as printed would take the ground around a dark disc."""
     side = object_side(parts(dark=dark), "part", Options())
     assert side == ("dark" if dark else "bright")
     assert np.mean(object_mask(part(1, dark=dark), Options(), side) == DISC) > 0.995
     literal = Options(object_mask="bright")
     found = object_mask(part(1, dark=dark), literal, object_side(parts(dark=dark), "part", literal))
-    assert np.mean(found == (~DISC if dark else DISC)) > 0.995  # equation 1 as printed takes the ground
+    assert np.mean(found == (~DISC if dark else DISC)) > 0.995
 
 
 def test_textures_and_empty_objects_take_the_full_image():
@@ -165,7 +165,7 @@ def test_a_patch_keeps_its_gradients_and_the_image_its_rim(sizes, monkeypatch):
 
 
 def test_added_brightness_is_a_no_op(sizes, monkeypatch):
-    """Check 14: with `add` the same images as with no change of brightness, to 1e-9; with `multiply` others."""
+    """With `add` the same images as with no change of brightness, to 1e-9; with `multiply` others."""
     sizes(median=60.0)
     found = {key: [anomaly(part(), seed, **changes)[0] for seed in range(5)] for key, changes in {
         "multiply": {}, "add": {"brightness_mode": "add"}, "soft": {"brightness_mode": "add", "poisson_lambda": 1.0},
@@ -233,7 +233,7 @@ def test_patches_that_find_no_place_or_overhang(sizes, monkeypatch):
 
 
 def test_statistics_of_2000_samples():
-    """Check 14: share of anomalous samples, distribution of N, Y inside M, unchanged where Y = 0."""
+    """Share of anomalous samples, distribution of N, Y inside M, unchanged where Y = 0."""
     notes, clean = [], torch.from_numpy(part()).float()
     mask = torch.from_numpy(object_mask(part(), Options(), "bright"))
     known, rng, anomalous = sources(notes=notes), np.random.default_rng(11), 0
@@ -251,7 +251,7 @@ def test_statistics_of_2000_samples():
 
 
 def test_statistics_at_full_size():
-    """Check 14 at 256 pixels, on fewer samples: every sample that is drawn anomalous is."""
+    """Every sample that is drawn anomalous is."""
     notes, clean, known = [], torch.from_numpy(part(side=256)).float(), sources()
     labels = [corrupt(clean, np.random.default_rng(i), Options(), known._replace(notes=notes)).mask for i in range(60)]
     assert sum(bool(label.any()) for label in labels) == len(notes) > 20

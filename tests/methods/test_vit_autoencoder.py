@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import golden
+from conftest import digest, golden
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import nn
 
@@ -51,20 +51,13 @@ SOURCED_SSIM = {
 }  # fmt: skip
 
 
-def digest(output: torch.Tensor) -> list[float]:
-    """Mean, standard deviation, and the means of the products with two lists of hashed numbers."""
-    flat = output.detach().double().flatten()
-    products = [(flat * golden.hashed(name, len(flat))).mean().item() for name in ("first", "second")]
-    return [flat.mean().item(), flat.std(correction=0).item(), *products]
-
-
 def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
 def decoder(**changes) -> Decoder:
-    return Decoder(**{"width": 768, "size": (384, 384), "kind": "anovit", "first": None, "norm": "batch",
-                      "last_block": "plain", **changes})  # fmt: skip
+    form = {"width": 768, "size": (384, 384), "kind": "anovit", "first": None, "norm": "batch", "last_block": "plain"}
+    return Decoder(**form | changes)
 
 
 def tiny(**changes) -> ViTAutoencoder:
@@ -100,9 +93,6 @@ def recall_of(weights, empty=None) -> Recall:
     weights = weights.reshape(1, 1, -1, weights.shape[-1])
     empty = torch.zeros(weights.shape[:3], dtype=torch.bool) if empty is None else torch.tensor([[empty]])
     return Recall(torch.zeros(1, 32, *weights.shape[1:3]), weights, empty)
-
-
-# -- networks ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -180,10 +170,8 @@ def test_decoder_by_slow_sums(kind, last_block):
     for i, (convolution, (stride, padding)) in enumerate(zip(convolutions, steps, strict=True)):
         x = transposed(x, convolution.weight.detach().numpy(), convolution.bias.detach().numpy(), stride, padding)
         if i < len(norms):
-            mean, variance, gain, shift = (
-                t.detach().numpy()[:, None, None]
-                for t in (norms[i].running_mean, norms[i].running_var, norms[i].weight, norms[i].bias)
-            )
+            tensors = (norms[i].running_mean, norms[i].running_var, norms[i].weight, norms[i].bias)
+            mean, variance, gain, shift = (t.detach().numpy()[:, None, None] for t in tensors)
             x = np.maximum((x - mean) / np.sqrt(variance + 1e-5) * gain + shift, 0)
     rows, columns = (np.linspace(0, a - 1, b) for a, b in zip(x.shape[1:], size))  # the corners are aligned
     places = np.meshgrid(rows, columns, indexing="ij")
@@ -197,10 +185,9 @@ def test_range_of_the_decoder():
     """With "norm_relu" no pixel of u_hat is below mid grey; "plain" reaches -0.1."""
     torch.manual_seed(0)
     for norm in ("batch", "instance"):
-        maps = 10 * torch.randn(2, 8, 4, 4)
-        lineage = decoder(width=8, size=(32, 32), first=16, norm=norm, last_block="norm_relu")
-        assert lineage(maps).min() >= 0
-        plain = decoder(width=8, size=(32, 32), first=16, norm=norm)
+        form, maps = {"width": 8, "size": (32, 32), "first": 16, "norm": norm}, 10 * torch.randn(2, 8, 4, 4)
+        assert decoder(**form, last_block="norm_relu")(maps).min() >= 0
+        plain = decoder(**form)
         nn.init.constant_(plain.layers[-1].bias, -1.0)
         assert plain(maps).min() < -0.1
     method = tiny(last_block="norm_relu")
@@ -224,11 +211,9 @@ def test_data_flow():
     for place, order in orders.items():
         method = tiny(coordinate_attention=place).eval()
         seen.clear()
-        parts = {"E": [method.encoder], "M": [method.memory], "C": method.coordinate_attention.values(),
-                 "D": [method.decoder]}  # fmt: skip
-        for letter, modules in parts.items():
-            for module in modules:
-                module.register_forward_hook(lambda m, given, output, x=letter: seen.append((x, given[0], output)))
+        parts = [("E", method.encoder), ("M", method.memory), ("D", method.decoder)]
+        for letter, module in [*parts, *(("C", m) for m in method.coordinate_attention.values())]:
+            module.register_forward_hook(lambda m, given, output, x=letter: seen.append((x, given[0], output)))
         output, recall = method(images_of(method))
         assert "".join(letter for letter, _, _ in seen) == order
         for (letter, _, before), (_, given, _) in itertools.pairwise(seen):
@@ -240,7 +225,7 @@ def test_data_flow():
 def test_options_reach_the_memory():
     method = tiny(addressing="dot", temperature=0.5, shrinkage=0.06)
     maps = method.encoder(2 * images_of(method) - 1)
-    form = {"addressing": "dot", "temperature": 0.5, "threshold": 0.06, "on_empty": "zero"}
+    form = {"addressing": "dot", "temperature": 0.5, "threshold": 0.06}
     expected = address(maps.permute(0, 2, 3, 1), method.memory.weight, **form)
     assert torch.equal(method(images_of(method))[1].weights, expected.weights)
 
@@ -264,9 +249,6 @@ def test_gradients_reach_every_parameter():
         assert torch.isfinite(parameter.grad).all(), name
         # a bias in front of a batch norm has no effect
         assert parameter.grad.abs().max() > 0 or name.endswith(".bias"), name
-
-
-# -- losses ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.holds("vit_autoencoder", "11", "13")
@@ -382,18 +364,14 @@ def test_statistics_of_known_weights():
     assert terms["entropy"].item() == pytest.approx(0.001 * 2.5 * math.log(2) / 4, rel=1e-5)
 
 
-@pytest.mark.parametrize("addressing", ["cosine", "dot"])
-def test_statistics_of_equal_items(addressing):
+def test_statistics_of_equal_items():
     """Every query is dead, and every item."""
-    method = tiny(addressing=addressing)
+    method = tiny()
     with torch.no_grad():
         method.memory.weight.copy_(method.memory.weight[:1].expand_as(method.memory.weight))
     terms = method.loss(Batch(images_of(method)))
     assert terms["memory/dead_queries"] == 1 and terms["memory/survivors"] == 0 and terms["memory/dead_items"] == 1
     assert terms["memory/entropy"] == 0 and torch.isfinite(terms["total"])
-
-
-# -- maps and scores ---------------------------------------------------------------------------------------------------
 
 
 def test_smoothing():
@@ -442,7 +420,7 @@ def test_terms_of_the_map(monkeypatch):
         monkeypatch.setattr(vit_method, name, value)
     image = striped().float()
     rebuilt = changed(image, "0.9 I + 0.05")
-    form = {"addressing": "dot", "temperature": 0.3, "threshold": None, "on_empty": "zero"}
+    form = {"addressing": "dot", "temperature": 0.3, "threshold": None}
     cells = address(golden.hashed("queries", 1, 8, 8, 16) - 0.5, golden.hashed("items", 20, 16) - 0.5, **form)
     two, three = (answering(rebuilt, cells, score=s).error_map(image) for s in ("l2+ssim", "l2+ssim+entropy"))
     assert two.shape == three.shape == (1, 1, 64, 64)
@@ -453,21 +431,14 @@ def test_terms_of_the_map(monkeypatch):
     assert torch.allclose(three - two, 0.25 * doubts, atol=1e-6)  # lambda_ent / lambda_recon
 
 
-def test_a_good_reconstruction_scores_zero_and_a_defect_where_it_is():
-    image = torch.full((1, 3, 64, 96), 0.5)
-    assert answering(image).error_map(image).abs().max() < 1e-6
-    defect = image.clone()
-    defect[..., 20:30, 60:72] = 0.9
-    place = divmod(int(answering(image).anomaly_map(defect)[0, 0].argmax()), 96)
-    assert 20 <= place[0] < 30 and 60 <= place[1] < 72
-
-
 @torch.no_grad()
 def test_each_image_by_itself_in_evaluation_mode():
     method = tiny(coordinate_attention="both").eval()
     images = images_of(method, 3)
     for together, *alone in zip(method.score(images), *(method.score(image[None]) for image in images)):
         assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+    image = torch.full((1, 3, 64, 96), 0.5)
+    assert answering(image).error_map(image).abs().max() < 1e-6  # a perfect reconstruction
 
 
 @torch.no_grad()
@@ -479,9 +450,6 @@ def test_public_edge():
     method = answering(torch.linspace(-1, 2, 3 * 32 * 32).view(1, 3, 32, 32))
     shown = method.figures(torch.rand(1, 3, 32, 32), Context())
     assert torch.equal(shown["reconstruction"], method(None)[0][0].clamp(0, 1)) and method.figures() == {}
-
-
-# -- training and options ----------------------------------------------------------------------------------------------
 
 
 def test_adam_at_a_constant_rate():
@@ -526,22 +494,16 @@ def test_training_lowers_the_loss(changes):
     assert maps.shape == (2, 1, 64, 96) and torch.isfinite(scores).all()
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"size": (100, 96)}, r"--size.*--patch 16.*height.*100.*112"),
-        ({"heads": 5}, "--heads: 5 heads do not divide --width 768"),
-        ({"decoder": "pow2", "patch": 8}, "--decoder pow2 .*--patch 16"),
-        ({"decoder": "pow2", "size": (16, 16)}, "--decoder pow2 .*--size above 16,16"),
-        ({"score": "l2+ssim+entropy", "memory": False}, "--score .*entropy needs --memory true"),
-    ],
-)
-def test_options_that_cannot_work_are_refused(changes, words):
-    with pytest.raises(UserError, match=words), torch.device("meta"):
-        ViTAutoencoder(Options(**changes))
-
-
-# -- weights and a run -------------------------------------------------------------------------------------------------
+def test_options_that_cannot_work_are_refused():
+    for words, changes in {
+        r"--size.*--patch 16.*height.*100.*112": {"size": (100, 96)},
+        "--heads: 5 heads do not divide --width 768": {"heads": 5},
+        "--decoder pow2 .*--patch 16": {"decoder": "pow2", "patch": 8},
+        "--decoder pow2 .*--size above 16,16": {"decoder": "pow2", "size": (16, 16)},
+        "--score .*entropy needs --memory true": {"score": "l2+ssim+entropy", "memory": False},
+    }.items():
+        with pytest.raises(UserError, match=words), torch.device("meta"):
+            ViTAutoencoder(Options(**changes))
 
 
 def timm_state(**changes) -> dict[str, torch.Tensor]:
@@ -550,39 +512,33 @@ def timm_state(**changes) -> dict[str, torch.Tensor]:
     return {**encoder, "head.weight": torch.zeros(10, 32), "head.bias": torch.zeros(10)}
 
 
-@pytest.mark.parametrize("key", [None, "model", "state_dict"])
-def test_weights_with_timms_names(key):
-    state, method = timm_state(), tiny()
-    others = {name: tensor.clone() for name, tensor in method.state_dict().items() if not name.startswith("encoder.")}
-    with pytest.warns(Notice, match=r"--weights: public ViTs have heads of 64 channels, --heads 2 makes them 16 wide"):
-        method.load_weights([state if key is None else {key: state, "epoch": 3}])
-    found = method.state_dict()
-    assert all(torch.equal(found[f"encoder.{name}"], tensor) for name, tensor in state.items() if "head" not in name)
-    assert all(torch.equal(found[name], tensor) for name, tensor in others.items())
+def test_weights_with_timms_names():
+    state, others = timm_state(), {k: v for k, v in tiny().state_dict().items() if not k.startswith("encoder.")}
+    for file in (state, {"model": state, "epoch": 3}, {"state_dict": state, "epoch": 3}):
+        method = tiny()
+        with pytest.warns(Notice, match=r"public ViTs have heads of 64 channels, --heads 2 makes them 16 wide"):
+            method.load_weights([file])
+        found = method.state_dict()
+        assert all(torch.equal(found[f"encoder.{k}"], tensor) for k, tensor in state.items() if "head" not in k)
+        assert all(torch.equal(found[k], tensor) for k, tensor in others.items())
     public = tiny(width=128, heads=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         public.load_weights([public.encoder.state_dict()])
 
 
-@pytest.mark.parametrize(
-    ("states", "words"),
-    [
-        ([{}, {}], "takes one ViT checkpoint; got 2 files"),
-        ([torch.zeros(2)], "no ViT checkpoint"),
+@pytest.mark.filterwarnings("error")  # no word on heads where nothing was loaded
+def test_wrong_files_are_refused():
+    method, other = tiny(), r"has shape \(32, 3, 4, 4\), not \(32, 3, 8, 8\)"
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    for states, words in (
+        ([{}, {}], "takes one ViT checkpoint; got 2 files"), ([torch.zeros(2)], "no ViT checkpoint"),
         ([{"epoch": 3, "optimizer": {}}], "no ViT checkpoint"),
         ([{"norm.weight": torch.zeros(32).to_sparse()}], "no ViT checkpoint"),
-        ([lambda: timm_state(depth=2)], "0 missing .* 12 unknown"),
-        ([lambda: timm_state(patch=4)], r"has shape \(32, 3, 4, 4\), not \(32, 3, 8, 8\)"),
-    ],
-)
-def test_wrong_files_are_refused(states, words):
-    method = tiny()
-    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # no word on heads where nothing was loaded
+        ([timm_state(depth=2)], "0 missing .* 12 unknown"), ([timm_state(patch=4)], other),
+    ):  # fmt: skip
         with pytest.raises(UserError, match=f"--weights.*{words}"):
-            method.load_weights([state() if callable(state) else state for state in states])
+            method.load_weights(states)
     assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
 
 

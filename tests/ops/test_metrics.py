@@ -3,7 +3,7 @@
 import math
 import tracemalloc
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -22,8 +22,6 @@ from adref.ops.metrics import (
     undefined_reason,
 )
 from adref.ops.pixels import PixelScores
-
-# ---------------------------------------------------------------------------------------------------- inputs
 
 
 def noise(seed: int, size: int) -> np.ndarray:
@@ -76,14 +74,9 @@ def random_maps(seed: int, levels: int, dtype=np.float64, shapes=((9, 7), (5, 8)
     return [(rng.integers(0, levels, mask.shape) + mask).astype(dtype) for mask in masks], masks
 
 
-# ----------------------------------------------------------------------------------- slow float64 references
-
-
 def flood(mask, connectivity):
     """The regions of a mask as lists of pixels, by flood fill."""
-    steps = [
-        (i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if abs(i) + abs(j) in ((1,) if connectivity == 4 else (1, 2))
-    ]
+    steps = [(i, j) for i, j in product((-1, 0, 1), repeat=2) if 0 < abs(i) + abs(j) <= connectivity // 4]
     left, regions = {tuple(pixel) for pixel in np.argwhere(mask)}, []
     while left:
         region = [left.pop()]
@@ -131,9 +124,6 @@ def slow_ap_and_f1(scores, labels):
     return ap, best
 
 
-# ------------------------------------------------------------------------------------ image-level, by hand
-
-
 @pytest.mark.parametrize(
     ("labels", "scores", "expected"),
     [
@@ -156,9 +146,8 @@ def test_average_precision_and_f1_by_hand():
     assert average_precision([1, 1, 1, 1], [0, 1, 0, 0]) == 0.25
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_image_metrics_equal_slow_loops(seed):
-    rng = np.random.default_rng(seed)
+def test_image_metrics_equal_slow_loops():
+    rng = np.random.default_rng(0)
     scores, labels = rng.integers(0, 12, 60) / 4, rng.random(60) < 0.4
     ap, (f1, threshold) = slow_ap_and_f1(scores, labels)
     assert auroc(scores, labels) == pytest.approx(slow_auroc(scores, labels), abs=1e-14)
@@ -172,9 +161,6 @@ def test_float32_scores_are_not_merged_or_moved():
     assert auroc(np.array([1, 1 + 1e-15]), [0, 1]) == 1  # float64 is not cut to float32
     maps = [np.array([[1, near]], np.float32), np.array([[near - np.float64(1e-12)]])]  # two types in one list
     assert pixel_metrics(maps, [np.array([[0, 1]]), np.array([[0]])])["pixel_auroc"] == 1
-
-
-# ---------------------------------------------------------------------------------- PRO, by hand and by loops
 
 
 def test_pro_toy():
@@ -214,7 +200,7 @@ def test_pro_of_three_maps(power, realnet):
     assert pixel_metrics(maps, masks)["pixel_auroc"] == pytest.approx(0.997926, abs=5e-7)
 
 
-@pytest.mark.parametrize(("seed", "levels", "connectivity"), [(0, 2, 8), (1, 6, 4), (0, 6, 8), (1, 1000, 8)])
+@pytest.mark.parametrize(("seed", "levels", "connectivity"), [(1, 6, 4), (0, 6, 8), (1, 1000, 8)])
 def test_pixel_metrics_equal_slow_loops(seed, levels, connectivity):
     maps, masks = random_maps(seed, levels)
     limits = (0.3, 0.05, 0.02, 0.77, 1)
@@ -246,17 +232,14 @@ def test_exact_values_ignore_order_and_rising_transforms():
     assert flipped["pixel_auroc"] < 0.5
 
 
-def test_one_outlier_moves_uniform_steps_only():
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_one_outlier_moves_uniform_steps_only(convention):
     maps, masks = three_maps(1)
-    spoiled = [part.copy() for part in maps]
-    spoiled[0][15, 15] = 20  # the highest already, and anomalous
-    for convention in ("exact", "point", "ranks", "mvtec3d"):
-        assert aupro(spoiled, masks, convention=convention) == aupro(maps, masks, convention=convention)
-    for convention in ("200-step", "realnet"):
-        assert abs(aupro(spoiled, masks, convention=convention) - aupro(maps, masks, convention=convention)) > 0.01
+    before = aupro(maps, masks, convention=convention)
+    maps[0][15, 15] = 20  # the highest already, and anomalous
+    moved = abs(aupro(maps, masks, convention=convention) - before)
+    assert moved > 0.01 if convention in ("200-step", "realnet") else moved == 0
 
-
-# ------------------------------------------------------------------------------- numbers from other programs
 
 # PYTHONPATH=tools python tools/sources/metrics.py, 2026-11-23: scikit-learn 1.9.1 (AUROC, AP, F1), anomalib 2.7.0
 # (AUPRO, float32), ADEval 1.1.0 (the MVTec 3D-AD evaluation code at 100, 5000 and all 8637 ranks), loops over
@@ -302,9 +285,6 @@ def test_other_programs_agree(ties):
         assert 0 <= value - aupro(maps, masks, limit) <= 1 / (2 * 8637 * limit)
 
 
-# --------------------------------------------------------------------------------------------- missing classes
-
-
 @pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1], []])
 def test_one_class_missing_gives_nan_and_a_reason(labels):
     scores, labels = np.arange(len(labels), dtype=float), np.array(labels, int)
@@ -318,18 +298,13 @@ def test_one_class_missing_gives_nan_and_a_reason(labels):
     assert all(math.isnan(aupro(maps, masks, convention=convention)) for convention in CONVENTIONS)
     assert pro_curve(maps, masks)[0].size == 0
     assert math.isnan(pixel_metrics([], [])["pixel_ap"])
-    assert undefined_reason(masks, "pixel").startswith("undefined: it takes good and anomalous pixels, and ")
     assert undefined_reason(np.eye(2)) is None
-
-
-# ---------------------------------------------------------------------------------------------------- mistakes
 
 
 def test_mistakes_are_named():
     scores, mask = toy()
     holes = scores.copy()
     holes[0, :3] = np.nan, np.inf, -np.inf
-    limits = [(lambda x=x: aupro([scores], [mask], x), "limit") for x in (0, 1.01, math.nan)]
     for call, words in (
         (lambda: auroc(holes, mask), "got 3 of 100"),
         (lambda: pixel_metrics([scores, holes], [mask, mask]), "got 3 of 200"),
@@ -340,13 +315,10 @@ def test_mistakes_are_named():
         (lambda: pixel_metrics(scores[None, None], mask[None, None]), "2-D"),
         (lambda: aupro([scores, scores], [mask]), "got 2 and 1"),
         (lambda: aupro([scores], [mask], connectivity=6), "4 or 8"),
-        *limits,
+        (lambda: aupro([scores], [mask], math.nan), "limit"),
     ):
         with pytest.raises(ValueError, match=words):
             call()
-
-
-# ------------------------------------------------------------------------------------------------------ curves
 
 
 def test_curves_have_the_exact_areas():
@@ -364,18 +336,13 @@ def test_curves_have_the_exact_areas():
 @pytest.mark.parametrize("points", [3, 10, 300])
 def test_thinned_curves_keep_ends_and_stay_near(points):
     maps, masks = case(ties=False)
-    full, thin = pro_curve(maps, masks), pro_curve(maps, masks, points=points)
-    assert (
-        len(full[0]) > 300 >= points >= len(thin[0]) and np.all(np.diff(thin[0]) >= 0) and np.all(np.diff(thin[1]) >= 0)
-    )
+    full, thin = pro_curve(maps, masks), PixelScores(maps, masks).pro_curve(points)
+    assert len(full[0]) > 300 >= points >= len(thin[0]) and np.all(np.diff(thin) >= 0)
     assert (thin[0][0], thin[1][0], thin[0][-1], thin[1][-1]) == (0, 0, 1, 1)
     assert set(zip(*thin)) <= set(zip(*full))
     at = np.linspace(0, 1, 500)
     worst = np.abs(np.interp(at, *thin) - np.interp(at, *full)).max()
     assert worst <= 2 / ((points + 1) // 2 - 1)
-
-
-# --------------------------------------------------------------------------------------- bins, memory, interval
 
 
 @pytest.mark.parametrize(("ties", "dtype"), [(False, np.float32), (True, np.float64), (False, np.uint8)])
@@ -442,25 +409,17 @@ def peak_memory(*arguments, **options) -> int:
 
 
 def test_memory_and_reading_of_lazy_images():
-    """4 bytes for each good score more, 16 for each anomalous one, and nothing else that grows."""
+    """Sorted: 4 bytes for each good score more, 16 for each anomalous one. Binned: 500 bytes to know an image."""
     pixel_metrics(*case(ties=False))  # what is loaded on first use does not count
-    peaks = {}
+    peaks = []
     for count in (40, 160):
-        maps, masks = made_images(count, 128)
-        peaks[count] = peak_memory(maps, masks)
-        assert max(maps.asked) == max(masks.asked) == 2
+        for options, times in (({}, 2), ({"pixel_limit": 0, "bins": 2**12}, 3)):
+            maps, masks = made_images(count, 128)
+            peaks.append(peak_memory(maps, masks, **options))
+            assert max(maps.asked) == max(masks.asked) == times
     per_image = 128 * 128 * (4 + (16 - 4) / 64)
-    assert peaks[160] - peaks[40] == pytest.approx(120 * per_image, rel=0.1)
-    assert peaks[40] - 40 * per_image < 3_000_000
-
-
-def test_memory_of_bins_does_not_grow_with_the_images():
-    peaks = {}
-    for count in (80, 320):
-        maps, masks = made_images(count, 128)
-        peaks[count] = peak_memory(maps, masks, pixel_limit=0, bins=2**12)
-        assert max(maps.asked) == max(masks.asked) == 3
-    assert peaks[320] - peaks[80] < 240 * 500 and peaks[320] < 20_000_000  # 500 bytes to know an image
+    assert peaks[2] - peaks[0] == pytest.approx(120 * per_image, rel=0.1) and peaks[0] - 40 * per_image < 3_000_000
+    assert peaks[3] - peaks[1] < 120 * 500 and peaks[3] < 20_000_000
 
 
 @pytest.mark.parametrize(("pixel_limit", "levels"), [(2**28, 3), (0, 3), (0, 1000)])
@@ -475,12 +434,12 @@ def test_kinds_of_images_are_as_if_alone(levels, pixel_limit):
     for chosen in ([None, "a"], [None, "b"], ["b"], ["a", "b", None], None):
         own = [i for i, kind in enumerate(kinds) if chosen is None or kind in chosen]
         expected = pixel_metrics([maps[i] for i in own], [masks[i] for i in own])
-        found = several.metrics(kinds=chosen)
+        found = several.metrics((0.3, 0.05), chosen)
         bound = found.pop("error_bound")
         assert (bound > 0) == (pixel_limit == 0)
         for name, value in found.items():
             assert value == pytest.approx(expected[name], abs=bound + 1e-15)
-    assert all(math.isnan(several.metrics(kinds=chosen)["pixel_ap"]) for chosen in ([None], []))
+    assert all(math.isnan(several.metrics((0.3, 0.05), chosen)["pixel_ap"]) for chosen in ([None], []))
     fine = PixelScores(maps, masks, kinds, pixel_limit=0)  # every score is sampled: its curve is the exact one
     for bins, exact in zip(fine.pro_curve(), pro_curve(maps, masks)):
         np.testing.assert_allclose(bins, exact, atol=1e-12)

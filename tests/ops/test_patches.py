@@ -13,7 +13,6 @@ from adref.ops.patches import (
     draw_listed_size,
     draw_lognormal_size,
     draw_place,
-    draw_source,
     overlap,
     warp,
 )
@@ -22,23 +21,23 @@ LOGNORMAL = dict(median=28.0, sigma=0.75, limits=(4.0, 128.0), aspect_sigma=0.4,
 GAMMA = (0.03, 0.4)
 
 
-def test_lognormal_sizes_have_the_quantiles_of_the_specification():
+def test_quantiles_of_lognormal_sizes():
     rng = np.random.default_rng(0)
     sizes = np.array([draw_lognormal_size(rng, **LOGNORMAL) for _ in range(30000)])
     d = np.sqrt(sizes.prod(axis=1))
     np.testing.assert_allclose(np.quantile(d, [0.05, 0.25, 0.5, 0.75, 0.95]), [8.2, 16.9, 28.0, 46.5, 96.3], rtol=0.03)
     assert d.mean() == pytest.approx(36.1, rel=0.02)
     assert sizes.min() == 4 and sizes.max() == 160
-    # Sides of a middling d meet no limit: the logarithm of the aspect is N(0, 0.4^2), clipped, and independent of d.
-    middling = (d > 16) & (d < 80)
-    log_aspect = np.log(sizes[middling, 1] / sizes[middling, 0])
+    # The sides of a medium d meet no limit: the logarithm of the aspect is N(0, 0.4^2), clipped, and independent of d.
+    medium = (d > 16) & (d < 80)
+    log_aspect = np.log(sizes[medium, 1] / sizes[medium, 0])
     assert np.abs(log_aspect).max() == pytest.approx(math.log(3), abs=1e-12)
     np.testing.assert_allclose(np.quantile(log_aspect, [0.159, 0.5, 0.841]), [-0.4, 0, 0.4], atol=0.02)
-    assert np.corrcoef(log_aspect, np.log(d[middling]))[0, 1] == pytest.approx(0, abs=0.03)
+    assert np.corrcoef(log_aspect, np.log(d[medium]))[0, 1] == pytest.approx(0, abs=0.03)
 
 
 def above(steps_d: float, steps_a: float):
-    """A stream whose first normal number lies so many standard deviations above the mean, and its second."""
+    """Makes a stream of two normal numbers, this many standard deviations above the mean."""
     steps = iter((steps_d, steps_a))
     return SimpleNamespace(normal=lambda mean, sigma: mean + sigma * next(steps))
 
@@ -56,10 +55,10 @@ def test_lognormal_sizes_by_hand():
     assert draw_lognormal_size(above(2, 0.5), **others) == pytest.approx((d / root, d * root), rel=1e-12)
 
 
-def test_gamma_sizes_have_the_quantiles_of_the_specification():
+def test_quantiles_of_gamma_sizes():
     rng = np.random.default_rng(1)
     sizes = np.array([draw_gamma_size(rng, GAMMA, GAMMA) for _ in range(20000)])
-    for side in 256 * sizes.T:  # pixels of a image of side 256
+    for side in 256 * sizes.T:  # pixels of an image of side 256
         np.testing.assert_allclose(np.quantile(side, [0.05, 0.5, 0.95]), [24, 58, 137], rtol=0.03)
         assert side.mean() == pytest.approx(66, rel=0.02)
     assert 0.06 < sizes.min() < 0.065 and sizes.max() == 0.8
@@ -102,7 +101,7 @@ def test_pixels_are_drawn_uniformly():
 
 
 def slow_corner(centre, size, shape) -> tuple[int, int]:
-    """The rectangle moves pixel by pixel until it lies in the image, or, where it is larger, the image in it."""
+    """Moves the rectangle pixel by pixel until it lies in the image or, where it is larger, the image in it."""
     corner = []
     for middle, side, length in zip(centre, size, shape):
         place = middle - side // 2
@@ -115,7 +114,7 @@ def slow_corner(centre, size, shape) -> tuple[int, int]:
 
 
 def slow_place(rng, mask: np.ndarray, support: np.ndarray, share: float, tries: int):
-    """The first accepted corner, pixel by pixel, from the same stream."""
+    """Finds the first accepted corner, pixel by pixel, from the same stream."""
     for _ in range(tries):
         top, left = slow_corner(ObjectPixels(mask).draw(rng), support.shape, mask.shape)
         hits = 0
@@ -127,34 +126,31 @@ def slow_place(rng, mask: np.ndarray, support: np.ndarray, share: float, tries: 
     return None
 
 
-@pytest.mark.parametrize(("size", "share"), [((2, 2), 0.8), ((5, 4), 0.5), ((13, 3), 0.3), ((13, 18), 0.3)])
-def test_sources_equal_a_slow_loop(size, share):
+@pytest.mark.parametrize(("shape", "share", "density"), [((2, 2), 0.8, 1), ((13, 18), 0.3, 1), ((6, 5), 0.25, 0.7),
+                                                         ((20, 6), 0.25, 0.7), ((24, 31), 0.1, 0.7)])  # fmt: skip
+def test_places_equal_a_slow_loop(shape, share, density):
+    """Also where the patch is larger than the image; from as many draws."""
     mask = blob()
     for seed in range(15):
-        rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
-        found = draw_source(rng, ObjectPixels(mask), size, share, tries=6)
-        assert found == slow_place(other, mask, np.ones(size, bool), share, 6)
-        assert rng.bit_generator.state == other.bit_generator.state  # as many tries
-
-
-@pytest.mark.parametrize(("shape", "share"), [((3, 3), 0.7), ((6, 5), 0.25), ((20, 6), 0.25), ((24, 31), 0.1)])
-def test_places_equal_a_slow_loop(shape, share):
-    """Also where the canvas is larger than the image."""
-    mask = blob()
-    for seed in range(15):
-        support = np.random.default_rng(seed + 100).random(shape) < 0.7
+        support = np.random.default_rng(seed + 100).random(shape) < density
         rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
         found = draw_place(rng, ObjectPixels(mask), support, share, tries=6)
         assert found == slow_place(other, mask, support, share, 6)
         assert rng.bit_generator.state == other.bit_generator.state
 
 
+def test_shares_of_rectangles():
+    mask = blob()
+    for top, left, height, width in ((0, 0, 13, 18), (2, 3, 1, 1), (4, 5, 9, 13), (12, 0, 1, 18)):
+        share = mask[top : top + height, left : left + width].mean()
+        assert ObjectPixels(mask).share(top, left, height, width) == share
+
+
 def test_a_share_that_is_just_enough_is_accepted():
     mask, rng = np.zeros((4, 6), bool), np.random.default_rng(0)
     mask[:, :3] = True
-    pixels, whole = ObjectPixels(mask), np.ones((4, 6), bool)
     for share, place in ((0.5, (0, 0)), (0.51, None)):
-        assert draw_source(rng, pixels, (4, 6), share, 200) == draw_place(rng, pixels, whole, share, 200) == place
+        assert draw_place(rng, ObjectPixels(mask), np.ones((4, 6), bool), share, 200) == place
 
 
 def test_overlap_by_hand():
@@ -216,7 +212,7 @@ def test_size_of_the_canvas():
 
 @pytest.mark.parametrize("angle", [0.0, 2.2, math.pi / 4])
 def test_nothing_but_the_patch_enters_the_support(angle):
-    """A constant stays that constant, bit for bit, and what lies around the patch in memory is never read."""
+    """A constant stays bit for bit, and memory around the patch is never read."""
     rng = np.random.default_rng(11)
     for scale in (0.8, 1.0, 1.1, 1.2):
         around = np.full((2, 24, 30), np.nan)

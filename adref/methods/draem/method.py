@@ -42,10 +42,7 @@ from adref.ops.losses import focal, ssim
 from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, rotate_randomly
 from adref.options import UserError
 
-# Constants of the code.
-ANOMALY_PROBABILITY = 0.5  # share of examples that are corrupted
-OPERATION_COUNT = 3  # different operations on each texture, in random order
-PERLIN_ROTATION = 90.0  # the noise rotates by U(-d, d) degrees
+ANOMALY_PROBABILITY = 0.5  # the code: share of examples that are corrupted
 
 
 class Batch(NamedTuple):
@@ -55,28 +52,18 @@ class Batch(NamedTuple):
 
 
 def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: Sources) -> Batch:
-    """Pastes a texture under a Perlin mask into half of the images (equations 4 and 6).
+    """Pastes a texture under a Perlin mask into half of the images (equations 4 and 6); see `Trainable.corrupt`.
 
-    Args:
-        image: (3, H, W) in [0, 1].
-        rng: the random stream of this example.
-        options: the method's options.
-        sources: `textures` is needed, `images` too where --own-texture-share is above 0.
-
-    Returns:
-        clean and corrupted (3, H, W), mask (1, H, W); mask all 0 and corrupted equal to clean for a normal example.
+    Needs `sources.textures`, and `images` where --own-texture-share is above 0. In a normal example the mask is 0 and
+    corrupted equal to clean.
     """
     o = options
     image = rotate_randomly(image, rng, o.rotation_probability, o.rotation_degrees)
     if rng.random() >= ANOMALY_PROBABILITY:
         return Batch(image, image, torch.zeros(1, *image.shape[1:]))
-    texture = draw_texture(
-        rng, sources.textures, sources.images, own_share=o.own_texture_share, operations=o.texture_operations,
-        operation_count=OPERATION_COUNT, channel_order=o.channel_order,
-    )  # fmt: skip
-    mask = draw_mask(
-        rng, tuple(image.shape[1:]), exponents=o.perlin_exponents, degrees=PERLIN_ROTATION, thresholds=o.mask_threshold
-    )
+    texture = draw_texture(rng, sources.textures, sources.images, own_share=o.own_texture_share,
+                           operations=o.texture_operations, channel_order=o.channel_order)  # fmt: skip
+    mask = draw_mask(rng, tuple(image.shape[1:]), exponents=o.perlin_exponents, thresholds=o.mask_threshold)
     mask = torch.from_numpy(mask).unsqueeze(0)
     return Batch(image, blend(image, texture, mask, rng.uniform(*o.texture_weight)), mask)
 
@@ -141,22 +128,16 @@ class DRAEM(Method):
         """Loads the authors' two released files: the reconstructive state dict, then the discriminative one.
 
         Raises:
-            UserError: not two files, or keys or shapes that do not fit `released_keys`.
+            UserError: not two files, missing or unknown keys (named), or another width.
         """
         if len(states) != 2:
             raise UserError(f"--weights takes two files for draem, NAME.pckl and NAME_seg.pckl; got {len(states)}")
-        for network, state, suffix in (
-            (self.reconstructor, states[0], ""),
-            (self.discriminator, states[1], "_segment"),
-        ):
-            load_released(network, state, suffix)
-
-
-# -- the authors' checkpoints -----------------------------------------------------------------------------------------
+        load_released(self.reconstructor, states[0], "")
+        load_released(self.discriminator, states[1], "_segment")
 
 
 def released_keys(network: Autoencoder | UNet, suffix: str) -> dict[str, str]:
-    """Maps our state-dict keys to the authors'.
+    """Maps our state-dict keys to those of the authors' checkpoints.
 
         encoder.blocks.<i>.*   encoder<suffix>.block<i + 1>.*
         ups.<i>.*, blocks.<i>.*   decoder<suffix>.up<n>.*, .db<n>.*   n = 1, 2, 3, 4; the U-Net's first step is "_b"
@@ -167,35 +148,27 @@ def released_keys(network: Autoencoder | UNet, suffix: str) -> dict[str, str]:
         suffix: "" for the reconstructive file, "_segment" for the discriminative one.
     """
     steps = ["1", "2", "3", "4"] if suffix == "" else ["_b", "1", "2", "3", "4"]
-    names = {}
+    encoder, decoder, names = f"encoder{suffix}", f"decoder{suffix}", {}
     for key in network.state_dict():
         part, *rest = key.split(".")
         if part == "encoder":  # encoder.blocks.<i>.<rest>
-            names[key] = ".".join((f"encoder{suffix}", f"block{int(rest[1]) + 1}", *rest[2:]))
+            path = (encoder, f"block{int(rest[1]) + 1}", *rest[2:])
         elif part == "out":
-            names[key] = ".".join((f"decoder{suffix}", "fin_out", "0", *rest))
+            path = (decoder, "fin_out", "0", *rest)
         else:
-            names[key] = ".".join(
-                (f"decoder{suffix}", {"ups": "up", "blocks": "db"}[part] + steps[int(rest[0])], *rest[1:])
-            )
+            path = (decoder, {"ups": "up", "blocks": "db"}[part] + steps[int(rest[0])], *rest[1:])
+        names[key] = ".".join(path)
     return names
 
 
 def load_released(network: Autoencoder | UNet, state: dict, suffix: str) -> None:
-    """Loads one of the authors' state dicts.
-
-    Raises:
-        UserError: missing or unknown keys (named), or a shape that differs (another width).
-    """
-    names = released_keys(network, suffix)
+    """Loads one of the authors' state dicts; see `DRAEM.load_weights`."""
+    names, expected = released_keys(network, suffix), network.state_dict()
     missing, unknown = sorted(set(names.values()) - set(state)), sorted(set(state) - set(names.values()))
     if missing or unknown:
-        raise UserError(
-            f"--weights: keys do not fit DRAEM's released files: {len(missing)} missing {missing[:3]}, "
-            f"{len(unknown)} unknown {unknown[:3]}"
-        )
-    own = network.state_dict()
-    wrong = [theirs for ours, theirs in names.items() if own[ours].shape != state[theirs].shape]
-    if wrong:
-        raise UserError(f"--weights: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, which is another width")
+        raise UserError(f"--weights: keys do not fit DRAEM's released files: {len(missing)} missing {missing[:3]}, "
+                        f"{len(unknown)} unknown {unknown[:3]}")  # fmt: skip
+    for ours, theirs in names.items():
+        if expected[ours].shape != state[theirs].shape:
+            raise UserError(f"--weights: {theirs} has shape {tuple(state[theirs].shape)}, which is another width")
     network.load_state_dict({ours: state[theirs] for ours, theirs in names.items()})

@@ -75,29 +75,18 @@ PRESETS = {
     "paper": {},
     # Half the side, so lattices and score window shrink with it; an eighth of the widths; more steps, larger ones.
     "tiny": {
-        "size": (128, 128),
-        "reconstruction_width": 16,
-        "discriminator_width": 8,
-        "epochs": 100,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "rotation_probability": 0.0,
-        "perlin_exponents": (0, 4),
-        "own_texture_share": 0.5,
+        "size": (128, 128), "reconstruction_width": 16, "discriminator_width": 8, "epochs": 100, "batch_size": 4,
+        "learning_rate": 1e-3, "rotation_probability": 0.0, "perlin_exponents": (0, 4), "own_texture_share": 0.5,
         "score_window": 11,
     },
-}
+}  # fmt: skip
 
 ABLATIONS = {
     "literal": {
-        "milestones": (4 / 7, 6 / 7),
-        "milestone_factor": 0.1,
-        "rotation_degrees": 45.0,
-        "mask_threshold": (0.0, 1.0),
-        "texture_weight": (0.1, 1.0),
-        "texture_operations": "paper",
+        "milestones": (4 / 7, 6 / 7), "milestone_factor": 0.1, "rotation_degrees": 45.0, "mask_threshold": (0.0, 1.0),
+        "texture_weight": (0.1, 1.0), "texture_operations": "paper",
     },
-}
+}  # fmt: skip
 
 DEVIATIONS = (
     Deviation(
@@ -107,9 +96,8 @@ DEVIATIONS = (
     Deviation(
         "ops.textures", "substitution", "imgaug and OpenCV, 8-bit tables",
         "formulas in float32, rounded once; Pillow's bilinear rotation",
-        "two dependencies fewer; colour spaces agree with OpenCV within 2 grey levels on a colour grid (Luv codes that "
-        "are no colour aside); OpenCV rotates with 1/32-pixel interpolation and blends into black; a rotated clean "
-        "image stays unrounded here",
+        "two dependencies fewer; colours agree with OpenCV's within 2 grey levels on a grid (except Luv codes of no "
+        "colour); OpenCV rotates with 1/32-pixel interpolation into black; a rotated clean image stays unrounded here",
     ),
     Deviation(
         "ops.perlin.draw_perlin", "silent", "noise at 256 x 256", "lattice cells are never finer than 2 pixels",

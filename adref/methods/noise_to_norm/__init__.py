@@ -1,4 +1,4 @@
-"""Noise-to-norm: reconstruct normal pictures from noisy ones with an M-net."""
+"""Noise-to-norm: an M-net that reconstructs normal images from noisy ones."""
 
 from adref.methods.noise_to_norm.method import NoiseToNorm
 from adref.methods.noise_to_norm.options import Options

@@ -139,11 +139,9 @@ class NoiseToNorm(Method):
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
-        """Computes equation 9 of each pixel: (B, 3, H, W) in [0, 1] -> (B, 1, H, W).
+        """Computes equation 9 of each pixel: (B, 3, H, W) in [0, 1], sides multiples of 2^(levels - 1) -> (B, 1, H, W).
 
-        Args:
-            images: sides that are multiples of 2^(levels - 1).
-            context: `rngs`, a stream an image for its noise; None: every image gets the same.
+        `context.rngs` has a random stream for the noise of each image; None: all images get the same noise.
         """
         return self.map_of(images, self.reconstruct(images, context.rngs))
 
@@ -151,9 +149,9 @@ class NoiseToNorm(Method):
         """Blends images with noise and reconstructs them: the mean of all draws, (B, 3, H, W)."""
         o = self.options
         check_images(images, 2 ** (o.levels - 1))
-        if rngs is not None and len(rngs) != len(images):
+        rngs = [np.random.Generator(np.random.PCG64(0)) for _ in images] if rngs is None else rngs
+        if len(rngs) != len(images):
             raise ValueError(f"expected one stream for each of {len(images)} images, got {len(rngs)}")
-        rngs = rngs if rngs is not None else [np.random.Generator(np.random.PCG64(0)) for _ in images]
         draws = range(o.noise_repeats if o.noise_share else 1)
         noises = ([draw_noise(rng, tuple(images.shape[1:])) for rng in rngs] for _ in draws)
         return torch.stack([self(blend(images, torch.stack(n).to(images), o)) for n in noises]).mean(dim=0)

@@ -1,7 +1,6 @@
-"""Network of noise-to-norm: an M-net, and its block in four readings.
+"""Network of noise-to-norm: an M-net, and its block in four readings (the figure of the paper's block is missing).
 
-The paper's figure of the residual attention module is not in the text, its source here. SRMNet, from which the paper
-starts: C.-M. Fan et al., "Selective Residual M-Net for Real Image Denoising", EUSIPCO 2022.
+SRMNet, where the paper starts: C.-M. Fan et al., "Selective Residual M-Net for Real Image Denoising", EUSIPCO 2022.
 """
 
 from functools import partial
@@ -14,26 +13,18 @@ from torch import Tensor, nn
 from adref.layers.selective_kernel import SelectiveKernelFusion
 
 REDUCTION = 8  # of channels in attention and fusion: SRMNet
+Kind = Literal["full", "min", "conv1x1", "skrdb"]  # of the blocks, see `block`
 
 
 class MNet(nn.Module):
     """Reconstructs an image by a U-Net that gets the shrunk input at every level and fuses the outputs of all levels.
 
-    Channels w 2^i at level i. Down: pixel unshuffle, 1x1 convolution; up: pixel shuffle, 1x1 convolution. As SRMNet,
-    but without its global residual: the input is not added to the output.
-
-    Args:
-        width: w, even.
-        levels: number of levels; both sides of the input must be multiples of 2^(levels - 1).
-        kind: of the blocks, see `block`.
-        level0: a block after the first level's stem, too.
-        padding: of the 3x3 convolutions: "zeros" or "reflect".
+    `width` (even) 2^i channels at level i; sides of the input that are multiples of 2^(levels - 1). Down: pixel
+    unshuffle, 1x1 convolution; up: pixel shuffle, 1x1 convolution. `kind` of the blocks: see `block`; `level0`: one
+    after the first level's stem, too. As SRMNet, but the input is not added to the output (no global residual).
     """
 
-    def __init__(
-        self, *, width: int, levels: int, kind: Literal["full", "min", "conv1x1", "skrdb"], level0: bool,
-        padding: Literal["zeros", "reflect"],
-    ):  # fmt: skip
+    def __init__(self, *, width: int, levels: int, kind: Kind, level0: bool, padding: Literal["zeros", "reflect"]):
         super().__init__()
         widths, inner = [width * 2**i for i in range(levels)], range(levels - 1)
         conv3x3 = partial(nn.Conv2d, kernel_size=3, padding=1, padding_mode=padding)
@@ -70,13 +61,11 @@ class MNet(nn.Module):
         return F.interpolate(m, scale_factor=2**level, mode="bilinear", align_corners=False) if level else m
 
 
-def block(
-    kind: Literal["full", "min", "conv1x1", "skrdb"], width_in: int, width_out: int, *, padding: str
-) -> nn.Module:
+def block(kind: Kind, width_in: int, width_out: int, *, padding: str) -> nn.Module:
     """Makes one of four blocks.
 
     "full" and "min" are `ResidualAttention` with and without 3x3 convolutions, "conv1x1" is the ablation's 1x1
-    convolution, "skrdb" SRMNet's block.
+    convolution, "skrdb" SRMNet's block (`SelectiveDense`).
     """
     if kind == "conv1x1":
         return nn.Conv2d(width_in, width_out, 1)
@@ -90,11 +79,7 @@ class ResidualAttention(nn.Module):
 
         r = conv1x1(x);  v = conv3x3(ReLU(conv3x3(conv1x1(x))));  a = sigmoid(conv1x1(ReLU(conv1x1(mean v))))
 
-    Args:
-        width_in, width_out: channels.
-        reduction: the attention has max(width_out // reduction, 4) inner channels.
-        convolutions: the two 3x3 convolutions; without them v is the 1x1 convolution alone.
-        padding: of the 3x3 convolutions.
+    The attention has max(C_out // reduction, 4) inner channels; without `convolutions` v is the 1x1 convolution alone.
     """
 
     def __init__(self, width_in: int, width_out: int, *, reduction: int, convolutions: bool, padding: str):
@@ -103,12 +88,10 @@ class ResidualAttention(nn.Module):
         self.shortcut = nn.Conv2d(width_in, width_out, 1)
         self.body = nn.Sequential(nn.Conv2d(width_in, width_out, 1))
         if convolutions:
-            self.body.append(nn.Conv2d(width_out, width_out, 3, padding=1, padding_mode=padding)).append(nn.ReLU())
-            self.body.append(nn.Conv2d(width_out, width_out, 3, padding=1, padding_mode=padding))
-        self.attention = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(width_out, inner, 1), nn.ReLU(), nn.Conv2d(inner, width_out, 1),
-            nn.Sigmoid(),
-        )  # fmt: skip
+            conv3x3 = partial(nn.Conv2d, width_out, width_out, 3, padding=1, padding_mode=padding)
+            self.body.extend([conv3x3(), nn.ReLU(), conv3x3()])
+        self.attention = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width_out, inner, 1), nn.ReLU(),
+                                       nn.Conv2d(inner, width_out, 1), nn.Sigmoid())  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes equation 4, as reconstructed from the text: (B, C_in, H, W) -> (B, C_out, H, W)."""
@@ -117,23 +100,15 @@ class ResidualAttention(nn.Module):
 
 
 class SelectiveDense(nn.Module):
-    """Applies SRMNet's block: three times x <- fusion(x, ReLU(conv3x3(x))), then 1x1 to C_out, plus 1x1 of the input.
-
-    Args:
-        width_in, width_out: channels.
-        reduction: of the fusions.
-        padding: of the 3x3 convolutions.
-    """
+    """Applies SRMNet's block: x <- fusion(x, ReLU(conv3x3(x))) three times, then 1x1 to C_out, plus 1x1 of x."""
 
     def __init__(self, width_in: int, width_out: int, *, reduction: int, padding: str):
         super().__init__()
         self.shortcut = nn.Conv2d(width_in, width_out, 1)
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(width_in, width_in, 3, padding=1, padding_mode=padding) for _ in range(3)
-        )
-        self.fusions = nn.ModuleList(
-            SelectiveKernelFusion(width=width_in, count=2, reduction=reduction) for _ in range(3)
-        )
+        conv3x3 = partial(nn.Conv2d, width_in, width_in, 3, padding=1, padding_mode=padding)
+        fusion = partial(SelectiveKernelFusion, width=width_in, count=2, reduction=reduction)
+        self.convolutions = nn.ModuleList(conv3x3() for _ in range(3))
+        self.fusions = nn.ModuleList(fusion() for _ in range(3))
         self.out = nn.Conv2d(width_in, width_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,73 +16,57 @@ class Options:
 
     size: tuple[int, int] = option((256, 256), "height,width of the network's input, multiples of 2^(levels - 1)",
                                    "section Experiments", limits=(2, 65536))  # fmt: skip
-    resize: Literal["bilinear", "antialias"] = option(
-        "antialias", "filter that resizes images to --size", "adref", kind="silent", paper="256 x 256",
-        why="no filter is named",
-    )  # fmt: skip
+    resize: Literal["bilinear", "antialias"] = option("antialias", "filter that resizes images to --size", "adref",
+        kind="silent", paper="256 x 256", why="no filter is named")  # fmt: skip
     noise_share: float = option(0.3, "lambda, share of the noise in the blend", "section Experiments", limits=(0, 1))
     noise_domain: Literal["normalised", "pixel"] = option(
         "normalised", "range in which the noise is N(0.5, 0.5): [-1, 1], or [0, 1]", "adref", kind="ambiguous",
         paper="images normalised by mean and deviation 0.5, noise 'from the same distribution'",
-        why="the formula; it shifts the image by lambda / 2. pixel is N(0, 1) in [-1, 1]: twice as strong and centred",
-    )  # fmt: skip
+        why="the formula; pixel is N(0, 1) in [-1, 1]: twice as strong, centred, no shift by lambda / 2")  # fmt: skip
     noise_repeats: int = option(
         1, "draws of the noise at test time, whose reconstructions are averaged", "adref", limits=(1, 10**6),
-        kind="silent", paper="noise at test time, too", why="neither a number of draws nor a seed is given",
-    )  # fmt: skip
+        kind="silent", paper="noise at test time, too", why="neither number of draws nor seed is given")  # fmt: skip
     width: int = option(96, "channels of the first level, even", "SRMNet", limits=(4, 65536), kind="silent",
                         paper="an M-net", why="SRMNet's width")  # fmt: skip
     levels: int = option(4, "levels of the M-net", "section Method: four maps are fused", limits=(2, 12))
     block: Literal["full", "min", "conv1x1", "skrdb"] = option(
         "full", "residual attention with 3x3 convolutions, without them; one 1x1 convolution; SRMNet's block", "adref",
         kind="silent", paper="residual, global pooling, convolutions, a 1x1 in both paths; the figure is missing",
-        why="a published drop of 28.7 points from replacing it by a 1x1 speaks for spatial convolutions in the block",
-    )  # fmt: skip
+        why="replacing it by a 1x1 costs 28.7 points, which speaks for spatial convolutions")  # fmt: skip
     block_level0: bool = option(
-        True, "a block on the encoder's first level, too", "adref", kind="ambiguous",
-        paper="after each concatenation", why="there is no concatenation on that level; SRMNet has its block there",
-    )  # fmt: skip
+        True, "a block on the encoder's first level, too", "adref", kind="ambiguous", paper="after each concatenation",
+        why="that level concatenates nothing; SRMNet has its block there")  # fmt: skip
     padding: Literal["zeros", "reflect"] = option(
         "zeros", "border of the 3x3 convolutions", "SRMNet", kind="silent", paper="no word on it",
-        why="SRMNet; the network then errs at the edge of the image, and the map shows it (see NOTES.md)",
-    )  # fmt: skip
+        why="SRMNet; the network then errs at the edge of the image, and the map shows it (see NOTES.md)")  # fmt: skip
     sigmas: tuple[float, ...] = option(
-        (0.5, 1.0, 2.0, 4.0, 8.0), "deviations of the Gaussian windows, ascending, pixels", "PL4NN",
-        limits=(0.01, 1000), kind="silent", paper="sigma_1 to sigma_M", why="PL4NN",
-    )  # fmt: skip
+        (0.5, 1.0, 2.0, 4.0, 8.0), "deviations of the Gaussian windows, ascending, pixels",
+        "PL4NN", limits=(0.01, 1000), kind="silent", paper="sigma_1 to sigma_M", why="PL4NN")  # fmt: skip
     ssim_constants: Literal["squared", "literal"] = option(
         "squared", "C1 and C2 are 0.01 and 0.03, or their squares", "adref", kind="ambiguous",
-        paper="C1 = 0.01, C2 = 0.03", why="PL4NN squares numbers of those names and values when it reads them",
-    )  # fmt: skip
+        paper="C1 = 0.01, C2 = 0.03", why="PL4NN squares numbers of those names and values")  # fmt: skip
     epochs: int = option(500, "passes over the training images, at most", "section Experiments", limits=(0, INF))
     batch_size: int = option(4, "images a step", "adref", limits=(1, INF), kind="silent", paper="no word on it",
                              why="fits 8 GB")  # fmt: skip
     learning_rate: float = option(
         1e-4, "AdamW's step size at the start", "SRMNet", limits=(1e-12, 1e6), kind="contradiction",
-        paper="1e-6, annealed to 1e-6", why="as printed it is constant and the network hardly moves; SRMNet's values",
-    )  # fmt: skip
-    hold_after_cosine: bool = option(
-        False, "hold the rate after the cosine's 100 epochs; false: it rises again", "torch", kind="ambiguous",
-        paper="T_max 100, 500 epochs", why="torch's CosineAnnealingLR rises",
-    )  # fmt: skip
+        paper="1e-6, annealed to 1e-6", why="as printed the network hardly moves; SRMNet's values")  # fmt: skip
+    hold_after_cosine: bool = option(False, "hold the rate after the cosine's 100 epochs; false: it rises again",
+        "torch", kind="ambiguous", paper="T_max 100, 500 epochs", why="torch's CosineAnnealingLR rises")  # fmt: skip
     patience: int | None = option(
         20, "stop after so many epochs without a lower loss; none: all images train, all epochs, last weights",
-        "section Experiments", limits=(1, INF),
-    )  # fmt: skip
+        "section Experiments", limits=(1, INF))  # fmt: skip
     monitor: Literal["validation", "train"] = option(
-        "validation", "loss that --patience watches; train: no image is kept for validation", "adref",
-        kind="ambiguous", paper="stop when 'the loss' is no better for 20 epochs; 20 % validate",
-        why="the 20 % would be idle otherwise; each has fixed noise, and the best weights are kept",
-    )  # fmt: skip
+        "validation", "loss that --patience watches; train: no image is kept for validation", "adref", kind="ambiguous",
+        paper="stop when 'the loss' is no better for 20 epochs; 20 % validate",
+        why="the 20 % would be idle otherwise; each has fixed noise, and the best weights are kept")  # fmt: skip
 
 
 PRESETS = {
     "paper": {},
     # Half the side, so the windows shrink with it; a sixth of the width.
-    "tiny": {
-        "size": (128, 128), "width": 16, "sigmas": (0.5, 1.0, 2.0, 4.0), "epochs": 100, "learning_rate": 1e-3,
-    },
-}  # fmt: skip
+    "tiny": {"size": (128, 128), "width": 16, "sigmas": (0.5, 1.0, 2.0, 4.0), "epochs": 100, "learning_rate": 1e-3},
+}
 
 ABLATIONS = {
     **{f"lambda-{share}": {"noise_share": float(share)} for share in ("0", "0.2", "0.3", "0.4")},
@@ -94,36 +78,24 @@ DEVIATIONS = (
     Deviation("corrupt", "silent", "no word on it", "new noise for each image and epoch, no augmentation",
               "one noise for all could be learned"),
     Deviation("NOISE_STD", "ambiguous", "noise N(0.5, 0.5)", "standard deviation 0.5", "called sigma next to it"),
-    Deviation(
-        "draw_noise", "silent", "no generator", "numpy's RandomState, seeded by one draw of the image's stream",
-        "numpy has frozen it: the noise is the same in every version",
-    ),
-    Deviation(
-        "MNet", "silent", "the input is shrunk; stems and output are not described",
-        "noise first, then bilinear halving; one stem for all levels; no activation and no residual at the output",
-        "SRMNet without its global residual, which would hand the defect through",
-    ),
+    Deviation("draw_noise", "silent", "no generator", "numpy's RandomState, seeded by one draw of the image's stream",
+              "numpy has frozen it: the noise is the same in every version"),
+    Deviation("MNet", "silent", "the input is shrunk; stems and output are not described",
+              "noise first, then bilinear halving; one stem for all levels; no activation, no residual at the output",
+              "SRMNet without its global residual, which would hand the defect through"),
     Deviation("ResidualAttention", "silent", "no ratio, no activation", "8, ReLU, sigmoid", "SRMNet's ratio"),
-    Deviation(
-        "SelectiveKernelFusion", "mistake", "kernels chosen for each position",
-        "weights for each channel, from a mean over all positions", "the module that is cited",
-    ),
+    Deviation("SelectiveKernelFusion", "mistake", "kernels chosen for each position",
+              "weights for each channel, from a mean over all positions", "the module that is cited"),
     Deviation("ms_ssim_l1", "mistake", "G times L1, a filter times a number", "the filter of |u - v|", "PL4NN"),
-    Deviation(
-        "NoiseToNorm.compare", "silent", "no word on range, border and channels",
-        "[0, 1], not clipped; mirrored; mean of the channels' maps",
-        "the constants expect [0, 1]; zeros make the border of every map bright",
-    ),
+    Deviation("NoiseToNorm.compare", "silent", "no word on range, border and channels",
+              "[0, 1], not clipped; mirrored; mean of the channels' maps",
+              "the constants expect [0, 1]; zeros make the border of every map bright"),
     Deviation("ALPHA", "silent", "no value", "0.84", "Zhao et al.'s article, as recalled; PL4NN's code has 0.025"),
     Deviation("NoiseToNorm.optimizer", "silent", "AdamW, no weight decay given", "0.01", "torch's default"),
-    Deviation(
-        "NoiseToNorm.anomaly_map", "silent", "MS-SSIM and L1 error of each pixel; no weights, no image score",
-        "the loss of each pixel, without a filter; its maximum", "nothing else is printed",
-    ),
-    Deviation(
-        "adref.data", "silent", "90 % of VisA's normal images train", "the lists of VisA's authors (split_csv)",
-        "no list is named",
-    ),
+    Deviation("NoiseToNorm.anomaly_map", "silent", "MS-SSIM and L1 error of each pixel; no weights, no image score",
+              "the loss of each pixel, without a filter; its maximum", "nothing else is printed"),
+    Deviation("adref.data", "silent", "90 % of VisA's normal images train", "the lists of VisA's authors (split_csv)",
+              "no list is named"),
     Deviation("ABLATIONS", "silent", "table 5, its body is lost", "no-attention: 1x1 convolutions", "as its text says"),
 )  # fmt: skip
 

@@ -1,7 +1,4 @@
-"""The foreground, to which RealNet confines anomalies: thresholds by category, from the authors' code.
-
-The rules are made for images of 256 x 256 pixels. Images are numpy arrays with the channels last.
-"""
+"""The foreground, to which RealNet confines anomalies: the authors' rules by category, for images of 256 x 256."""
 
 import warnings
 from collections.abc import Sequence
@@ -9,7 +6,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy
+from torch import Tensor
 
+from adref.methods.realnet.options import Options
 from adref.ops.image import frame_share, grey, otsu
 from adref.options import Notice
 
@@ -21,9 +20,7 @@ def triangle(image: np.ndarray) -> int:
     and the last empty level l before the tail, mirrored if the tail is on the right, the result is one below the first
     level i in (l, p] that maximises h_p i - (p - l) h_i, or below l where nothing is above 0.
 
-    Returns:
-        t in [-1, 255]: the upper class of the uint8 image is value > t. For an image of one value v, as in OpenCV:
-        v - 1 for v > 1, -1 for v = 1, and 1 for v = 0.
+    The upper class of the uint8 image is above the result. For one value v it is v - 1, -1 for v = 1, and 1 for v = 0.
     """
     h = np.bincount(image.ravel(), minlength=256)
     filled, p = np.flatnonzero(h), int(h.argmax())
@@ -57,10 +54,8 @@ RULES: dict[str, Rule | None] = {
     # VisA
     "capsules": None,
     **dict.fromkeys(("pcb1", "pcb2", "pcb3", "pcb4"), Rule("triangle", "blue", "bright", 8, 3)),
-    **dict.fromkeys(
-        ("candle", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2", "pipe_fryum"),
-        Rule("otsu", "grey", "bright", 3, 3),
-    ),
+    **dict.fromkeys(("candle", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2", "pipe_fryum"),
+                    Rule("otsu", "grey", "bright", 3, 3)),
     # MPDD
     **dict.fromkeys(("bracket_black", "bracket_brown", "connector"), Rule("otsu", "green", "dark", 6, 1)),
     **dict.fromkeys(("bracket_white", "tubes"), Rule("otsu", "blue", "bright", 6, 1)),
@@ -68,23 +63,21 @@ RULES: dict[str, Rule | None] = {
     # BTAD
     "02": None,
     **dict.fromkeys(("01", "03"), Rule("otsu", "grey", "bright", 15, 6)),
-}
+}  # fmt: skip
 
 
 def foreground(image: np.ndarray, rule: Rule | None) -> np.ndarray:
     """Finds the foreground by a rule, None: everything; uint8 (H, W, 3) RGB -> bool (H, W).
 
-    An image of one colour is all foreground or none; the frame mirrors the mask in closing and opening.
-
-    Raises:
-        ValueError: another shape or type.
+    An image of one colour is all foreground or none; morphology mirrors the mask at the frame.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
     if rule is None:
         return np.ones(image.shape[:2], bool)
-    channels = {"red": 0, "green": 1, "blue": 2}
-    values = grey(image, "opencv") if rule.channel == "grey" else image[:, :, channels[rule.channel]]
+    values = (
+        grey(image, "opencv") if rule.channel == "grey" else image[..., ("red", "green", "blue").index(rule.channel)]
+    )
     level = otsu(values).threshold if rule.threshold == "otsu" else triangle(values)
     mask = values > level if rule.object == "bright" else values <= level
     # Bytes: scipy's grey morphology moves the origin of an even square between its two steps.
@@ -92,27 +85,21 @@ def foreground(image: np.ndarray, rule: Rule | None) -> np.ndarray:
     return scipy.ndimage.grey_opening(mask, size=(rule.opening, rule.opening)) > 0
 
 
-def choose_rule(images: Sequence[np.ndarray], category: str, kind: str) -> Rule | None:
-    """Chooses the rule for all images of a category; None: everything is foreground.
+def foreground_rule(images: Sequence[Tensor], category: str, options: Options) -> Rule | None:
+    """Chooses the rule for the images of a category, uint8 (3, H, W) each; None: everything is foreground.
 
-    Args:
-        images: uint8 (H, W, 3) each; only "auto" uses them.
-        category: its name.
-        kind: "rules": by `RULES`, with a notice because another category may have the same name. "bright", "dark":
-            Otsu's upper or lower class. "auto": the one that holds less of the images' frames, 5 pixels wide. "none".
+    --foreground rules: by `RULES`, with a notice because another category may have the same name; bright, dark: Otsu's
+    upper or lower class; auto: the one that holds less of the images' frames, 5 pixels wide; none.
     """
-    if kind == "none":
+    kind, rule = options.foreground, RULES.get(category)
+    if kind == "none" or (kind == "rules" and category not in RULES):
         return None
     if kind == "rules":
-        if category in RULES:
-            where = "everywhere" if RULES[category] is None else " ".join(map(str, RULES[category]))
-            text = f"anomalies of {category} lie where RealNet's code puts those of its category: {where}"
-            warnings.warn(f"{text} (--foreground none: everywhere)", Notice, stacklevel=2)
-        return RULES.get(category)
+        where = "everywhere" if rule is None else " ".join(map(str, rule))
+        text = f"anomalies of {category} lie where RealNet's code puts those of its category: {where}"
+        warnings.warn(f"{text} (--foreground none: everywhere)", Notice, stacklevel=2)
+        return rule
     if kind == "auto":
-        shares = []
-        for image in images:
-            values = grey(image, "opencv")
-            shares.append(frame_share(values > otsu(values).threshold))
-        kind = "dark" if np.mean(shares) > 0.5 else "bright"
+        values = (grey(image.permute(1, 2, 0).numpy(), "opencv") for image in images)
+        kind = "dark" if np.mean([frame_share(v > otsu(v).threshold) for v in values]) > 0.5 else "bright"
     return Rule("otsu", "grey", kind, 6, 6)

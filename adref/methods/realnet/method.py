@@ -6,19 +6,17 @@ Source: HTML text without formulas; equations 4 to 6 have the article's numbers 
 the code, the others are numbered here.
 
 A normal image gets a synthetic anomaly under a mask. A frozen network with ImageNet weights gives features of four
-layers, of which anomaly-aware feature selection (AFS) keeps the channels that respond to anomalies and to nothing else.
-Networks reconstruct the normal image's features from the corrupted one's. For each image, reconstruction residuals
-selection (RRS) takes the squared residuals with the largest maximum and the largest mean, and a small network segments
-them. The article's anomalies are drawn by a diffusion model (SDAS), here the method `sdas`.
+layers, of which anomaly-aware feature selection (AFS) keeps the channels that respond to anomalies alone. Networks
+reconstruct the normal image's features from the corrupted one's. For each image, reconstruction residuals selection
+(RRS) takes the squared residuals with the largest maxima and means, and a small network segments them. The article's
+anomalies are drawn by a diffusion model (SDAS), here the method `sdas`.
 
 An audit should know
-- The published numbers are those of the best of many checkpoints on the test set, AUROCs below 0.5 are flipped, and the
-  code's PRO depends on the scale of the scores and can exceed 1. Here none of that decides anything.
+- The published numbers are those of the best of many checkpoints on the test set.
 - With the default widths AFS keeps all of layers 1 and 2: it acts on layers 3 and 4 alone.
 - Channel j of the discriminator's input is "rank j of this image", no fixed feature; channels that are among both the
   largest maxima and the largest means come twice.
-- The batch norm before the ranking has momentum 0.9 in the sense of PyTorch: nine tenths of its statistics in
-  evaluation are those of the last batch.
+- RRS's batch norm has PyTorch's momentum 0.9: nine tenths of its statistics in evaluation are the last batch's.
 
 Symbols
     I, A, M        normal image, corrupted image, mask           P, delta      anomalous picture, its opacity
@@ -56,7 +54,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adref.method import Context, Evaluation, Method, Sources, Stage, Stream, check_images
-from adref.methods.realnet.anomalies import add_anomaly, foreground_rule, to_bytes
+from adref.methods.realnet.anomalies import add_anomaly, to_bytes
+from adref.methods.realnet.foreground import foreground_rule
 from adref.methods.realnet.networks import BLOCKS, Discriminator, FeatureUNet, SimpleNetwork, build_backbone, enlarge
 from adref.methods.realnet.options import ABLATIONS, PRESETS, Options, check
 from adref.methods.realnet.selection import ResidualSelection, afs_losses, min_max, select
@@ -73,29 +72,22 @@ class Batch(NamedTuple):
     mask: Tensor  # M, (B, 1, H, W), 1 = anomalous
 
 
-def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: Sources) -> Batch:
-    """Corrupts half of the images by an anomaly of one of the sources.
+def corrupt(
+    image: Tensor, rng: np.random.Generator, options: Options, sources: Sources,
+    kinds: Sequence[str] | None = None, probability: float = ANOMALY_PROBABILITY,
+) -> Batch:  # fmt: skip
+    """Corrupts an image, (3, H, W) in [0, 1] of 8-bit values, with a probability, by one of `kinds` of anomalies.
 
-    Args:
-        image: (3, H, W) in [0, 1], of 8-bit values.
-        rng: the random stream of this example.
-        options: the method's options.
-        sources: `statistics`, `categories` and `index`; `anomalies`, `textures` or `images` if a source needs them.
-
-    Returns:
-        clean and corrupted (3, H, W), equal in a normal example; mask (1, H, W), all 0 there.
+    `kinds` is --anomaly-sources unless given. `sources` needs `statistics`, `categories` and `index`, and `anomalies`,
+    `textures` or `images` for some kinds. In a normal example the images are equal and the mask (1, H, W) is 0.
     """
-    return draw_example(image, rng, options, sources, options.anomaly_sources, ANOMALY_PROBABILITY)
-
-
-def draw_example(image: Tensor, rng, o: Options, sources: Sources, kinds: Sequence[str], probability: float) -> Batch:
-    """Draws an example as `corrupt`, with a given probability of an anomaly and of given sources."""
     if rng.random() >= probability:
         return Batch(image, image, torch.zeros(1, *image.shape[1:]))
+    kinds = kinds or options.anomaly_sources
     kind = kinds[int(rng.integers(len(kinds)))]
     if sources.notes is not None:
         sources.notes.append({f"from_{name}": int(name == kind) for name in kinds})
-    corrupted, mask = add_anomaly(image, rng, o, sources, kind)
+    corrupted, mask = add_anomaly(image, rng, options, sources, kind)
     return Batch(image, corrupted, mask[None])
 
 
@@ -126,9 +118,8 @@ class RealNet(Method):
         self.blocks = BLOCKS[o.architecture]
         check(o, self.backbone)
         self.needs = {"backbone": f"{o.backbone} needs ImageNet weights, {self.backbone.published}"}
-        for source, need in (("sdas", "anomalies"), ("textures", "textures")):
-            if source in o.anomaly_sources:
-                self.needs[need] = f"--anomaly-sources has {source}"
+        needs = {"anomalies": "sdas", "textures": "textures"}
+        self.needs |= {k: f"--anomaly-sources has {v}" for k, v in needs.items() if v in o.anomaly_sources}
         self.stages = (Stage("train", o.epochs),)
         self.projections = nn.ModuleList()
         for k, (width, channels) in enumerate(zip(o.widths, self.backbone.channels)):
@@ -137,17 +128,18 @@ class RealNet(Method):
             self.register_buffer(f"afs_losses_{k}", torch.zeros(channels))
             if o.selection == "projection":
                 self.projections.append(nn.Conv2d(channels, width, 1).requires_grad_(False))
-        widths = [sum(o.widths[k] for k in block) for block in self.blocks]
+        self.widths = [sum(o.widths[k] for k in block) for block in self.blocks]
+        simple = o.network == "simple"
         self.networks = nn.ModuleList(
-            FeatureUNet(w, groups=o.groups) if o.network == "unet" else SimpleNetwork(w, depth=SIMPLE_DEPTH)
-            for w in widths
+            SimpleNetwork(w, depth=SIMPLE_DEPTH) if simple else FeatureUNet(w, groups=o.groups) for w in self.widths
         )
-        total, self.rrs = sum(widths), None
+        count, self.rrs = sum(self.widths), None
         if o.residuals != "all":
-            by_max, by_mean = selected_counts(o, total)
-            normalised = o.rrs_forward == "normalised"
-            self.rrs = ResidualSelection(total, by_max=by_max, by_mean=by_mean, normalised=normalised)
-        count = by_max + by_mean if self.rrs else total
+            parts = o.residuals.split("+")
+            each = max(1, round(o.retention * count / len(parts)))
+            by = {f"by_{name}": each * (name in parts) for name in ("max", "mean")}
+            self.rrs = ResidualSelection(count, **by, normalised=o.rrs_forward == "normalised")
+            count = each * len(parts)
         self.discriminator = Discriminator(count, size=o.size, side=3 if o.discriminator == "convolutions" else 1)
         kept = EXAMPLES * len(o.anomaly_sources)
         for name, channels in (("clean", 3), ("corrupted", 3), ("mask", 1)):
@@ -159,8 +151,6 @@ class RealNet(Method):
         self.backbone.eval()
         return self
 
-    # -- before training
-
     @torch.no_grad()
     def prepare(self, sources: Sources, stage: str, stream: Stream) -> None:
         """Draws the report's example anomalies, then selects the channels of each layer by AFS."""
@@ -169,8 +159,7 @@ class RealNet(Method):
 
         def draw(number: int, rng: np.random.Generator, kinds: Sequence[str]) -> Batch:
             index = int(order[number % len(order)])
-            given = sources._replace(index=index, notes=None)
-            return draw_example(sources.images[index].float() / 255, rng, o, given, kinds, probability=1.0)
+            return corrupt(sources.images[index].float() / 255, rng, o, sources._replace(index=index), kinds, 1.0)
 
         for i, kind in enumerate(np.repeat(o.anomaly_sources, EXAMPLES).tolist()):
             rng = stream("examples", i)
@@ -185,8 +174,7 @@ class RealNet(Method):
         images = o.afs_batches * o.batch_size
         warnings.warn(f"AFS looks at {images} corrupted images before the first step", Notice, stacklevel=2)
         self.eval()
-        for batch in range(o.afs_batches):
-            numbers = range(batch * o.batch_size, (batch + 1) * o.batch_size)
+        for numbers in np.arange(images).reshape(o.afs_batches, -1).tolist():
             examples = [draw(number, stream("afs", 0, number), o.anomaly_sources) for number in numbers]
             self.add_afs_losses(*(torch.stack(part).to(device) for part in zip(*examples)))
         for k, width in enumerate(o.widths):
@@ -194,13 +182,11 @@ class RealNet(Method):
 
     def add_afs_losses(self, clean: Tensor, corrupted: Tensor, mask: Tensor) -> None:
         """Adds equation 4 of one of `afs_batches` batches to the buffers `afs_losses_k`; arguments as in `Batch`."""
-        pairs = list(zip(self.backbone(corrupted), self.backbone(clean)))
-        for block in self.blocks:
-            size = pairs[block[0]][0].shape[2:]
-            for k in block:
-                a, b = (enlarge(layer, size) for layer in pairs[k])
-                losses = afs_losses((a - b).square(), mask, align=self.options.afs_align)
-                getattr(self, f"afs_losses_{k}").add_(losses / self.options.afs_batches)
+        pairs, o = list(zip(self.backbone(corrupted), self.backbone(clean))), self.options
+        for k, finest in ((k, block[0]) for block in self.blocks for k in block):
+            a, b = (enlarge(layer, pairs[finest][0].shape[2:]) for layer in pairs[k])
+            losses = afs_losses((a - b).square(), mask, align=o.afs_align)
+            getattr(self, f"afs_losses_{k}").add_(losses / o.afs_batches)
 
     def load_weights(self, states: list[dict], part: str = "method") -> None:
         """Loads ImageNet weights with torchvision's or timm's names into the backbone; ignored keys become notices."""
@@ -213,8 +199,6 @@ class RealNet(Method):
         for note in notes:
             warnings.warn(f"--backbone-weights: {note}", Notice, stacklevel=2)
 
-    # -- networks
-
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:
         """Computes phi_k of each block: (B, 3, H, W) in [0, 1] -> (B, C_k, h_k, w_k)."""
@@ -223,9 +207,8 @@ class RealNet(Method):
             layers = [project(layer) for project, layer in zip(self.projections, layers)]
         else:
             layers = [layer[:, getattr(self, f"selected_{k}")] for k, layer in enumerate(layers)]
-        return [
-            torch.cat([enlarge(layers[k], layers[block[0]].shape[2:]) for k in block], dim=1) for block in self.blocks
-        ]
+        blocks = ([enlarge(layers[k], layers[block[0]].shape[2:]) for k in block] for block in self.blocks)
+        return [torch.cat(block, dim=1) for block in blocks]
 
     def residuals(self, features: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Computes equation 2: the reconstructions, and E at the size of the finest block (B, sum C_k, h, w)."""
@@ -245,9 +228,8 @@ class RealNet(Method):
         The statistics "kept/layer_k" are the shares of the layers in the channels that RRS selects.
         """
         target, outcome = self.features(batch.clean), self(batch.corrupted)
-        pairs = zip(outcome.rebuilt, target)
         terms = {
-            "reconstruction": sum(F.mse_loss(g, phi.float()) for g, phi in pairs),
+            "reconstruction": sum(F.mse_loss(g, phi.float()) for g, phi in zip(outcome.rebuilt, target)),
             "segmentation": F.cross_entropy(outcome.logits, batch.mask[:, 0].long()),
         }
         terms["total"] = sum(terms.values())
@@ -257,18 +239,15 @@ class RealNet(Method):
         """Computes the share of each layer in the channels that RRS selects, "layer_k" -> (B,); empty without RRS."""
         if outcome.indices is None:
             return {}
-        layers = [k for block in self.blocks for k in block]
-        ends = torch.tensor([self.options.widths[k] for k in layers], device=outcome.indices.device).cumsum(0)
-        place = torch.bucketize(outcome.indices, ends, right=True)
-        return {f"layer_{k + 1}": (place == i).float().mean(dim=1) for i, k in enumerate(layers)}
+        ends = torch.tensor(self.options.widths, device=outcome.indices.device).cumsum(0)
+        layer = torch.bucketize(outcome.indices, ends, right=True)
+        return {f"layer_{k + 1}": (layer == k).float().mean(dim=1) for k in range(len(ends))}
 
     def optimizer(self, stage: str = "train"):
         """Makes Adam at a constant rate for the reconstruction networks and the discriminator."""
         parameters = [*self.networks.parameters(), *self.discriminator.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=self.options.learning_rate)
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-
-    # -- inference
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
         """Computes equation 8, the softmax's anomalous channel: (B, 3, H, W) in [0, 1] -> (B, 1, H, W) in [0, 1]."""
@@ -282,40 +261,37 @@ class RealNet(Method):
 
     @torch.no_grad()
     def figures(self, image: Tensor | None = None, context: Context = Context()) -> dict[str, Tensor]:
-        """Shows mean residuals of one image by block and by RRS; or the example anomalies and the selection of AFS."""
-        return self.selection_figures() if image is None else self.residual_figures(image)
-
-    def residual_figures(self, image: Tensor) -> dict[str, Tensor]:
-        """Shows E of one image (1, 3, H, W), averaged over each block and over the channels that RRS selects."""
+        """Shows E of one image, averaged over each block and over what RRS selects; or see `selection_figures`."""
+        if image is None:
+            return self.selection_figures()
         outcome, shown = self(image), {}
         shares = {name: float(share[0]) for name, share in self.layer_shares(outcome).items()}
-        widths = [sum(self.options.widths[k] for k in block) for block in self.blocks]
-        for block, residuals in zip(self.blocks, outcome.residuals[0].split(widths)):
+        for block, residuals in zip(self.blocks, outcome.residuals[0].split(self.widths)):
             name = f"residual of layer {'+'.join(str(k + 1) for k in block)}"
             if shares:
                 name += f", {100 * sum(shares[f'layer_{k + 1}'] for k in block):.0f} % of the kept"
             shown[name] = mean_picture(residuals)
         if self.rrs:
-            parts = {"maximum": outcome.chosen[0, : self.rrs.by_max], "mean": outcome.chosen[0, self.rrs.by_max :]}
-            shown |= {f"kept by {name}": mean_picture(part) for name, part in parts.items() if len(part)}
+            parts = zip(("maximum", "mean"), outcome.chosen[0].split((self.rrs.by_max, self.rrs.by_mean)))
+            shown |= {f"kept by {name}": mean_picture(part) for name, part in parts if len(part)}
         return shown
 
     def selection_figures(self) -> dict[str, Tensor]:
         """Shows example anomalies of every source, and the channels that AFS keeps and drops for the first of them."""
-        shown = {}
-        for i, kind in enumerate(np.repeat(self.options.anomaly_sources, EXAMPLES).tolist()):
+        shown, sources = {}, self.options.anomaly_sources
+        for i, kind in enumerate(np.repeat(sources, EXAMPLES).tolist()):
             for name in Batch._fields:
                 shown[f"{kind} {i % EXAMPLES + 1}: {name}"] = getattr(self, f"example_{name}")[i] / 255
         if self.options.selection == "afs":
-            a, b = (getattr(self, f"example_{name}")[:1] / 255 for name in ("corrupted", "clean"))
-            for k, (x, y) in enumerate(zip(self.backbone(a), self.backbone(b))):
-                normalised = min_max((x - y)[0].square(), (1, 2))
+            layers = (self.backbone(part[:1] / 255) for part in (self.example_corrupted, self.example_clean))
+            for k, (a, b) in enumerate(zip(*layers)):
+                normalised = min_max((a - b)[0].square(), (1, 2))
                 kept = torch.zeros(len(normalised), dtype=torch.bool, device=normalised.device)
                 kept[getattr(self, f"selected_{k}")] = True
-                name = f"layer {k + 1}, {self.options.anomaly_sources[0]} 1"
-                shown[f"{name}: the {int(kept.sum())} channels that AFS keeps"] = normalised[kept].mean(0, True)
-                if not kept.all():
-                    shown[f"{name}: the {int((~kept).sum())} that it drops"] = normalised[~kept].mean(0, True)
+                for chosen, words in ((kept, "channels that AFS keeps"), (~kept, "that it drops")):
+                    if chosen.any():
+                        name = f"layer {k + 1}, {sources[0]} 1: the {int(chosen.sum())} {words}"
+                        shown[name] = normalised[chosen].mean(0, True)
         return shown
 
 
@@ -323,12 +299,3 @@ def mean_picture(maps: Tensor) -> Tensor:
     """Averages maps (C, h, w) over the channels and divides by the maximum: (1, h, w) in [0, 1]."""
     mean = maps.float().mean(dim=0, keepdim=True)
     return (mean / mean.amax().clamp_min(1e-12)).clamp(0, 1)
-
-
-def selected_counts(o: Options, channels: int) -> tuple[int, int]:
-    """Returns how many of `channels` RRS selects by the maximum and by the mean."""
-    if o.residuals == "max+mean":
-        half = max(1, round(o.retention * channels / 2))
-        return half, half
-    whole = max(1, round(o.retention * channels))
-    return (whole, 0) if o.residuals == "max" else (0, whole)

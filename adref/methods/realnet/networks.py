@@ -1,5 +1,7 @@
 """RealNet's reconstruction networks, its discriminator and its backbones."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,19 +35,17 @@ class FeatureUNet(nn.Module):
             return nn.Sequential(*layers)
 
         w = channels // 2
-        levels, now = (w, 2 * w, 4 * w), w
+        levels, skips = (w, 2 * w, 4 * w), [w]  # channels of the levels, and after each step down
         self.down = nn.ModuleList([nn.Conv2d(channels, w, 3, padding=1)])
-        skips = [w]
         for level, width in enumerate(levels):
             for _ in range(2):
-                self.down.append(block(now, width, level > 0))
-                now = width
-                skips.append(now)
+                self.down.append(block(skips[-1], width, level > 0))
+                skips.append(width)
             if level < 2:
-                self.down.append(FeatureResidual(now, now, "down", groups))
-                skips.append(now)
-        self.middle = nn.Sequential(*block(now, now, True), FeatureResidual(now, now, "none", groups))
-        self.up = nn.ModuleList()
+                self.down.append(FeatureResidual(width, width, "down", groups))
+                skips.append(width)
+        self.middle = nn.Sequential(*block(width, width, True), FeatureResidual(width, width, "none", groups))
+        self.up, now = nn.ModuleList(), width
         for level in (2, 1, 0):
             for i in range(3):
                 self.up.append(block(now + skips.pop(), levels[level], level > 0, level > 0 and i == 2))
@@ -67,11 +67,8 @@ class FeatureUNet(nn.Module):
 class FeatureResidual(nn.Module):
     """Computes x' + conv3x3(R(SiLU(GN(x)))), x' = x, its 1 x 1 convolution where the widths differ, or R'(x).
 
-    Args:
-        channels, width: of input and output.
-        resample: R and R': "none"; "down", the mean of 2 x 2 pixels for both; "up", two different 4 x 4 transposed
-            convolutions of stride 2, where `width` is `channels`.
-        groups: of the group norm.
+    `resample` gives R and R': "none"; "down", the mean of 2 x 2 pixels for both; "up", two different 4 x 4 transposed
+    convolutions of stride 2, where `width` is `channels`.
     """
 
     def __init__(self, channels: int, width: int, resample: str, groups: int):
@@ -99,15 +96,15 @@ class SimpleNetwork(nn.Module):
 
     def __init__(self, channels: int, depth: int):
         super().__init__()
+
+        def stage(c: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(c, c, 3, padding=1), nn.InstanceNorm2d(c), nn.ReLU(),
+                nn.Conv2d(c, 2 * c, 3, padding=1), nn.InstanceNorm2d(2 * c), nn.ReLU(), nn.AvgPool2d(2),
+            )  # fmt: skip
+
         c = channels
-
-        def stage(before: int, between: int, after: int) -> nn.Sequential:
-            layers = []
-            for i, o in ((before, between), (between, after)):
-                layers += [nn.Conv2d(i, o, 3, padding=1), nn.InstanceNorm2d(o), nn.ReLU()]
-            return nn.Sequential(*layers, nn.AvgPool2d(2))
-
-        self.first, self.second = stage(c, c, 2 * c), stage(2 * c, 2 * c, 4 * c)
+        self.first, self.second = stage(c), stage(2 * c)
         self.units = nn.Sequential(*(ResidualUnit(4 * c, 2 * c, side=3) for _ in range(depth)), nn.ReLU())
         self.up = nn.Sequential(nn.ConvTranspose2d(8 * c, 2 * c, 4, 2, 1), nn.ReLU())
         self.out = nn.ConvTranspose2d(4 * c, c, 4, 2, 1)
@@ -129,7 +126,6 @@ class ResidualUnit(nn.Module):
         self.layers = nn.Sequential(nn.ReLU(), first, nn.ReLU(), nn.Conv2d(hidden, channels, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, channels, H, W) to the same shape."""
         return x + self.layers(x)
 
 
@@ -141,11 +137,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels: int, size: tuple[int, int], side: int):
         super().__init__()
-        self.size = size
-
-        def convolution(before: int, after: int) -> nn.Conv2d:
-            return nn.Conv2d(before, after, side, padding=side // 2)
-
+        self.size, convolution = size, partial(nn.Conv2d, kernel_size=side, padding=side // 2)
         self.units = nn.Sequential(*(ResidualUnit(channels, channels, side) for _ in range(2)), nn.ReLU())
         self.reduce = nn.Sequential(
             convolution(channels, 128), nn.BatchNorm2d(128), nn.ReLU(),
@@ -162,13 +154,10 @@ class Discriminator(nn.Module):
 
 def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes (B, C, h, w) to `size`, bilinear with aligned corners as everywhere in the code."""
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size, mode="bilinear", align_corners=True)
+    return x if tuple(x.shape[2:]) == tuple(size) else F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 def build_backbone(name: str) -> nn.Module:
     """Builds a backbone by name, randomly initialised."""
-    if name == "efficientnet_b4":
-        return EfficientNetB4()
-    return MobileNetV2() if name == "mobilenet_v2" else ResNet(name)
+    others = {"efficientnet_b4": EfficientNetB4, "mobilenet_v2": MobileNetV2}
+    return others[name]() if name in others else ResNet(name)

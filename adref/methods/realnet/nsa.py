@@ -2,8 +2,8 @@
 
 H. Schlueter, J. Tan, B. Hou, B. Kainz, "Natural Synthetic Anomalies for Self-Supervised Anomaly Detection and
 Localization", ECCV 2022, with the constants and rules of its authors' code. `draw_nsa` draws the random numbers, `nsa`
-applies them. Images are numpy arrays (3, H, W) in [0, 1]. Differences from that code: a patch is whole, never cut at
-the frame; Poisson's equation is solved on the rectangle, unlike OpenCV's seamlessClone; nothing is rounded to 8 bits.
+applies them. Differences from that code: a patch is never cut at the frame; Poisson's equation is solved on the
+rectangle, unlike OpenCV's seamlessClone; nothing is rounded to 8 bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ import numpy as np
 import scipy
 import torch
 import torch.nn.functional as F
+from numpy.random import Generator
 
 from adref.ops.patches import ObjectPixels, draw_gamma_size
 from adref.ops.poisson import poisson_blend
@@ -69,25 +70,18 @@ def object_pixels(image: np.ndarray, background: tuple[float, float] | None) -> 
     return median(far, OBJECT_MEDIAN)
 
 
-def draw_nsa(
-    rng: np.random.Generator, image: np.ndarray, other: np.ndarray, rule: NSARule = NSARule()
-) -> list[NSAPatch]:
+def draw_nsa(rng: Generator, image: np.ndarray, other: np.ndarray, rule: NSARule = NSARule()) -> list[NSAPatch]:
     """Draws the patches that `image` gets from `other`: the first always, each further one with probability 1/2.
 
     A patch of the size of `draw_gamma_size` is resized by N(1, 0.5^2), clipped to `rule.scale`. Source and place are
     uniform, and drawn again while the rule refuses them.
-
-    Raises:
-        ValueError: other shapes than (3, H, W) twice.
     """
-    check_pair(image, other)
     target, pixels = object_pixels(image, rule.background), ObjectPixels(object_pixels(other, rule.background))
-    count = 1 + int(rng.binomial(rule.patches - 1, 0.5))
-    drawn = [draw_patch(rng, target, pixels, rule) for _ in range(count)]
+    drawn = (draw_patch(rng, target, pixels, rule) for _ in range(1 + int(rng.binomial(rule.patches - 1, 0.5))))
     return [patch for patch in drawn if patch is not None]
 
 
-def draw_patch(rng: np.random.Generator, target: np.ndarray, pixels: ObjectPixels, rule: NSARule) -> NSAPatch | None:
+def draw_patch(rng: Generator, target: np.ndarray, pixels: ObjectPixels, rule: NSARule) -> NSAPatch | None:
     """Draws one patch, None if there is no place for it; `target` (H, W) and `pixels` are the objects of both images.
 
     The rule's bounds of half a side bound the whole resized side, as in the authors' code.
@@ -100,26 +94,17 @@ def draw_patch(rng: np.random.Generator, target: np.ndarray, pixels: ObjectPixel
     width = np.clip(height / size[0] * size[1], *limits[1])
     height = np.clip(width / size[1] * size[0], *limits[0])  # the width may have met a limit
     resized = (round(float(height)), round(float(width)))
-
-    def holds_object(corner: tuple[int, int]) -> bool:
-        return rule.background is None or pixels.share(*corner, *size) > rule.least_object
-
-    source = draw_corner(rng, size, shape, holds_object)
+    # Without a background everything is object, and every corner is accepted.
+    source = draw_corner(rng, size, shape, lambda corner: pixels.share(*corner, *size) > rule.least_object)
     if source is None:
         return None
-    moved = resize(pixels.mask[None][box(source, size)].astype(np.float64), resized)[0] >= 0.5
-
-    def meets_object(corner: tuple[int, int]) -> bool:
-        common = np.count_nonzero(target[None][box(corner, resized)] & moved)
-        return rule.background is None or common > rule.least_overlap * np.count_nonzero(moved)
-
-    place = draw_corner(rng, resized, shape, meets_object)
+    moved = resize(pixels.mask[None][box(source, size)], resized)[0] >= 0.5
+    least = rule.least_overlap * np.count_nonzero(moved)
+    place = draw_corner(rng, resized, shape, lambda c: np.count_nonzero(moved & target[None][box(c, resized)]) > least)
     return None if place is None else NSAPatch(source, size, resized, place)
 
 
-def draw_corner(
-    rng: np.random.Generator, size: tuple[int, int], shape: tuple[int, int], accepts: Callable[[tuple[int, int]], bool]
-) -> tuple[int, int] | None:
+def draw_corner(rng: Generator, size: tuple, shape: tuple, accepts: Callable[[tuple], bool]) -> tuple[int, int] | None:
     """Draws top and left of a rectangle in an image of `shape`, uniform over those accepted; None after `TRIES`."""
     for _ in range(TRIES):
         corner = tuple(int(rng.integers(n - side + 1)) for side, n in zip(size, shape))
@@ -131,20 +116,13 @@ def draw_corner(
 def nsa(
     image: np.ndarray, other: np.ndarray, patches: Sequence[NSAPatch], mixed: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blends patches of `other` into `image`, one after the other; their outermost pixels keep the image's colours.
+    """Blends patches of `other` into `image`, (3, H, W) in [0, 1], which keeps its colours along a patch's border.
 
-    Args:
-        image, other: (3, H, W) in [0, 1].
-        patches: from `draw_nsa`.
-        mixed: takes the larger in magnitude of both images' gradients, instead of the patch's.
-
-    Returns:
-        corrupted (3, H, W) of `image`'s dtype, with an empty mask a copy of it; mask (H, W) float32 in {0, 1}.
-
-    Raises:
-        ValueError: other shapes.
+    `mixed` takes the larger in magnitude of both images' gradients, instead of the patch's. Returns corrupted (3, H, W)
+    of `image`'s dtype, with an empty mask a copy of it, and the mask (H, W), float32 in {0, 1}.
     """
-    check_pair(image, other)
+    if image.ndim != 3 or image.shape[0] != 3 or image.shape != other.shape:
+        raise ValueError(f"expected (3, H, W) in [0, 1] twice, got {image.shape} and {other.shape}")
     corrupted = image.astype(np.float64)
     for patch in patches:
         values, there = resize(other[box(patch.source, patch.size)], patch.resized), box(patch.place, patch.resized)
@@ -152,12 +130,6 @@ def nsa(
         corrupted[there] = np.clip(blend.values, 0, 1)
     mask = median(255 * np.abs(corrupted - image).mean(axis=0) > LEAST_CHANGE, LABEL_MEDIAN)
     return (corrupted.astype(image.dtype) if mask.any() else image.copy()), mask.astype(np.float32)
-
-
-def check_pair(image: np.ndarray, other: np.ndarray) -> None:
-    """Raises ValueError unless both have the same shape (3, H, W)."""
-    if image.ndim != 3 or image.shape[0] != 3 or image.shape != other.shape:
-        raise ValueError(f"expected (3, H, W) in [0, 1] twice, got {image.shape} and {other.shape}")
 
 
 def box(corner: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice, slice]:
@@ -173,5 +145,4 @@ def resize(patch: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def median(mask: np.ndarray, side: int) -> np.ndarray:
     """Filters a bool (H, W) by the median of a square around each pixel; the outermost pixels are repeated."""
-    counts = scipy.ndimage.correlate1d(mask.astype(np.int32), np.ones(side), axis=0, mode="nearest")
-    return 2 * scipy.ndimage.correlate1d(counts, np.ones(side), axis=1, mode="nearest") > side**2
+    return scipy.ndimage.uniform_filter(mask.astype(np.float64), side, mode="nearest") > 0.5

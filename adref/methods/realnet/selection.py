@@ -16,23 +16,19 @@ def min_max(difference: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def afs_losses(difference: Tensor, mask: Tensor, align: str) -> Tensor:
-    """Computes equation 4 of one batch for each channel; minimum and maximum are those of the channel in the batch.
+    """Computes equation 4 of one batch, (C,); minimum and maximum are those of a channel in the batch.
 
     Args:
         difference: squared differences of features (B, C, h, w).
         mask: (B, 1, H, W) in {0, 1}.
         align: "mask" samples the mask at every (H / h)-th pixel, "feature" enlarges the normalised features.
-
-    Returns:
-        (C,); the mask's share of the pixels for a channel whose differences are all equal.
     """
-    losses = []
     if align == "mask":
         mask = F.interpolate(mask, difference.shape[2:], mode="nearest")
-    for part in difference.split(64 if align == "feature" else difference.shape[1], dim=1):
-        part = min_max(part, (0, 2, 3))
-        if align == "feature":  # 64 channels at a time: 2048 channels at 256 x 256 would take 8 GB
-            part = F.interpolate(part, mask.shape[2:], mode="bilinear", align_corners=True)
+        return (min_max(difference, (0, 2, 3)) - mask).square().mean((0, 2, 3))
+    losses = []
+    for part in difference.split(64, dim=1):  # 2048 channels at 256 x 256 would take 8 GB at once
+        part = F.interpolate(min_max(part, (0, 2, 3)), mask.shape[2:], mode="bilinear", align_corners=True)
         losses.append((part - mask).square().mean((0, 2, 3)))
     return torch.cat(losses)
 
@@ -48,12 +44,8 @@ class ResidualSelection(nn.Module):
     """RRS: selects, for each image, the `by_max` residuals with the largest maxima and the `by_mean` largest means.
 
     They are ranked after a batch norm without affine part. It scales each channel by a positive number, so it suffices
-    to normalise the maximum and the mean of a channel instead of all its pixels.
-
-    Args:
-        channels: C of the residuals.
-        by_max, by_mean: numbers of selected channels.
-        normalised: returns normalised residuals instead of raw ones.
+    to normalise the maximum and the mean of a channel instead of all its pixels. `normalised` passes on the normalised
+    residuals instead of the raw ones.
     """
 
     def __init__(self, channels: int, by_max: int, by_mean: int, normalised: bool):
@@ -75,19 +67,17 @@ class ResidualSelection(nn.Module):
     def rank(self, residuals: Tensor) -> Tensor:
         """Ranks the channels of (B, C, H, W) by equation 7; in training it updates the running statistics.
 
-        Returns:
-            indices (B, by_max + by_mean), by descending maximum, then mean; a channel may be in both parts.
+        Returns indices (B, by_max + by_mean), by descending maximum, then mean; a channel may be in both parts.
         """
         mean, variance = self.running_mean, self.running_var
         if self.training:
             mean, variance, pixels = self.statistics(residuals)
             self.running_mean.lerp_(mean, RRS_MOMENTUM)
             self.running_var.lerp_(variance * pixels / (pixels - 1), RRS_MOMENTUM)
-        scale = (variance + 1e-5).rsqrt()
-        lists = []
-        for count, values in ((self.by_max, residuals.amax((2, 3))), (self.by_mean, residuals.mean((2, 3)))):
-            lists.append(((values - mean) * scale).sort(dim=1, descending=True, stable=True).indices[:, :count])
-        return torch.cat(lists, dim=1)
+        values = torch.stack((residuals.amax((2, 3)), residuals.mean((2, 3))))  # (2, B, C)
+        values = (values - mean) * (variance + 1e-5).rsqrt()
+        by_max, by_mean = values.sort(dim=2, descending=True, stable=True).indices
+        return torch.cat((by_max[:, : self.by_max], by_mean[:, : self.by_mean]), dim=1)
 
     def forward(self, residuals: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, C, H, W) to the selected residuals (B, by_max + by_mean, H, W) and their indices."""

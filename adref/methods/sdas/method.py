@@ -12,8 +12,8 @@ normal images. It scores no images.
 
 An audit should know
 - s multiplies the variance, hence sqrt(1 + s) the standard deviation, in text and code (equation 7).
-- At t = 50 of 20 steps the upper end of the learned variance is 300 times the lower one, and the last step, which
-  follows, removes noise of std 0.01 at most: grainy images at s = 0 mean that variance or average are not trained yet.
+- At t = 50 of 20 steps the learned variance spans a factor of 300, and the last step, which follows, removes noise of
+  std 0.01 at most: grainy images at s = 0 mean that variance or average are not trained yet.
 - Equation 6 weighs a sum over all T steps by 0.001; the loss of one drawn step therefore weighs 0.001 T = 1.
 - With the code's fixed decay 23 % of the first weights are still in the average after 14,560 updates: harmless from
   ImageNet weights, useless from random ones.
@@ -39,8 +39,7 @@ Algorithms and tables
     (Algorithm S1) perturbed DDIM sampling                                                     SDAS.sample
 
 Not built
-    Table S6, whose values the source does not have.
-    DDIM with eta above 0, and other spacings of the steps.
+    Table S6 (no values in the source), DDIM with eta above 0, other spacings of the steps.
 """
 
 import copy
@@ -74,18 +73,11 @@ class Batch(NamedTuple):
 
 
 def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: Sources) -> Batch:
-    """Draws a uniform step and noise for an image, and looks up its label.
-
-    Args:
-        image: (3, H, W) in [0, 1].
-        rng: the random stream of this example.
-        options: the method's options.
-        sources: `index` and `categories` are needed with labels.
-    """
+    """Draws a uniform step and noise for an image (3, H, W) in [0, 1], and looks up its category's label."""
     label = options.categories.index(sources.categories[sources.index]) if classes_of(options) else 0
-    step = int(rng.integers(STEPS))
+    step = torch.tensor(int(rng.integers(STEPS)))
     noise = torch.from_numpy(rng.standard_normal(image.shape, np.float32))
-    return Batch(2 * image - 1, noise, torch.tensor(step), torch.tensor(label))
+    return Batch(2 * image - 1, noise, step, torch.tensor(label))
 
 
 class SDAS(Sampler):
@@ -101,8 +93,8 @@ class SDAS(Sampler):
         super().__init__(options)
         check(o := self.options)
         self.classes = classes_of(o)
-        form = {"multipliers": o.multipliers, "blocks": o.blocks, "attention": o.attention_factors}
-        form |= {"head_width": o.head_width, "groups": o.groups}
+        form = {"multipliers": o.multipliers, "blocks": o.blocks, "attention": o.attention_factors,
+                "head_width": o.head_width, "groups": o.groups}  # fmt: skip
         self.network = DiffusionUNet(width=o.width, classes=self.classes, **form)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
@@ -113,18 +105,16 @@ class SDAS(Sampler):
             self.stages += (Stage("classify", o.classifier_epochs, parts=o.accumulation),)
         self.schedule = schedule_of(linear_betas(STEPS))
 
-    # -- training
-
     def loss(self, batch: Batch, stage: str = "train") -> dict[str, Tensor]:
         """Computes equation 6 of the drawn steps ("simple", "vlb" unweighted, "total"), or the classifier's loss."""
         abar = self.schedule.abar
-        kept, added = at(abar.sqrt(), batch.step), at((1 - abar).sqrt(), batch.step)
-        noisy = kept * batch.image + added * batch.noise  # equation 1
+        noisy = (
+            at(abar.sqrt(), batch.step) * batch.image + at((1 - abar).sqrt(), batch.step) * batch.noise
+        )  # equation 1
         if stage == "classify":
             total = F.cross_entropy(self.classifier(noisy, batch.step).float(), batch.label)
             return {"cross_entropy": total, "total": total}
-        labels = batch.label if self.classes else None
-        eps, v = self.network(noisy, batch.step, labels).float().chunk(2, dim=1)
+        eps, v = self.network(noisy, batch.step, batch.label if self.classes else None).float().chunk(2, dim=1)
         simple = F.mse_loss(eps, batch.noise)
         vlb = self.variational(batch.image, noisy, batch.step, eps.detach(), v).mean()
         weight = VLB_WEIGHT * (len(abar) if self.options.vlb_weight_mode == "sum" else 1)  # lambda T or lambda
@@ -137,18 +127,15 @@ class SDAS(Sampler):
 
     def variational(self, image: Tensor, noisy: Tensor, step: Tensor, eps: Tensor, v: Tensor) -> Tensor:
         """Computes equation 5 at each image's step: (B,), a mean over pixels and channels, in bits."""
-        table = self.schedule
-        log_variance = self.log_variance(v, at(table.beta.log(), step), at(table.log_variance, step))
-        inverse = 1 / table.abar
+        table, inverse = self.schedule, 1 / self.schedule.abar
+        log_beta, true_log, c1, c2 = (at(t, step) for t in (table.beta.log(), table.log_variance, table.c1, table.c2))
+        log_variance = self.log_variance(v, log_beta, true_log)
         guess = at(inverse.sqrt(), step) * noisy - at((inverse - 1).sqrt(), step) * eps  # equation 3, not clamped
-        c1, c2 = at(table.c1, step), at(table.c2, step)
         mean, true_mean = c1 * guess + c2 * noisy, c1 * image + c2 * noisy
-        true_log = at(table.log_variance, step)
         kl = true_log - log_variance
         kl = 0.5 * (kl.exp() - kl - 1 + (true_mean - mean) ** 2 * (-log_variance).exp())
         first = -log_likelihood(image, mean, 0.5 * log_variance)
-        terms = torch.where(step[:, None, None, None] == 0, first, kl).mean(dim=(1, 2, 3))
-        return terms / math.log(2)
+        return torch.where(step[:, None, None, None] == 0, first, kl).mean(dim=(1, 2, 3)) / math.log(2)
 
     def optimizer(self, stage: str = "train"):
         """Makes Adam at a constant rate; each step updates the moving average of the weights."""
@@ -164,8 +151,7 @@ class SDAS(Sampler):
         The gradient of n equal parts is their mean, 1 / n of the code's sum: clipped at 1 / n, it has the code's
         direction. The last, smaller batch of an epoch has parts that weigh by their size.
         """
-        o = self.options
-        by_code = o.accumulation_rule == "code"
+        o, by_code = self.options, self.options.accumulation_rule == "code"
         if CLIP and (last or by_code):
             network = self.network if stage == "train" else self.classifier
             torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP / (o.accumulation if by_code else 1))
@@ -184,39 +170,37 @@ class SDAS(Sampler):
     def load_weights(self, states: list[dict], part: str = "method") -> None:
         """Loads weights of guided diffusion (256x256_diffusion.pt) or of the authors, then of a classifier.
 
-        Raises:
-            UserError: another number of files, or files that do not fit (see `load_public`).
+        A table of labels that does not fit stays random, with a notice.
         """
         networks = [n for n in (self.network, self.classifier) if n is not None]
         if not 1 <= len(states) <= len(networks):
             raise UserError(f"--weights takes {len(networks)} file(s) at most for sdas; got {len(states)}")
+        table = "label_emb.weight"
         try:
             for network, state in zip(networks, states):
-                load_public(network, state)
+                state, ours = published_state(state, "a file is no dictionary of tensors"), network.state_dict()
+                theirs, here = (tuple(t[table].shape) if table in t else "none" for t in (state, ours))
+                if theirs != here:
+                    text = f"--weights: {table} is {theirs} in the file, {here} here: not loaded"
+                    warnings.warn(text, Notice, stacklevel=2)
+                    state = {key: value for key, value in state.items() if key != table}
+                    state |= {table: ours[table]} if table in ours else {}
+                load_published(network, state, "a network of guided diffusion")
         except ValueError as error:
             raise UserError(f"--weights: {error}") from None
         self.average.load_state_dict(self.network.state_dict())
 
-    # -- sampling
-
     @torch.no_grad()
-    def sample(
-        self, labels: Sequence[int], rngs: Sequence[np.random.Generator], strengths: Sequence[float],
-        start: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Draws images by the averaged weights: Algorithm 1 or S1; each step adds noise, except the last.
+    def sample(self, labels: Sequence[int], rngs: Sequence, strengths: Sequence[float], start: Tensor | None = None):
+        """Draws images (B, 3, H, W) in about [-1, 1], not clipped, by the averaged weights: Algorithm 1 or S1.
 
         Args:
             labels: index of each image's category; ignored by a model without labels.
             rngs: the random stream of each image.
             strengths: s of each image.
             start: the first noise, (B, 3, H, W), as from `invert`; None: drawn.
-
-        Returns:
-            (B, 3, H, W) in about [-1, 1], not clipped.
         """
-        o, table = self.options, self.sampling_schedule()
-        device = next(self.average.parameters()).device
+        o, table, device = self.options, self.sampling_schedule(), next(self.average.parameters()).device
         label = torch.tensor(list(labels), device=device)
         s = torch.tensor(list(strengths), device=device, dtype=torch.float32)[:, None, None, None]
 
@@ -230,14 +214,13 @@ class SDAS(Sampler):
             step = table.steps[j].to(device).expand(len(x))
             eps, v = self.average(x, step, label if self.classes else None).float().chunk(2, dim=1)
             log_variance = self.log_variance(v, math.log(beta), log_least)
-            guess, implied = clamped(x, eps, abar)
+            guess, eps = clamped(x, eps, abar)
             if o.sampler == "ancestral":
                 mean = c1 * guess + c2 * x
                 if o.guidance_scale:
                     mean = mean + o.guidance_scale * log_variance.exp() * self.classifier_gradient(x, step, label)
                 spread = ((1 + s) * log_variance.exp()).sqrt()  # equation 7
             else:
-                eps = implied  # by the clamped x_0
                 if o.guidance_scale:
                     eps = eps - math.sqrt(1 - abar) * o.guidance_scale * self.classifier_gradient(x, step, label)
                     guess = (x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
@@ -263,12 +246,10 @@ class SDAS(Sampler):
 
         The authors stop their training once `sample` turns it back into the images.
         """
-        table, x = self.sampling_schedule(), images
-        label = torch.tensor(list(labels), device=x.device)
-        after = torch.cat((table.abar[1:], table.abar.new_zeros(1)))
-        for j in range(len(table.steps)):
-            abar, target = float(table.abar[j]), float(after[j])
-            step = table.steps[j].to(x.device).expand(len(x))
+        table, x, label = self.sampling_schedule(), images, torch.tensor(list(labels), device=images.device)
+        abars = [*table.abar.tolist(), 0.0]
+        for step, abar, target in zip(table.steps.to(x.device), abars, abars[1:]):
+            step = step.expand(len(x))
             eps = self.average(x, step, label if self.classes else None).float()[:, :3]
             guess, eps = clamped(x, eps, abar)
             x = math.sqrt(target) * guess + math.sqrt(1 - target) * eps
@@ -312,21 +293,3 @@ def log_likelihood(image: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 def to_bytes(images: Tensor) -> Tensor:
     """Converts images of `sample` to uint8: 127.5 (x + 1), clipped and truncated."""
     return (127.5 * (images + 1)).clamp(0, 255).byte()
-
-
-def load_public(network: torch.nn.Module, state: dict) -> None:
-    """Loads a public state dict; a table of labels that does not fit stays random, with a notice.
-
-    Raises:
-        ValueError: other keys or shapes that do not fit.
-    """
-    table = "label_emb.weight"
-    state, ours = published_state(state, "a file is no dictionary of tensors"), network.state_dict()
-    shapes = [tuple(tensors[table].shape) if table in tensors else "none" for tensors in (state, ours)]
-    if shapes[0] != shapes[1]:
-        warnings.warn(
-            f"--weights: {table} is {shapes[0]} in the file, {shapes[1]} here: not loaded", Notice, stacklevel=2
-        )
-        state = {key: value for key, value in state.items() if key != table}
-        state |= {table: ours[table]} if table in ours else {}
-    load_published(network, state, "a network of guided diffusion")

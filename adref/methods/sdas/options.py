@@ -19,18 +19,14 @@ class Options:
     size: tuple[int, int] = option((256, 256), "height,width of the images", "code", limits=(8, 65536))
     resize: Literal["antialias", "bilinear"] = option("antialias", "filter that resizes images to --size", "code")
     categories: tuple[str, ...] = option((), "names of the categories, sorted", "--category", is_flag=False)
-    conditional: bool = option(
-        True, "a label for each of several categories; false: one model without labels", "code", kind="silent",
+    conditional: bool = option(True, "a label for each of several categories; false: no labels", "code", kind="silent",
         paper="the scope of a model is not given", why="the code's, one model a data set; one category has no label")
-    width: int = option(
-        256, "channels of the U-Net at full resolution, a multiple of --groups", "code", limits=(2, math.inf))
-    groups: int = option(
-        32, "groups of every group norm; tiny: 8", "code", limits=(1, 4096), kind="substitution",
+    width: int = option(256, "channels at full resolution, a multiple of --groups", "code", limits=(2, math.inf))
+    groups: int = option(32, "groups of every group norm; tiny: 8", "code", limits=(1, 4096), kind="substitution",
         paper="32 groups, as in guided diffusion", why="with 32 channels in 32 groups the network cannot tell the mean "
         "of the noise, which counts 97 times in x_0 at the first step back: every image gets another hue")
-    multipliers: tuple[int, ...] = option(
-        (1, 1, 2, 2, 4, 4), "channels of each level, as multiples; each level halves the sides", "code",
-        limits=(1, math.inf))
+    multipliers: tuple[int, ...] = option((1, 1, 2, 2, 4, 4), "channels of each level, as multiples of --width; each "
+        "level halves the sides", "code", limits=(1, math.inf))
     blocks: int = option(2, "residual blocks of a level", "code", limits=(1, 64))
     attention_factors: tuple[int, ...] = option(
         (8, 16, 32), "attention where the sides are divided by one of these", "code", kind="mistake",
@@ -40,46 +36,39 @@ class Options:
     variance: Literal["half_shift", "direct"] = option(
         "half_shift", "f of equation 4: (v + 1) / 2, not clamped, or v itself", "code", kind="ambiguous",
         paper="Sigma = exp(v log beta + (1 - v) log btilde)", why="as guided diffusion, from whose weights it starts")
-    vlb_weight_mode: Literal["sum", "per_step"] = option(
-        "sum", "lambda weighs the sum over all T steps, or the drawn step", "code", kind="ambiguous",
-        paper="L = L_simple + 0.001 L_vlb", why="L_vlb is a sum over T steps; the code adds the drawn term, in bits, "
-        "with weight 0.001 T = 1. per_step is the common mistake")
-    epochs: int = option(
-        240, "passes over the training images", "adref", limits=(0, math.inf), kind="silent", paper="no length",
-        why="the released MVTec model's; the others end at 120, 375 and 825, by eye")
+    vlb_weight_mode: Literal["sum", "per_step"] = option("sum", "lambda weighs the sum over T steps, or the drawn step",
+        "code", kind="ambiguous", paper="L = L_simple + 0.001 L_vlb", why="L_vlb sums T steps: in the code the drawn "
+        "term, in bits, has the weight 0.001 T = 1. per_step is the common mistake")
+    epochs: int = option(240, "passes over the training images", "adref", limits=(0, math.inf), kind="silent",
+        paper="no length", why="the released MVTec model's; the others end at 120, 375 and 825, by eye")
     batch_size: int = option(60, "images an update", "code: 5 on each of 4 GPUs, 3 times", limits=(1, math.inf))
-    accumulation: int = option(
-        12, "parts of a batch, one after the other: memory for time", "adref", limits=(1, math.inf))
+    accumulation: int = option(12, "parts of a batch: memory for time", "adref", limits=(1, math.inf))
     accumulation_rule: Literal["mean", "code"] = option(
         "mean", "clips the gradient of the whole batch once, or the sum after every part", "adref", kind="silent",
         paper="not given", why="the code adds three gradients of 20 images and clips after each: code, with "
         "--accumulation 3. (Its first update has one part alone.) Adam hides the scale, not the clipping")
     learning_rate: float = option(1e-4, "Adam's step size, constant", "code", limits=(0, math.inf))
-    ema_warmup: bool = option(
-        True, "a smaller decay of the average at first, (1 + n) / (10 + n) after n updates", "adref",
+    ema_warmup: bool = option(True, "decay of the average at most (1 + n) / (10 + n) after n updates", "adref",
         kind="substitution", paper="as in guided diffusion", why="the fixed decay keeps 91 % of random first weights "
         "after 1000 updates; from ImageNet weights it is harmless")
     classifier_width: int = option(128, "width of the guiding classifier", "code", limits=(2, math.inf))
-    classifier_epochs: int = option(
-        0, "passes of its training, after the diffusion model's; 0: no classifier", "adref", limits=(0, math.inf),
-        kind="substitution", paper="no classifier", why="trained as the diffusion model; the code has batches of 20 on "
-        "each of 2 GPUs and starts from 256x256_classifier.pt")
-    guidance_scale: float = option(
-        0.0, "weight of the classifier's gradient in sampling; 0: unguided", "adref", limits=(0, math.inf),
-        kind="contradiction", paper="no guidance", why="the code's default is 1; its authors call it unnecessary")
-    strength: tuple[float, ...] = option(
-        (0.1, 0.2), "s of sampling, or the two ends of its range", "section on SDAS", limits=(0, math.inf))
-    strength_per: Literal["image", "batch"] = option(
-        "image", "one s for each image, or for 16 images", "adref", kind="contradiction",
-        paper="s uniform in [0.1, 0.2]", why="the code draws one for each batch of 16")
+    classifier_epochs: int = option(0, "passes of its training, the second stage; 0: none", "adref",
+        limits=(0, math.inf), kind="substitution", paper="no classifier", why="trained as the diffusion model; the "
+        "code has batches of 20 on each of 2 GPUs and starts from 256x256_classifier.pt")
+    guidance_scale: float = option(0.0, "weight of its gradient in sampling; 0: unguided", "adref",
+        limits=(0, math.inf), kind="contradiction", paper="no guidance",
+        why="the code's default is 1; its authors call it unnecessary")
+    strength: tuple[float, ...] = option((0.1, 0.2), "s of sampling, or the two ends of its range", "section on SDAS",
+        limits=(0, math.inf))
+    strength_per: Literal["image", "batch"] = option("image", "one s for each image, or for 16 images", "adref",
+        kind="contradiction", paper="s uniform in [0.1, 0.2]", why="the code draws one for each batch of 16")
     sampling_steps: int = option(20, "steps of sampling, evenly spaced from 0", "section on SDAS", limits=(1, STEPS))
     sampler: Literal["ancestral", "ddim", "ddim-beta", "ddim-btilde"] = option(
         "ancestral", "Algorithm 1, or S1 with V of equation 8 learned, beta or btilde", "section on SDAS",
         kind="ambiguous", paper="Algorithm 1; S1 with three variances, not named", why="the three are reconstructed; "
         "the code has the learned one alone, with strengths of 0.01 to 0.03")
-    file_format: Literal["png", "jpeg75"] = option(
-        "png", "format of the sampled files", "adref", kind="contradiction", paper="no format",
-        why="the code writes JPEG of quality 75, whose blocks a detector could learn")
+    file_format: Literal["png", "jpeg75"] = option("png", "format of the sampled files", "adref",
+        kind="contradiction", paper="no format", why="the code writes JPEG 75, whose blocks a detector could learn")
     # fmt: on
 
 
@@ -94,8 +83,8 @@ PRESETS = {
     },
     "tiny": {
         "size": (64, 64), "width": 32, "groups": 8, "multipliers": (1, 2, 2, 4), "attention_factors": (4, 8),
-        "head_width": 32, "epochs": 50, "batch_size": 8, "accumulation": 1, "learning_rate": 5e-4,
-        "classifier_width": 32,
+        "head_width": 32, "classifier_width": 32, "epochs": 50, "batch_size": 8, "accumulation": 1,
+        "learning_rate": 5e-4,
     },
 }  # fmt: skip
 
@@ -109,14 +98,10 @@ ABLATIONS = {
 }  # fmt: skip
 
 DEVIATIONS = (
-    Deviation(
-        "load_public", "mistake", "starts from ImageNet weights", "all must fit except the table of labels",
-        "the code skips all that does not fit without a word: its table of labels stays random; here a notice says so",
-    ),
-    Deviation(
-        "schedule.spaced_steps", "silent", "20 steps", "0, 50, ..., 950, for both samplers",
-        "the code's 'ddim20': sampling never starts from t = 999",
-    ),
+    Deviation("SDAS.load_weights", "mistake", "starts from ImageNet weights", "all must fit except the table of labels",
+              "the code silently skips all that does not fit: its table of labels stays random; here a notice says so"),
+    Deviation("schedule.spaced_steps", "silent", "20 steps", "0, 50, ..., 950, for both samplers",
+              "the code's 'ddim20': sampling never starts from t = 999"),
 )  # fmt: skip
 
 
@@ -131,18 +116,16 @@ def check(o: Options) -> None:
     if any(side % stride for side in o.size):
         raise UserError(f"--size takes multiples of {stride}, with {len(o.multipliers)} levels; got {o.size}")
     factors = {2**level: m for level, m in enumerate(o.multipliers)}
-    for factor in o.attention_factors:
-        if factor not in factors:
-            raise UserError(f"--attention-factors takes some of {', '.join(map(str, factors))}; got {factor}")
+    if unknown := set(o.attention_factors) - set(factors):
+        raise UserError(f"--attention-factors takes some of {', '.join(map(str, factors))}; got {min(unknown)}")
     for name, width in (("width", o.width), ("classifier_width", o.classifier_width)):
         if width % o.groups or width % 2:
             raise UserError(f"{flag(name)} takes even multiples of {o.groups} (--groups); got {width}")
         channels = sorted(width * factors[factor] for factor in {*o.attention_factors, stride})
         if wrong := [c for c in channels if c % o.head_width and (name == "width" or o.classifier_epochs)]:
-            raise UserError(
-                f"--head-width {o.head_width} does not divide the {wrong[0]} channels where {flag(name)} attends"
-            )
-    if not 1 <= len(o.strength) <= 2 or list(o.strength) != sorted(o.strength):
+            where = f"the {wrong[0]} channels where {flag(name)} attends"
+            raise UserError(f"--head-width {o.head_width} does not divide {where}")
+    if len(o.strength) not in (1, 2) or list(o.strength) != sorted(o.strength):
         raise UserError(f"--strength takes one number, or two in ascending order; got {o.strength}")
     try:
         spaced_steps(STEPS, o.sampling_steps)

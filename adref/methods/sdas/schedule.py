@@ -1,6 +1,5 @@
 """Noise schedule of a diffusion model, and its respacing."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,9 +19,9 @@ class Schedule(NamedTuple):
     c2: Tensor
 
 
-def linear_betas(steps: int = 1000, ends: tuple[float, float] = (1e-4, 0.02)) -> Tensor:
-    """Returns evenly spaced betas, (steps,) float64; the ends are those of 1000 steps and scale with 1000 / steps."""
-    return torch.linspace(*(1000 / steps * end for end in ends), steps, dtype=torch.float64)
+def linear_betas(steps: int = 1000) -> Tensor:
+    """Returns evenly spaced betas, (steps,) float64; the ends, 1e-4 and 0.02 of 1000 steps, scale with 1000 / steps."""
+    return torch.linspace(*(1000 / steps * end for end in (1e-4, 0.02)), steps, dtype=torch.float64)
 
 
 def schedule_of(beta: Tensor, steps: Tensor | None = None) -> Schedule:
@@ -40,24 +39,17 @@ def schedule_of(beta: Tensor, steps: Tensor | None = None) -> Schedule:
 
 
 def spaced_steps(total: int, count: int) -> list[int]:
-    """Returns `count` of `total` steps: 0, i, 2 i, ... with the smallest stride i that gives so many.
-
-    Raises:
-        ValueError: more steps than `total`, or no such stride.
-    """
-    if not 1 <= count <= total:
-        raise ValueError(f"expected 1 to {total} steps, got {count}")
-    stride = next((i for i in range(1, total + 1) if len(range(0, total, i)) == count), None)
-    if stride is None:
-        raise ValueError(f"expected a number of steps that a whole stride gives, got {count} of {total}")
-    return list(range(0, total, stride))
+    """Returns `count` of `total` steps: 0, i, 2 i, ... with the smallest i that gives so many, or raises ValueError."""
+    for stride in range(1, total + 1):
+        if len(range(0, total, stride)) == count:
+            return list(range(0, total, stride))
+    raise ValueError(f"expected a number of steps that a whole stride gives, got {count} of {total}")
 
 
-def respace(schedule: Schedule, kept: Sequence[int]) -> Schedule:
+def respace(schedule: Schedule, kept: list[int]) -> Schedule:
     """Returns the diffusion over some of the steps, with the same abar: betas 1 - abar(tau_j) / abar(tau_{j-1})."""
-    steps = torch.tensor(kept)
-    abar = schedule.abar[steps]
-    return schedule_of(1 - abar / torch.cat((abar.new_ones(1), abar[:-1])), schedule.steps[steps])
+    abar = schedule.abar[kept]
+    return schedule_of(1 - abar / torch.cat((abar.new_ones(1), abar[:-1])), schedule.steps[kept])
 
 
 def at(table: Tensor, index: Tensor) -> Tensor:

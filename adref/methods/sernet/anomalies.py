@@ -1,4 +1,4 @@
-"""SeRNet's pseudo-anomalies: PPA, large and of the category's material; DPA, small and shifted in colour.
+"""SeRNet's pseudo-anomalies: Perlin's (PPA), large, of the category's material; diffusion's (DPA), small, recoloured.
 
 "SeRNet: Segmentation Helps Reconstruction for Anomaly Detection", Applied Sciences 2026, 16(4), 1670, section Method
 (equations 1 and 2 are reconstructed, see method.py). Random numbers are used in `ppa`, `dpa` and `draw_...` alone.
@@ -23,28 +23,24 @@ TRIES = 50  # draws of a mask before the example stays clean
 NOISE_DEGREES, NOISE_LEVEL = 90.0, 0.5  # DRAEM's code: the noise rotates by U(-d, d) and is thresholded
 BETA = (0.0, 0.8)  # section Method: the blending weight is uniform from here
 FACTORS, SOURCE_DEGREES, SCALE, SHIFT = (0.7, 1.3), 45.0, (0.8, 1.2), 0.1  # ours (DEVIATIONS)
-BASES, ATTACHED = (1, 2), (2, 4)  # section Method
+BASES, ATTACHED = (1, 2), (2, 4)  # section Method: how many, both included
 BASE_AREA = (0.002, 0.025)  # section Method: below 2.5 % of the image; the lower bound is ours, as all that follow
 ASPECT = 3.0  # height / width of a base is exp(U(-ln ASPECT, ln ASPECT))
 ATTACHED_SIDES = (0.3, 1.0)  # in sides of the base
 BRIGHTNESS, COLOUR, LEAST_SHIFT = 0.3, 0.2, 0.1
 
-# -- PPA: Perlin pseudo-anomaly ---------------------------------------------------------------------------------------
-
 
 def ppa(image: Tensor, rng: np.random.Generator, o: Options, sources: Sources) -> tuple[Tensor, np.ndarray, int]:
-    """Blends another image, cut up and transformed, into an image under large regions of Perlin noise.
+    """Blends another image, cut up and transformed, into an image under large regions of Perlin noise (PPA).
 
-    Returns:
-        corrupted image (3, H, W), mask (H, W), draws of the mask; the image itself if no draw left a region.
+    Returns the corrupted image (3, H, W), the mask (H, W) and the number of its draws; the image itself if no draw left
+    a region.
     """
     min_area = (o.area if o.ppa_area is None else o.ppa_area) * image[0].numel()
     mask, draws = draw_large_mask(rng, tuple(image.shape[1:]), min_area, o.ppa_exponents)
     if not mask.any():
         return image, mask, draws
     pictures, index = (sources.images, sources.index) if o.ppa_source == "category" else (sources.textures, None)
-    if pictures is None:
-        raise ValueError(f"expected Sources.{'images' if o.ppa_source == 'category' else 'textures'} to paste from")
     indices = [draw_other(rng, len(pictures), index) for _ in range(4 if o.ppa_pieces == "several" else 1)]
     numbers = draw_source(rng)
     source = transform(recombine([pictures[i] for i in indices] * (4 // len(indices)), numbers.order), numbers)
@@ -54,10 +50,9 @@ def ppa(image: Tensor, rng: np.random.Generator, o: Options, sources: Sources) -
 def draw_large_mask(
     rng: np.random.Generator, shape: tuple[int, int], min_area: float, exponents: tuple[int, int], tries: int = TRIES
 ) -> tuple[np.ndarray, int]:
-    """Draws DRAEM's Perlin mask without connected components smaller than `min_area` pixels, until one is left.
+    """Draws DRAEM's Perlin mask without components smaller than `min_area` pixels, until one is left or `tries` end.
 
-    Args as for `draw_perlin`, and the largest number of draws. Returns a mask (H, W) float32 in {0, 1}, all 0 if no
-    draw left a component, and the number of draws.
+    `exponents` as in `draw_perlin`. Returns a mask (H, W) float32 in {0, 1} and the number of draws.
     """
     for count in range(1, tries + 1):
         noise = perlin(draw_perlin(rng, shape, *exponents), shape)
@@ -84,7 +79,7 @@ def draw_other(rng: np.random.Generator, count: int, index: int | None) -> int:
 
 
 class SourceNumbers(NamedTuple):
-    """The random numbers of one source image."""
+    """Holds the random numbers of one source image."""
 
     order: tuple[int, int, int, int]  # see `recombine`
     factors: tuple[float, float, float]  # of brightness, contrast, saturation, in this order
@@ -98,10 +93,8 @@ def draw_source(rng: np.random.Generator) -> SourceNumbers:
     order = (0, 1, 2, 3)
     while order == (0, 1, 2, 3):
         order = tuple(rng.permutation(4).tolist())
-    return SourceNumbers(
-        order, tuple(rng.uniform(*FACTORS, 3).tolist()), rng.uniform(-SOURCE_DEGREES, SOURCE_DEGREES),
-        rng.uniform(*SCALE), tuple(rng.uniform(-SHIFT, SHIFT, 2).tolist()),
-    )  # fmt: skip
+    factors, degrees = tuple(rng.uniform(*FACTORS, 3).tolist()), rng.uniform(-SOURCE_DEGREES, SOURCE_DEGREES)
+    return SourceNumbers(order, factors, degrees, rng.uniform(*SCALE), tuple(rng.uniform(-SHIFT, SHIFT, 2).tolist()))
 
 
 def recombine(pictures: Sequence[Tensor], order: Sequence[int]) -> Tensor:
@@ -140,17 +133,14 @@ def blend_source(
 ) -> Tensor:
     """Computes equation 1, (1 - M) I + (1 - beta) M S + beta M I; equal to I where M is 0.
 
-    I and S are (3, H, W), M is (1, H, W) in {0, 1}; `beta_on` is the image that beta weighs.
+    I and S are (3, H, W), M is (1, H, W) or (H, W) in {0, 1}; `beta_on` is the image that beta weighs.
     """
     weight = beta if beta_on == "original" else 1 - beta
     return torch.where(mask > 0, (1 - weight) * source + weight * image, image)
 
 
-# -- DPA: diffusion pseudo-anomaly ------------------------------------------------------------------------------------
-
-
 def dpa(image: Tensor, rng: np.random.Generator, o: Options, sources: Sources) -> tuple[Tensor, np.ndarray, int]:
-    """Shifts the colour of an image inside a small group of adjacent rectangles; returns as `ppa`."""
+    """Shifts the colour of an image inside a small group of adjacent rectangles (DPA); returns as `ppa`."""
     shape = tuple(image.shape[1:])
     for draws in range(1, TRIES + 1):
         mask = spread_mask(draw_spread(rng, shape, o.dpa_attached_to), shape)
@@ -179,36 +169,40 @@ class Spread(NamedTuple):
 def draw_spread(rng: np.random.Generator, shape: tuple[int, int], attached_to: Literal["total", "each"]) -> Spread:
     """Draws k base rectangles and the rectangles attached to them in an image of `shape` (H, W).
 
-    A base covers U(0.002, 0.025 / k) of the pixels at most and 2 x 2 pixels at least. Two to four rectangles are
-    attached in all, at least one to each base ("total"), or to each base ("each").
+    Two to four rectangles are attached in all, at least one to each base ("total"), or to each base ("each").
     """
-    count = int(rng.integers(BASES[0], BASES[1] + 1))
-    bases, attached = [], []
-    for _ in range(count):
-        pixels = rng.uniform(BASE_AREA[0], BASE_AREA[1] / count) * shape[0] * shape[1]
-        ratio = math.exp(rng.uniform(-math.log(ASPECT), math.log(ASPECT)))
-        height = min(shape[0], max(2, math.floor(math.sqrt(pixels * ratio))))
-        width = min(shape[1], max(2, math.floor(pixels / height)))
-        place = (int(rng.integers(whole - side + 1)) for whole, side in zip(shape, (height, width)))
-        bases.append(Rectangle(*place, height, width))
+    count = int(rng.integers(*BASES, endpoint=True))
+    bases = [draw_base(rng, shape, count) for _ in range(count)]
     if attached_to == "each":
-        owners = [i for i in range(count) for _ in range(int(rng.integers(ATTACHED[0], ATTACHED[1] + 1)))]
+        owners = [i for i in range(count) for _ in range(rng.integers(*ATTACHED, endpoint=True))]
     else:
-        total = max(count, int(rng.integers(ATTACHED[0], ATTACHED[1] + 1)))
-        owners = [*range(count), *(int(rng.integers(count)) for _ in range(total - count))]
-    for owner in owners:
-        base = bases[owner]
-        height, width = (max(1, round(rng.uniform(*ATTACHED_SIDES) * side)) for side in (base.height, base.width))
-        side = int(rng.integers(4))
-        if side < 2:  # above or below; anywhere along the edge with at least one pixel in common
-            left = base.left + int(rng.integers(1 - width, base.width))
-            top = base.top - height if side == 0 else base.top + base.height
-        else:
-            top = base.top + int(rng.integers(1 - height, base.height))
-            left = base.left - width if side == 2 else base.left + base.width
-        first, last = (max(0, top), max(0, left)), (min(shape[0], top + height), min(shape[1], left + width))
-        attached.append(Rectangle(*first, max(0, last[0] - first[0]), max(0, last[1] - first[1])))
-    return Spread(tuple(bases), tuple(attached), tuple(owners))
+        more = max(count, int(rng.integers(*ATTACHED, endpoint=True))) - count
+        owners = [*range(count), *(int(rng.integers(count)) for _ in range(more))]
+    return Spread(tuple(bases), tuple(draw_attached(rng, shape, bases[i]) for i in owners), tuple(owners))
+
+
+def draw_base(rng: np.random.Generator, shape: tuple[int, int], count: int) -> Rectangle:
+    """Draws one of `count` bases: U(0.002, 0.025 / count) of the pixels at most, 2 x 2 pixels at least."""
+    pixels = rng.uniform(BASE_AREA[0], BASE_AREA[1] / count) * shape[0] * shape[1]
+    ratio = math.exp(rng.uniform(-math.log(ASPECT), math.log(ASPECT)))
+    height = min(shape[0], max(2, math.floor(math.sqrt(pixels * ratio))))
+    width = min(shape[1], max(2, math.floor(pixels / height)))
+    return Rectangle(int(rng.integers(shape[0] - height + 1)), int(rng.integers(shape[1] - width + 1)), height, width)
+
+
+def draw_attached(rng: np.random.Generator, shape: tuple[int, int], base: Rectangle) -> Rectangle:
+    """Draws a rectangle beside a base, with at least one pixel of an edge in common; clipped at the border."""
+    height, width = (max(1, round(rng.uniform(*ATTACHED_SIDES) * side)) for side in (base.height, base.width))
+    side = int(rng.integers(4))
+    if side < 2:  # above or below
+        left = base.left + int(rng.integers(1 - width, base.width))
+        top = base.top - height if side == 0 else base.top + base.height
+    else:
+        top = base.top + int(rng.integers(1 - height, base.height))
+        left = base.left - width if side == 2 else base.left + base.width
+    bottom, right = min(shape[0], top + height), min(shape[1], left + width)
+    top, left = max(0, top), max(0, left)
+    return Rectangle(top, left, max(0, bottom - top), max(0, right - left))
 
 
 def spread_mask(spread: Spread, shape: tuple[int, int]) -> np.ndarray:

@@ -25,15 +25,12 @@ def cielab(images: Tensor) -> Tensor:
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"expected (B, 3, H, W) in [0, 1], got {tuple(images.shape)}")
-    light = torch.where(images <= 0.04045, images / 12.92, ((images + 0.055) / 1.055) ** 2.4)
-    x, y, z = (
-        sum(share * light[:, i : i + 1] for i, share in enumerate(row)) / white for row, white in zip(_XYZ, _WHITE)
-    )
+    light = torch.where(images <= 0.04045, images / 12.92, ((images + 0.055) / 1.055) ** 2.4).unbind(1)
+    xyz = [sum(share * c for share, c in zip(row, light)) / white for row, white in zip(_XYZ, _WHITE)]
     f_x, f_y, f_z = (
-        torch.where(t > 216 / 24389, t.clamp_min(216 / 24389) ** (1 / 3), (24389 / 27 * t + 16) / 116)
-        for t in (x, y, z)
+        torch.where(t > 216 / 24389, t.clamp_min(216 / 24389) ** (1 / 3), (24389 / 27 * t + 16) / 116) for t in xyz
     )
-    return torch.cat((116 * f_y - 16, 500 * (f_x - f_y), 200 * (f_y - f_z)), dim=1)
+    return torch.stack((116 * f_y - 16, 500 * (f_x - f_y), 200 * (f_y - f_z)), dim=1)
 
 
 def msgms(
@@ -61,13 +58,10 @@ def msgms(
     if x.ndim != 4 or x.shape != y.shape or scales < 1 or min(x.shape[2:]) < min_side:
         shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
         raise ValueError(f"expected two (B, C, H, W) of one shape, sides of {min_side} or more, got {shapes}")
-    if padding not in ("zero", "replicate", "none"):
-        raise ValueError(f"expected zero, replicate or none, got {padding!r}")
-    size, pair, total = x.shape[2:], (x, y), 0.0
-    if grey:
-        pair = tuple(images.mean(dim=1, keepdim=True) for images in pair)
+    size, total = x.shape[2:], 0.0
+    pair = [images.mean(dim=1, keepdim=True) if grey else images for images in (x, y)]
     for scale in range(scales):
-        pair = tuple(F.avg_pool2d(images, 2) for images in pair) if scale else pair
+        pair = [F.avg_pool2d(images, 2) if scale else images for images in pair]
         a, b = (_gradient(_median(images) if grey else images, padding) for images in pair)  # (B, C, h, w)
         similarity = ((2 * a * b + 0.0026) / (a * a + b * b + 0.0026)).mean(dim=1, keepdim=True)
         # The mean of the channels commutes with the enlargement.
@@ -78,7 +72,7 @@ def msgms(
 def _gradient(images: Tensor, padding: str) -> Tensor:
     """Computes Prewitt's gradient magnitude of (B, C, H, W): the same shape, or two pixels less a side."""
     if padding != "none":
-        images = F.pad(images, (1, 1, 1, 1), mode={"zero": "constant"}.get(padding, padding))
+        images = F.pad(images, (1, 1, 1, 1), mode={"zero": "constant", "replicate": "replicate"}[padding])
     rows = (images[..., :-2, :] + images[..., 1:-1, :] + images[..., 2:, :]) / 3
     columns = (images[..., :-2] + images[..., 1:-1] + images[..., 2:]) / 3
     across, down = rows[..., :-2] - rows[..., 2:], columns[..., :-2, :] - columns[..., 2:, :]
@@ -87,16 +81,15 @@ def _gradient(images: Tensor, padding: str) -> Tensor:
 
 def _median(images: Tensor) -> Tensor:
     """Filters (..., H, W) with the median of 3 x 3 pixels, zero padding."""
-    padded = F.pad(images, (1, 1, 1, 1))
-    return padded.unfold(-2, 3, 1).unfold(-2, 3, 1).flatten(-2).median(dim=-1).values
+    return F.pad(images, (1, 1, 1, 1)).unfold(-2, 3, 1).unfold(-2, 3, 1).flatten(-2).median(dim=-1).values
 
 
 def edgrec_colour(x: Tensor, y: Tensor) -> Tensor:
     """Computes EdgRec's difference of colour: (B, 3, H, W) in [0, 1] twice -> (B, 1, H, W) whole numbers below 256.
 
     Its code (github.com/liutongkun/EdgRec, ColorlossLab.py, test.py) truncates 180 x to 8 bits, takes OpenCV's 8-bit
-    Lab, and subtracts, squares and adds in 8 bits: modulo 256. The Lab here is within 2 of OpenCV's, which uses
-    integer tables; after the modulo that can be any difference.
+    Lab, and subtracts, squares and adds in 8 bits: modulo 256. The Lab here is within 2 of OpenCV's integer tables,
+    which after the modulo can be any difference.
     """
     a, b = (to_space((180 * z).permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8), "Lab")[..., 1:] for z in (x, y))
     difference = (a - b) * (a - b)

@@ -9,7 +9,7 @@ segments them, and each large region is replaced by the pixels of the most simil
 A second network, trained on large and small (DPA) pseudo-anomalies behind the frozen first, reconstructs the normal
 image. The map compares structure and colour of the input with it.
 
-An audit should know:
+What an audit should know
 - Repaired from the image itself (--train-similar self), a training example shows the second network no other image's
   pixels: the seams of pasting that it is said to remove come from mistakes of the first network alone.
 - The "16-bit hash" has 64 bits, 16 hexadecimal digits; 3,416 training images are not MVTec AD's 3,629.
@@ -66,7 +66,7 @@ MSGMS_VARIANTS = {"edgrec": (False, "zero"), "replicate": (False, "replicate"), 
 
 
 class Batch(NamedTuple):
-    clean: Tensor  # (B, 3, H, W) in [0, 1]
+    clean: Tensor  # (B, 3, H, W)
     corrupted: Tensor  # (B, 3, H, W)
     mask: Tensor  # (B, 1, H, W), 1 = corrupted
     similar: Tensor  # (B, 3, H, W), pasted by the repair
@@ -75,27 +75,19 @@ class Batch(NamedTuple):
 def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: Sources) -> Batch:
     """Adds a large pseudo-anomaly (PPA), a small one (DPA), or none, by the mix of the stage.
 
-    Args:
-        image: (3, H, W) in [0, 1].
-        rng: the random stream of this example.
-        options: the method's options.
-        sources: `images` or `textures` to paste from; `stage`; `index`, so that no image is pasted into itself;
-            `hashes` for --train-similar phash.
-
-    Returns:
-        clean, corrupted and similar image (3, H, W), mask (1, H, W).
+    Needs `sources.images` or `textures` to paste from; uses `stage`, `index` (no image is pasted into itself), and
+    `hashes` for --train-similar phash.
     """
     o = options
     image = rotate_randomly(image, rng, o.rotation_probability, degrees=90.0)
     stage = sources.stage or ("segment" if o.segmentation else "reconstruct")
     mix = np.array(o.segment_mix if stage == "segment" else o.reconstruct_mix)
     kind = (ppa, dpa, None)[rng.choice(3, p=mix / mix.sum())]
-    corrupted, mask = image, np.zeros(image.shape[1:], np.float32)
+    corrupted, mask, similar = image, np.zeros(image.shape[1:], np.float32), image
     if kind is not None:
         corrupted, mask, draws = kind(image, rng, o, sources)
         if sources.notes is not None:
             sources.notes.append({"ppa": int(kind is ppa), "draws": draws})
-    similar = image
     if o.train_similar != "self":
         similar = sources.images[draw_similar(rng, o, sources)].float() / 255
     return Batch(image, corrupted, torch.from_numpy(mask)[None], similar)
@@ -104,13 +96,7 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
 def repair_mask(probabilities: Tensor, threshold: float, area: float) -> Tensor:
     """Thresholds M_p and drops connected components (8-connected) smaller than `area` pixels (algorithm 1).
 
-    Args:
-        probabilities: M_p, (B, 1, H, W) in [0, 1].
-        threshold: pixels from here on are set.
-        area: in pixels.
-
-    Returns:
-        M_b, (B, 1, H, W) in {0, 1}, in the type of `probabilities`.
+    Maps (B, 1, H, W) in [0, 1] to the same shape and type in {0, 1}; a pixel counts from `threshold` on.
     """
     binary = (probabilities >= threshold).cpu().numpy()
     kept = np.stack([remove_small(mask[0], area) for mask in binary])
@@ -123,7 +109,7 @@ def repair(images: Tensor, similar: Tensor, mask: Tensor) -> Tensor:
 
 
 class Outcome(NamedTuple):
-    """The results of each part of the method."""
+    """Holds the results of each part of the method."""
 
     probabilities: Tensor  # M_p, (B, 1, H, W) in [0, 1]
     mask: Tensor  # M_b, (B, 1, H, W) in {0, 1}
@@ -132,7 +118,7 @@ class Outcome(NamedTuple):
 
 
 class SeRNet(Method):
-    """Segments, repairs, reconstructs."""
+    """Segments large defects, repairs them from a similar image, reconstructs the rest."""
 
     Options = Options
     presets = PRESETS
@@ -145,12 +131,10 @@ class SeRNet(Method):
         names = ("segment", "reconstruct") if o.segmentation else ("reconstruct",)
         self.stages = tuple(Stage(name, o.epochs) for name in names)
         self.needs = {"textures": "--ppa-source textures"} if o.ppa_source == "textures" else {}
-        b = o.width
-        self.segmenter = None
+        b, self.segmenter = o.width, None
         if o.segmentation:
             self.segmenter = PlainUNet(channels=1, widths=(b, 2 * b, 4 * b), skip=o.segmentation_skip)
-        widths = (b, 2 * b, 4 * b, 8 * b, 8 * b)
-        self.reconstructor = PlainUNet(channels=3, widths=widths, skip="concat")
+        self.reconstructor = PlainUNet(channels=3, widths=(b, 2 * b, 4 * b, 8 * b, 8 * b), skip="concat")
         self.bank = Bank(o.size)  # filled by `prepare`
 
     @staticmethod
@@ -229,7 +213,9 @@ class SeRNet(Method):
 
     def structure_term(self, x: Tensor, y: Tensor) -> Tensor:
         """Computes equation 6, S_g."""
-        return self.smoothed(1 - msgms(x, y, self.options.msgms_scales, *MSGMS_VARIANTS[self.options.msgms_variant]))
+        o = self.options
+        difference = 1 - msgms(x, y, o.msgms_scales, *MSGMS_VARIANTS[o.msgms_variant])
+        return mean_filter(difference, o.smooth_side, "reflect")
 
     def colour_term(self, x: Tensor, y: Tensor) -> Tensor:
         """Computes equation 5, S_c, or EdgRec's, which has a filter of 11 x 11, rounded."""
@@ -237,11 +223,7 @@ class SeRNet(Method):
             return mean_filter(edgrec_colour(x, y), 11, "reflect").round()
         difference = (cielab(x) - cielab(y))[:, 1:]
         difference = difference.square() if self.options.colour == "squared" else difference.abs()
-        return self.smoothed(difference.sum(dim=1, keepdim=True))
-
-    def smoothed(self, maps: Tensor) -> Tensor:
-        """Applies the mean filter of both terms."""
-        return mean_filter(maps, self.options.smooth_side, "reflect")
+        return mean_filter(difference.sum(dim=1, keepdim=True), self.options.smooth_side, "reflect")
 
     @property
     def needs_bank(self) -> bool:
@@ -258,36 +240,30 @@ class SeRNet(Method):
         warnings.warn(text, Notice, stacklevel=2)
 
     def find_similar(self, images: Tensor, context: Context = Context()) -> tuple[Tensor, list[str]]:
-        """Finds the normal image that repairs each image (algorithm 2).
+        """Finds the normal image that repairs each image (algorithm 2); returns (B, 3, H, W) and a caption of each.
 
         Args:
             images: (B, 3, H, W) in [0, 1].
-            context: `rngs` for --similar random; `hashes` of the images' files, without which the images themselves
-                are hashed and compared with hashes of the resized training images.
-
-        Returns:
-            (B, 3, H, W), and a caption of each.
+            context: `rngs` for --similar random; `hashes` of the images' files, uint8 (8,) each, without which the
+                images themselves are hashed and compared with hashes of the resized training images.
 
         Raises:
             UserError: the bank is empty.
-            ValueError: the context's hashes are not one uint8 (8,) array an image.
         """
-        hashes, count, indices, captions = context.hashes, len(self.bank), [], []
+        o, hashes, count = self.options, context.hashes, len(self.bank)
         if hashes is not None and [np.shape(one) for one in hashes] != [(8,)] * len(images):
             raise ValueError(f"expected {len(images)} hashes from `image_hash`, uint8 (8,) arrays; got {hashes}")
         if not self.needs_bank:
             return images, ["the image itself"] * len(images)
         if count == 0:
             raise UserError("the bank of normal images is empty: training has saved nothing yet (or call `prepare`)")
-        for i, image in enumerate(images):
-            if self.options.similar == "phash":
-                index, distance = self.bank.search(image if hashes is None else hashes[i])
-                captions.append(f"{distance} of 64 bits apart")
-            else:
-                rng = context.rngs[i] if context.rngs is not None else np.random.default_rng(0)
-                index = int(rng.integers(count)) if self.options.similar == "random" else 0
-                captions.append(f"number {index + 1} of {count}")
-            indices.append(index)
+        if o.similar == "phash":
+            found = [self.bank.search(query) for query in (images if hashes is None else hashes)]
+            indices, captions = [i for i, _ in found], [f"{distance} of 64 bits apart" for _, distance in found]
+        else:
+            rngs = context.rngs or [np.random.default_rng(0) for _ in images]
+            indices = [int(rng.integers(count)) if o.similar == "random" else 0 for rng in rngs]
+            captions = [f"number {index + 1} of {count}" for index in indices]
         return self.bank.pictures[indices].to(images) / 255, captions
 
     def figures(self, image: Tensor | None = None, context: Context = Context()) -> dict[str, Tensor]:

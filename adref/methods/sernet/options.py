@@ -1,7 +1,4 @@
-"""Options of SeRNet with their sources and readings, presets, ablations, and departures that are no option.
-
-Sources that are no part of the article are works that it builds on: EdgRec, DRAEM, RIAD.
-"""
+"""Options of SeRNet with their sources and readings, presets, ablations, and departures that are no option."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +11,7 @@ INF = float("inf")
 
 @dataclass(frozen=True)
 class Options:
-    """The defaults are the paper preset."""
+    """The defaults are the paper preset; EdgRec, DRAEM and RIAD are works that the article builds on."""
 
     size: tuple[int, int] = option((256, 256), "height,width of the networks' input; multiples of 16", "EdgRec, DRAEM",
                                    limits=(32, 65536), kind="silent", paper="size lost", why="as there")  # fmt: skip
@@ -40,8 +37,7 @@ class Options:
     similar: Literal["phash", "random", "first", "self"] = option(
         "phash", "the training image that repairs a test image; self: the test image, so that nothing changes",
         "algorithm 2", kind="silent", paper="the image with the smallest distance",
-        why="pasted without alignment, as none is described: rotated or moved parts get a part in another place",
-    )  # fmt: skip
+        why="pasted without alignment, as none is described: moved parts get a part in another place")  # fmt: skip
     train_similar: Literal["self", "phash", "random"] = option(
         "self", "what repairs a training example: its clean image, the nearest other, any other", "adref",
         kind="ambiguous", paper="'the corresponding region' of an image repairs a training sample",
@@ -49,8 +45,7 @@ class Options:
     # pseudo-anomalies
     segment_mix: tuple[float, float, float] = option(
         (1.0, 0.0, 1.0), "shares of PPA, DPA and clean examples of the first network", "section Training",
-        limits=(0, 1e6), kind="silent", paper="PPA; proportions lost", why="DRAEM corrupts half of its examples",
-    )  # fmt: skip
+        limits=(0, 1e6), kind="silent", paper="PPA; proportions lost", why="DRAEM corrupts half")  # fmt: skip
     reconstruct_mix: tuple[float, float, float] = option(
         (1.0, 1.0, 1.0), "the same of the second network", "section Training", limits=(0, 1e6), kind="silent",
         paper="PPA and DPA; proportions lost", why="thirds; all pass the first network and the repair")  # fmt: skip
@@ -59,14 +54,12 @@ class Options:
         kind="silent", paper="no augmentation mentioned", why="DRAEM rotates 0.3 of them")  # fmt: skip
     ppa_source: Literal["category", "textures"] = option(
         "category", "images that PPA pastes: of the category, or --textures (DRAEM)", "section Method",
-        kind="ambiguous", paper="another image of the category", why="any other, uniformly; no choice is described",
-    )  # fmt: skip
+        kind="ambiguous", paper="another image of the category", why="any other, uniformly")  # fmt: skip
     ppa_pieces: Literal["one", "several"] = option(
         "one", "recombines the quarters of one image, or of four", "adref", kind="ambiguous",
         paper="'four pieces, recombined at random'", why="the article speaks of one other image")  # fmt: skip
-    ppa_exponents: tuple[int, int] = option(
-        (0, 5), "the noise lattice has 2^i x 2^j cells of 2 pixels or more, i and j from here", "DRAEM", limits=(0, 12)
-    )
+    ppa_exponents: tuple[int, int] = option((0, 5), "the noise lattice has 2^i x 2^j cells of 2 pixels or more, i and "
+                                            "j from here", "DRAEM", limits=(0, 12))  # fmt: skip
     ppa_area: float | None = option(
         None, "components of the PPA mask of a smaller share of the pixels are removed; none: --area", "adref",
         limits=(0, 1), kind="silent", paper="small regions of the Perlin mask are removed; the area is lost",
@@ -79,8 +72,7 @@ class Options:
         paper="one or two rectangles, two to four adjacent ones", why="the smaller reading")  # fmt: skip
     dpa_limit: Literal["bases", "union"] = option(
         "bases", "area that stays below 2.5 % of the image", "adref", kind="ambiguous",
-        paper="one or two rectangles below 2.5 %, two to four adjacent ones", why="it is said of the first rectangles",
-    )  # fmt: skip
+        paper="one or two rectangles below 2.5 %, two to four adjacent ones", why="said of the bases")  # fmt: skip
     # training
     segmentation_loss: Literal["mse+ssim", "bce"] = option("mse+ssim", "loss of the first network", "section Method")
     epochs: int = option(800, "passes over the training images, for each network", "EdgRec", limits=(0, INF),
@@ -139,40 +131,35 @@ ABLATIONS = {
 
 DEVIATIONS = (
     Deviation("similar.perceptual_hash", "mistake", "a 16-bit hash", "64 bits", "ImageHash's string has 16 digits"),
-    Deviation(
-        "similar.Bank", "silent", "hashes of all training images are stored",
-        "hashes of the files at full resolution, and resized images, in the checkpoint; the first of equal distances",
-        "a resized copy has other bits; a trained run needs no data set. Held-out images are not in it"),
+    Deviation("similar.Bank", "silent", "hashes of all training images are stored", "hashes of the files at full "
+              "resolution, and resized images, in the checkpoint; the first of equal distances", "a resized copy has "
+              "other bits; a trained run needs no data set. Held-out images are not in it"),
     Deviation("similar.Bank", "contradiction", "3,416 training images, 217 KB of hashes", "MVTec AD has 3,629",
               "the difference, 213, is the number of transistors; nothing else explains it"),
     Deviation("repair_mask", "silent", "regions; connectivity and equality with the threshold are lost",
               "8-connected components, equality counts as above; a hard paste", "confidence of the form high"),
-    Deviation(
-        "layers.unet.PlainUNet", "silent", "convolutional layers, up-sampling, skip connections",
-        "two 3 x 3 convolutions a layer, each with batch norm and ReLU; bilinear, half-pixel centres; concatenated; "
-        "widths b to 8b, 8b; no final activation; weights N(0, 0.02), batch norm N(1, 0.02), biases 0",
-        "EdgRec's and DRAEM's, which align the corners and whose biases are not 0"),
-    Deviation(
-        "anomalies.draw_source", "silent", "random brightness, contrast, colour and affine change",
-        "factors 0.7 to 1.3 (Pillow, 8 bits), 45 degrees, scale 0.8 to 1.2, shift 0.1; bilinear, mirrored outside",
-        "no range is given"),
-    Deviation(
-        "anomalies.dpa", "silent", "rectangles of random proportions; 'a random brightness and a random colour value'",
-        "bases of 0.2 % or more, up to 3 to 1; attached sides 0.3 to 1 of theirs, clipped at the border; both values "
-        "are added, up to 0.3 and 0.2, one channel moves by 0.1", "no range is given; the sum: confidence medium"),
-    Deviation(
-        "SeRNet.terms", "silent", "mean squared error and SSIM", "weights 1 and 1; Gaussian window 11, sigma 1.5, zero "
-        "padding, range 1", "RIAD's SSIM; confidence high, of the weights medium"),
+    Deviation("layers.unet.PlainUNet", "silent", "convolutional layers, up-sampling, skip connections",
+              "two 3 x 3 convolutions a layer, each with batch norm and ReLU; bilinear, half-pixel centres; "
+              "concatenated; widths b to 8b, 8b; no final activation; weights N(0, 0.02), batch norm N(1, 0.02), "
+              "biases 0", "EdgRec's and DRAEM's, which align the corners and whose biases are not 0"),
+    Deviation("anomalies.draw_source", "silent", "random brightness, contrast, colour and affine change", "factors 0.7 "
+              "to 1.3 (Pillow, 8 bits), 45 degrees, scale 0.8 to 1.2, shift 0.1; bilinear, mirrored outside",
+              "no range is given"),
+    Deviation("anomalies.dpa", "silent", "rectangles of random proportions; 'a random brightness and a random colour "
+              "value'", "bases of 0.2 % or more, up to 3 to 1; attached sides 0.3 to 1 of theirs, clipped at the "
+              "border; both values are added, up to 0.3 and 0.2, one channel moves by 0.1",
+              "no range is given; the sum: confidence medium"),
+    Deviation("SeRNet.terms", "silent", "mean squared error and SSIM", "weights 1 and 1; Gaussian window 11, sigma "
+              "1.5, zero padding, range 1", "RIAD's SSIM; confidence high, of the weights medium"),
     Deviation("SeRNet.loss", "silent", "the first network is frozen", "evaluation mode, running statistics included",
               "else the second stage would go on changing it"),
     Deviation("SeRNet.anomaly_map", "silent", "the test image is compared with the reconstruction",
               "the input, not the repaired image; clipped", "the repair would hide what it replaced"),
-    Deviation("SeRNet.smoothed", "silent", "filters of size 21", "a mean filter, mirrored at the border",
+    Deviation("SeRNet.compare", "silent", "filters of size 21", "a mean filter, mirrored at the border",
               "EdgRec's and DRAEM's; EdgRec pads structure with zeros, a port of RIAD has a Gaussian of sigma 7"),
-    Deviation(
-        "PRESETS", "substitution", "mean squared error and SSIM for the mask, too", "tiny: cross-entropy",
-        "at tiny's rate of 1e-3 the other loss makes all masks empty within 200 steps, for good; it does so at 3e-4, "
-        "not at the paper preset's 1e-4. Found on synthetic defects"),
+    Deviation("PRESETS", "substitution", "mean squared error and SSIM for the mask, too", "tiny: cross-entropy",
+              "at its rate of 1e-3 the other loss makes all masks empty within 200 steps, for good; so it does at "
+              "3e-4, not at the paper preset's 1e-4. Found on synthetic defects"),
 )  # fmt: skip
 
 
@@ -186,5 +173,5 @@ def check(o: Options) -> None:
             raise UserError(f"{flag(name)} takes three shares, one of them above 0; got {getattr(o, name)}")
     if o.smooth_side % 2 == 0 or o.smooth_side // 2 >= min(o.size):
         raise UserError(f"--smooth-side takes an odd number, below twice the sides of --size; got {o.smooth_side}")
-    if min(o.size) < 3 * 2 ** (o.msgms_scales - 1):
-        raise UserError(f"--msgms-scales: {o.msgms_scales} scales need sides of {3 * 2 ** (o.msgms_scales - 1)} pixels")
+    if min(o.size) < (least := 3 * 2 ** (o.msgms_scales - 1)):
+        raise UserError(f"--msgms-scales: {o.msgms_scales} scales need sides of {least} pixels")

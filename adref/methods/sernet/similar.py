@@ -19,9 +19,8 @@ def perceptual_hash(image: np.ndarray) -> np.ndarray:
     The bits of ImageHash's `phash` (J. Buchner; the method is N. Krawetz's): grey values, resized to 32 x 32 with
     Lanczos' filter, two-dimensional DCT-II without normalisation, Y_k = 2 sum_n x_n cos(pi k (2 n + 1) / 64) along
     each axis; a bit for each of the 8 x 8 lowest frequencies, 1 where it is above their median. Row by row, the first
-    bit is the highest of the first byte; `.tobytes().hex()` is ImageHash's string.
-
-    Coefficients of images of one colour and of pure gradients are 0 up to rounding: their bits are arbitrary.
+    bit is the highest of the first byte; `.tobytes().hex()` is ImageHash's string. Coefficients of images of one colour
+    and of pure gradients are 0 up to rounding: their bits are arbitrary.
 
     `image` is uint8 (H, W, 3) or grey (H, W), before it is resized: another size has other bits.
     """
@@ -43,8 +42,6 @@ def hamming(hashes: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 def nearest(hashes: np.ndarray, query: np.ndarray, exclude: int | None = None) -> tuple[int, int]:
     """Finds the nearest of hashes (n, 8), the first of several, without index `exclude`: its index and distance."""
-    if len(hashes) <= (exclude is not None):
-        raise ValueError("expected at least one hash to search")
     distances = hamming(hashes, query)
     if exclude is not None:
         distances[exclude] = 65
@@ -68,23 +65,17 @@ class Bank(nn.Module):
         return len(self.pictures)
 
     def fill(self, pictures: Sequence[Tensor], file_hashes: Sequence[np.ndarray] | None = None) -> None:
-        """Replaces the content of the bank.
-
-        Args:
-            pictures: uint8 (3, H, W) each.
-            file_hashes: the hash of each at full resolution; None: the pictures have not been resized.
-        """
-        device, own = self.pictures.device, [_hash(picture) for picture in pictures]
-        self.picture_hashes = torch.from_numpy(np.stack(own)).to(device)
-        self.file_hashes = torch.from_numpy(np.stack(own if file_hashes is None else file_hashes)).to(device)
+        """Replaces the content by uint8 (3, H, W) each; without hashes of their files they were not resized."""
+        device, hashes = self.pictures.device, [_hash(picture) for picture in pictures]
+        self.picture_hashes = torch.from_numpy(np.stack(hashes)).to(device)
+        self.file_hashes = torch.from_numpy(np.stack(hashes if file_hashes is None else file_hashes)).to(device)
         self.pictures = torch.stack(list(pictures)).to(device)
 
     def search(self, query: np.ndarray | Tensor) -> tuple[int, int]:
         """Finds the nearest picture, the first of several; returns its index and distance.
 
-        Args:
-            query: the hash of an image at full resolution, compared with `file_hashes`; or an image (3, H, W) in
-                [0, 1], which is rounded to 8 bits, hashed and compared with `picture_hashes`.
+        The query is the hash of an image at full resolution, compared with `file_hashes`; or an image (3, H, W) in
+        [0, 1], which is rounded to 8 bits, hashed and compared with `picture_hashes`.
         """
         if isinstance(query, Tensor):
             return nearest(self.picture_hashes.cpu().numpy(), _hash((query * 255).round().byte()))

@@ -18,12 +18,10 @@ from adref.ops.poisson import poisson_blend
 from adref.ops.texture_anomaly import blend, draw_mask, draw_texture
 from adref.options import UserError
 
-BRIGHTNESS = 0.2  # equation 4: delta from U(-0.2, 0.2)
-SCALE = (0.8, 1.2)  # equation 4: s from U(0.8, 1.2)
+BRIGHTNESS, SCALE = 0.2, (0.8, 1.2)  # equation 4: delta from U(-0.2, 0.2), s from U(0.8, 1.2)
 
 # Guesses of this code where the paper is silent; see DEVIATIONS.
-SEPARABILITY = 0.75  # Otsu's eta below which auto takes the full image
-OBJECT_SHARES = (0.03, 0.97)  # shares of the object outside which auto takes the full image
+SEPARABILITY, OBJECT_SHARES = 0.75, (0.03, 0.97)  # Otsu's eta and shares beyond which auto takes the full image
 LEAST_OBJECT = 64  # pixels, below which the full image is taken
 # of a patch's sides, in pixels of an image of side 256
 LOGNORMAL = {"median": 28.0, "sigma": 0.75, "limits": (4.0, 128.0), "aspect_sigma": 0.4, "aspect_limit": 3.0,
@@ -32,8 +30,7 @@ LOGNORMAL = {"median": 28.0, "sigma": 0.75, "limits": (4.0, 128.0), "aspect_sigm
 # NSA's code.
 MOST_PATCHES = (3, 4)  # n of N = 1 + Binomial(n - 1, 0.5), on an object and on a full image
 GAMMA_LIMITS = (0.03, 0.4)  # of half a patch's side, as a share of the image's
-SOURCE_SHARE = 0.5  # least share of a patch that lies on the object where it is cut
-PLACE_SHARE = 0.25  # and where it is set in
+SOURCE_SHARE, PLACE_SHARE = 0.5, 0.25  # least shares of a patch on the object where it is cut, and where it is set in
 TRIES = 200  # draws of a place before a patch is skipped
 # Side of Otsu's threshold on which MVTec AD's objects lie, by category, from NSA's background settings.
 MVTEC_OBJECTS = {
@@ -43,18 +40,53 @@ MVTEC_OBJECTS = {
 }
 
 
+def object_side(images: Sequence[Tensor], category: str, options: Options) -> str:
+    """Decides on which side of Otsu's threshold the objects of a category are: "bright", "dark" or "full".
+
+    "auto" measures the frame, 5 pixels wide, of every training image: where more than half of it is on the brighter
+    side on average, the ground is bright and the object dark.
+    """
+    if options.anomaly == "draem":  # needs no object
+        return "full"
+    if options.object_mask == "mvtec":
+        if category not in MVTEC_OBJECTS:
+            known = ", ".join(MVTEC_OBJECTS)
+            raise UserError(f"--object-mask mvtec knows MVTec AD's categories alone ({known}); got {category}")
+        return MVTEC_OBJECTS[category]
+    if options.object_mask != "auto":
+        return options.object_mask
+    greys = (grey(image.permute(1, 2, 0).numpy(), "luma") for image in images)
+    return "dark" if np.mean([frame_share(g > otsu(g).threshold) for g in greys]) > 0.5 else "bright"
+
+
+def object_mask(image: np.ndarray, options: Options, polarity: str) -> np.ndarray:
+    """Segments the object by Otsu's threshold and closes its mask M (equations 1 and 2).
+
+    The image is (3, H, W) in [0, 1], M (H, W) bool, of 64 pixels or more (fewer only in a smaller image); `polarity`
+    is what `object_side` returns.
+    """
+    if polarity not in ("bright", "dark", "full"):
+        raise ValueError(f"expected bright, dark or full (Sources.statistics), got {polarity!r}")
+    everything = np.ones(image.shape[1:], bool)
+    if polarity == "full":
+        return everything
+    values = grey(np.rint(image.transpose(1, 2, 0) * 255).astype(np.uint8), "luma")
+    found, (low, high) = otsu(values), OBJECT_SHARES
+    mask = values > found.threshold if polarity == "bright" else values <= found.threshold
+    doubtful = found.separability < SEPARABILITY or not low <= mask.mean() <= high
+    if options.object_mask == "auto" and doubtful:
+        return everything
+    mask = morphology(mask, options.mask_morphology)
+    return mask if mask.sum() >= LEAST_OBJECT else everything
+
+
 def natural_anomaly(
     image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, options: Options, sources: Sources
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cuts out patches, alters them and blends them in elsewhere (equations 3 to 5), in float64.
 
-    Args:
-        image: (3, H, W) in [0, 1].
-        mask: M, (H, W) bool, not empty.
-        rng, options, sources: as in `corrupt`.
-
-    Returns:
-        the anomalous image (3, H, W), equal to `image` wherever no patch lies; Y (H, W) bool.
+    The image is (3, H, W) in [0, 1], the mask M (H, W) bool, not empty. Returns the anomalous image, equal to the
+    given one wherever no patch lies, and Y (H, W) bool; appends counts to `sources.notes`.
     """
     pixels, blended, covered = patches.ObjectPixels(mask), image.copy(), np.zeros(mask.shape, bool)
     count = 1 + int(rng.binomial(MOST_PATCHES[int(mask.all())] - 1, 0.5))  # N
@@ -69,9 +101,9 @@ def natural_anomaly(
         region = support[in_patch]
         if options.object_constraint == "clip_region":
             region = region & mask[in_image]
-        target, began = blended[(slice(None), *in_image)], time.perf_counter()
-        source, stiffness = values[(slice(None), *in_patch)], options.poisson_lambda
-        result = poisson_blend(source, target, region, stiffness=stiffness, mixed=False)  # equation 5
+        target, source = blended[(slice(None), *in_image)], values[(slice(None), *in_patch)]
+        began = time.perf_counter()
+        result = poisson_blend(source, target, region, stiffness=options.poisson_lambda, mixed=False)  # equation 5
         notes["solve_milliseconds"] += 1000 * (time.perf_counter() - began)
         notes["too_small"] += not result.solved.any()
         target[:, result.solved] = np.clip(result.values[:, result.solved], 0, 1)
@@ -90,11 +122,11 @@ def draw_patch(
     image: np.ndarray, rng: np.random.Generator, pixels: patches.ObjectPixels, options: Options, sources: Sources
 ) -> tuple[patches.Warped, tuple[int, int]] | str:
     """Draws an altered patch and the top and left of its new place; "no_source" or "no_place" where there is none."""
-    height, width = draw_size(rng, image.shape[1:], options, sources)
-    source = patches.draw_source(rng, pixels, (height, width), SOURCE_SHARE, TRIES)
+    size = draw_size(rng, image.shape[1:], options, sources)
+    source = patches.draw_place(rng, pixels, np.ones(size, bool), SOURCE_SHARE, TRIES)
     if source is None:
         return "no_source"
-    patch = image[:, source[0] : source[0] + height, source[1] : source[1] + width]
+    patch = image[:, source[0] : source[0] + size[0], source[1] : source[1] + size[1]]
     altered = alter(patch, draw_alteration(rng, patch.shape, options))
     place = patches.draw_place(rng, pixels, altered.support, PLACE_SHARE, TRIES)
     return "no_place" if place is None else (altered, place)
@@ -103,14 +135,13 @@ def draw_patch(
 def draw_size(rng: np.random.Generator, shape: tuple[int, int], options: Options, sources: Sources) -> tuple[int, int]:
     """Draws height and width of a patch in pixels of an image of this shape; at least 2, at most the image's."""
     if options.patch_size == "nsa_gamma":
-        height, width = patches.draw_gamma_size(rng, height=GAMMA_LIMITS, width=GAMMA_LIMITS)
-        height, width = height * shape[0], width * shape[1]
+        units, size = shape, patches.draw_gamma_size(rng, height=GAMMA_LIMITS, width=GAMMA_LIMITS)
     elif options.patch_size == "histogram":
-        height, width = patches.draw_listed_size(rng, sources.sizes, jitter=0.1)  # of an image of 256 x 256
-        height, width = height * shape[0] / 256, width * shape[1] / 256
+        units, size = [side / 256 for side in shape], patches.draw_listed_size(rng, sources.sizes, jitter=0.1)
     else:
-        height, width = (min(shape) / 256 * side for side in patches.draw_lognormal_size(rng, **LOGNORMAL))
-    return min(max(round(height), 2), shape[0]), min(max(round(width), 2), shape[1])
+        units, size = [min(shape) / 256] * 2, patches.draw_lognormal_size(rng, **LOGNORMAL)
+    height, width = (min(max(round(unit * n), 2), side) for unit, n, side in zip(units, size, shape))
+    return height, width
 
 
 class Alteration(NamedTuple):
@@ -133,15 +164,14 @@ def draw_alteration(rng: np.random.Generator, shape: tuple[int, ...], options: O
         level = abs(rng.normal(0.0, level))
     elif options.noise == "variance":
         level = math.sqrt(level)
-    noise = rng.normal(0.0, level, size=shape)
-    delta = rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+    noise, delta = rng.normal(0.0, level, size=shape), rng.uniform(-BRIGHTNESS, BRIGHTNESS)
     angle, scale = math.radians(rng.uniform(*options.rotation)), rng.uniform(*SCALE)
     first, second = rng.random(2) < 0.5
     if options.transformations == "one":
         noise, delta = (noise, 0.0) if first else (0.0, delta)
         angle, scale = (angle, 1.0) if second else (0.0, scale)
-    multiply = options.brightness_mode == "multiply"
-    return Alteration(noise, 1 + delta if multiply else 1.0, 0.0 if multiply else delta, angle, scale)
+    factor, offset = (1 + delta, 0.0) if options.brightness_mode == "multiply" else (1.0, delta)
+    return Alteration(noise, factor, offset, angle, scale)
 
 
 def alter(patch: np.ndarray, numbers: Alteration) -> patches.Warped:
@@ -149,69 +179,10 @@ def alter(patch: np.ndarray, numbers: Alteration) -> patches.Warped:
     return patches.warp(patch * numbers.factor + numbers.offset + numbers.noise, numbers.angle, numbers.scale)
 
 
-# -- the object -------------------------------------------------------------------------------------------------------
-
-
-def object_mask(image: np.ndarray, options: Options, polarity: str) -> np.ndarray:
-    """Segments the object by Otsu's threshold and closes its mask M (equations 1 and 2).
-
-    Args:
-        image: (3, H, W) in [0, 1].
-        options: the method's.
-        polarity: "bright" or "dark", the object's side of the threshold, or "full", from `object_side`.
-
-    Returns:
-        (H, W) bool with at least 64 pixels (fewer only in a smaller image).
-    """
-    if polarity not in ("bright", "dark", "full"):
-        raise ValueError(f"expected bright, dark or full (Sources.statistics), got {polarity!r}")
-    everything = np.ones(image.shape[1:], bool)
-    if polarity == "full":
-        return everything
-    values = grey(np.rint(image.transpose(1, 2, 0) * 255).astype(np.uint8), "luma")
-    found = otsu(values)
-    mask = values > found.threshold if polarity == "bright" else values <= found.threshold
-    if options.object_mask == "auto":
-        low, high = OBJECT_SHARES
-        if found.separability < SEPARABILITY or not low <= mask.mean() <= high:
-            return everything
-    mask = morphology(mask, options.mask_morphology)
-    return mask if mask.sum() >= LEAST_OBJECT else everything
-
-
-def object_side(images: Sequence[Tensor], category: str, options: Options) -> str:
-    """Decides on which side of Otsu's threshold the objects of a category are: "bright", "dark" or "full".
-
-    "auto" measures the frame, 5 pixels wide, of every training image: where more than half of it is on the brighter
-    side on average, the ground is bright and the object dark.
-    """
-    if options.anomaly == "draem":  # needs no object
-        return "full"
-    if options.object_mask == "mvtec":
-        if category not in MVTEC_OBJECTS:
-            known = ", ".join(MVTEC_OBJECTS)
-            raise UserError(f"--object-mask mvtec knows MVTec AD's categories alone ({known}); got {category}")
-        return MVTEC_OBJECTS[category]
-    if options.object_mask != "auto":
-        return options.object_mask
-    shares = []
-    for image in images:
-        values = grey(image.permute(1, 2, 0).numpy(), "luma")
-        shares.append(frame_share(values > otsu(values).threshold))
-    return "dark" if np.mean(shares) > 0.5 else "bright"
-
-
-# -- DRAEM's anomalies ------------------------------------------------------------------------------------------------
-
-
 def texture_anomaly(
     image: Tensor, rng: np.random.Generator, options: Options, sources: Sources
 ) -> tuple[Tensor, Tensor]:
-    """Pastes a texture under a Perlin mask Y (1, H, W), by the constants of DRAEM's code at full size."""
-    texture = draw_texture(
-        rng, sources.textures, sources.images, own_share=options.own_texture_share, operations="code",
-        operation_count=3, channel_order="rgb",
-    )  # fmt: skip
-    mask = draw_mask(rng, tuple(image.shape[1:]), exponents=(0, 5), degrees=90.0, thresholds=(0.5, 0.5))
-    mask = torch.from_numpy(mask).unsqueeze(0)
+    """Pastes a texture under a Perlin mask Y (1, H, W), with the constants of DRAEM's code."""
+    texture = draw_texture(rng, sources.textures, sources.images, own_share=options.own_texture_share)
+    mask = torch.from_numpy(draw_mask(rng, tuple(image.shape[1:])))[None]
     return blend(image, texture, mask, rng.uniform(0.2, 1.0)), mask

@@ -13,11 +13,7 @@ from adref.layers.channel_cross_attention import CrossFusion
 from adref.layers.unet import convolution_block, init_convolutions, upsampling_block
 
 SE_RATIO = 16  # squeeze and excitation's
-
-# Cross attention, UCTransNet's code.
-TOKEN_SIDES = (16, 8, 4, 2)  # pixels a token's side at each level
-LAYERS = 4
-ATTENTION_HEADS = 4  # full-width, averaged
+TOKEN_SIDES, LAYERS, ATTENTION_HEADS = (16, 8, 4, 2), 4, 4  # UCTransNet's code; a token's side in pixels at each level
 ATTENTION = {  # reading -> arguments of `CrossFusion`; "printed": equations 12 and 14, nothing added to the outputs
     "uctransnet": {"attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official",
                    "add_input": True},
@@ -26,9 +22,9 @@ ATTENTION = {  # reading -> arguments of `CrossFusion`; "printed": equations 12 
 
 
 class ResSE(nn.Module):
-    """Computes relu(x + s * u): u two convolutions of x, s one factor for each of C channels, from the means of u.
+    """Computes relu(x + s * u) of (B, C, H, W): u two convolutions of x, s = sigmoid(V2 relu(V1 mean(u))).
 
-    s = sigmoid(V2 relu(V1 mean(u))), V1: C -> max(C // 16, 1), V2 back, no biases.
+    V1: C -> max(C // 16, 1), V2 back, no biases.
     """
 
     def __init__(self, channels: int):
@@ -39,7 +35,6 @@ class ResSE(nn.Module):
         self.excite = nn.Linear(narrow, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes the block: (B, C, H, W) -> (B, C, H, W)."""
         u = self.body(x)
         s = torch.sigmoid(self.excite(torch.relu(self.squeeze(u.mean(dim=(2, 3))))))
         return torch.relu(x + s[:, :, None, None] * u)
@@ -50,18 +45,15 @@ class ResSEUNet(nn.Module):
 
     Args:
         width: channels c of the first level.
-        fusion: the cross attention of the skips, for maps of c, 2c, 4c, 8c channels; None: plain skips.
-        channels: of the input, two images side by side.
+        fusion: the cross attention of the skips, from `cross_fusion`; None: plain skips.
         classes: output channels.
     """
 
-    def __init__(self, *, width: int, fusion: CrossFusion | None, channels: int = 6, classes: int = 2):
+    def __init__(self, *, width: int, fusion: CrossFusion | None, classes: int = 2):
         super().__init__()
         c = width
-        widths = (c, 2 * c, 4 * c, 8 * c, 8 * c)
-        self.levels = nn.ModuleList(
-            nn.Sequential(*convolution_block(i, o, 1), ResSE(o)) for i, o in zip((channels, *widths), widths)
-        )
+        levels = ((6, c), (c, 2 * c), (2 * c, 4 * c), (4 * c, 8 * c), (8 * c, 8 * c))  # in, out
+        self.levels = nn.ModuleList(nn.Sequential(*convolution_block(i, o, 1), ResSE(o)) for i, o in levels)
         self.pool = nn.MaxPool2d(2)
         self.fusion = fusion
         steps = ((8 * c, 4 * c, 8 * c), (4 * c, 2 * c, 4 * c), (2 * c, c, 2 * c), (c, c, c))  # in, out, skip
@@ -71,11 +63,11 @@ class ResSEUNet(nn.Module):
         self.apply(init_convolutions)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes logits: (B, channels, H, W) -> (B, classes, H, W)."""
+        """Computes logits: (B, 6, H, W) -> (B, classes, H, W)."""
         skips = []
         for i, level in enumerate(self.levels):
             x = level(x if i == 0 else self.pool(x))
-            skips.append(x)  # X_1 .. X_5, (B, widths[i], H / 2^i, W / 2^i)
+            skips.append(x)  # X_1 .. X_5, the i-th at 1 / 2^(i - 1) of the sides
         x = skips.pop()
         if self.fusion is not None:
             skips = self.fusion(skips)
@@ -88,7 +80,6 @@ def cross_fusion(
     *, size: tuple[int, int], width: int, attention: Literal["uctransnet", "printed"], dropout: float
 ) -> CrossFusion:
     """Builds the cross attention of a `ResSEUNet` of this width for images of this size."""
-    return CrossFusion(
-        size=size, widths=tuple(width * 2**level for level in range(4)), patches=TOKEN_SIDES, layers=LAYERS,
-        heads=ATTENTION_HEADS, dropout=dropout, **ATTENTION[attention],
-    )  # fmt: skip
+    c = width
+    return CrossFusion(size=size, widths=(c, 2 * c, 4 * c, 8 * c), patches=TOKEN_SIDES, layers=LAYERS,
+                       heads=ATTENTION_HEADS, dropout=dropout, **ATTENTION[attention])  # fmt: skip

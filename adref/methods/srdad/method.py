@@ -9,8 +9,8 @@ restores the clean image; a U-Net with Res-SE blocks and cross attention sees bo
 rows of table 4 are the ablations draem, draem+, srdad- and srdad; `--recipe` and `--anomaly` give all rows the same.
 
 What an audit should know
-- On ASPP's 8 x 8 map only the centre tap of the rate-12 branch ever reads data: it is a 1x1 convolution (see `ASPP`).
-- Brightness as an added constant has no effect at all: Poisson blending cancels it (option brightness_mode).
+- On ASPP's 8 x 8 map only the centre tap of the rate-12 branch reads data: it is a 1x1 convolution (see `ASPP`).
+- Brightness as an added constant has no effect: Poisson blending cancels it (option brightness_mode).
 - Noise on every patch gives the patches away: a small network learns the noise and nothing else (NOTES.md).
 - A size distribution "of real defects" taken from test masks would leak the test set; the default is a guess.
 - The article gives DRAEM 26.5 M parameters and calls SRDAD the heavier; DRAEM's code has 97.4 M and does 5.9 times the
@@ -70,9 +70,7 @@ from adref.ops.losses import focal, ssim
 from adref.ops.texture_anomaly import rotate_randomly
 from adref.options import UserError
 
-# Constants of DRAEM's code.
-ANOMALY_PROBABILITY = 0.5  # share of examples that are corrupted
-ROTATION_DEGREES = 90.0  # clean images that are rotated rotate by U(-d, d) degrees
+ANOMALY_PROBABILITY = 0.5  # DRAEM's code: share of examples that are corrupted
 
 
 class Batch(NamedTuple):
@@ -84,30 +82,18 @@ class Batch(NamedTuple):
 def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: Sources) -> Batch:
     """Blends patches of the object into half of the images (equations 1 to 5), or pastes DRAEM's textures.
 
-    Args:
-        image: (3, H, W) in [0, 1].
-        rng: the random stream of this example.
-        options: the method's options.
-        sources: `statistics` (the side of the object); `sizes` for --patch-size histogram; `textures` and `images` for
-            --anomaly draem; `notes` get what was drawn.
-
-    Returns:
-        clean and corrupted (3, H, W), mask (1, H, W): Y; all 0 and corrupted equal to clean for a normal example, and
-        where no patch found a place.
+    Needs `sources.statistics` (from `object_side`); `sizes` for --patch-size histogram; `textures`, and `images` where
+    --own-texture-share is above 0, for --anomaly draem. In a normal example, and where no patch finds a place, the
+    mask Y is 0 and corrupted equal to clean.
     """
-    rotated = recipe_of(options).rotation_probability
-    normal = torch.zeros(1, *image.shape[1:])
-    if options.anomaly == "draem":
-        image = rotate_randomly(image, rng, rotated, ROTATION_DEGREES)
-        if rng.random() >= ANOMALY_PROBABILITY:
-            return Batch(image, image, normal)
-        return Batch(image, *texture_anomaly(image, rng, options, sources))
     mask = torch.from_numpy(object_mask(image.numpy(), options, sources.statistics))
     both = torch.cat((image, mask[None].float()))  # the mask rotates with its image: black corners are no object
-    both = rotate_randomly(both, rng, rotated, ROTATION_DEGREES)
+    both = rotate_randomly(both, rng, recipe_of(options).rotation_probability, degrees=90.0)  # DRAEM's code
     image, mask = both[:3], both[3] > 0.5
     if not mask.any() or rng.random() >= ANOMALY_PROBABILITY:
-        return Batch(image, image, normal)
+        return Batch(image, image, torch.zeros(1, *image.shape[1:]))
+    if options.anomaly == "draem":
+        return Batch(image, *texture_anomaly(image, rng, options, sources))
     blended, label = natural_anomaly(image.numpy().astype(np.float64), mask.numpy(), rng, options, sources)
     return Batch(image, torch.from_numpy(blended.astype(np.float32)), torch.from_numpy(label.astype(np.float32))[None])
 
@@ -135,18 +121,15 @@ class SRDAD(Method):
         if o.reconstructor == "draem":
             self.reconstructor = Autoencoder(width=o.autoencoder_width)
         else:
-            readings = {"aspp_width": o.aspp_width, "residual": o.residual, "skips": o.skips}
-            readings |= SWIN_UNET if o.reconstructor == "swin_unet" else {}
-            self.reconstructor = SwinUNet(
-                size=o.size, width=o.width, window=o.window, gates=o.gates, skip_levels=o.skip_levels, **readings
-            )
+            form = {"size": o.size, "width": o.width, "window": o.window, "aspp_width": o.aspp_width, "gates": o.gates,
+                    "residual": o.residual, "skips": o.skips, "skip_levels": o.skip_levels}  # fmt: skip
+            self.reconstructor = SwinUNet(**form | (SWIN_UNET if o.reconstructor == "swin_unet" else {}))
         if o.discriminator == "draem":
             self.discriminator = UNet(o.unet_width)
         else:
-            fusion = cross_fusion(
-                size=o.size, width=o.discriminator_width, attention=o.attention, dropout=o.attention_dropout
-            )
-            self.discriminator = ResSEUNet(width=o.discriminator_width, fusion=fusion)
+            c = o.discriminator_width
+            fusion = cross_fusion(size=o.size, width=c, attention=o.attention, dropout=o.attention_dropout)
+            self.discriminator = ResSEUNet(width=c, fusion=fusion)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, 3, H, W) to I_hat (B, 3, H, W) and probabilities (B, 2, H, W) of normal and anomalous."""
@@ -199,9 +182,7 @@ class SRDAD(Method):
         if len(states) != 1:
             raise UserError(f"--weights takes one Swin checkpoint; got {len(states)} files")
         state = states[0].get("model", states[0]) if isinstance(states[0], dict) else None
-        if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-            raise UserError("--weights: no Swin checkpoint: expected tensors by name, or the same under 'model'")
         try:
-            self.reconstructor.load_swin(state)
+            self.reconstructor.load_swin(state if isinstance(state, dict) else {})
         except ValueError as error:
             raise UserError(f"--weights: {error}") from None

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from adref.layers.unet import UNet
 from adref.method import Deviation
-from adref.methods.srdad.reconstructor import DEPTHS, HEADS, SWIN_UNET, next_valid_side
+from adref.methods.srdad.reconstructor import HEADS, SWIN_UNET, next_valid_side
 from adref.options import UserError, option, require_ascending
 
 INF = math.inf
@@ -21,8 +21,7 @@ class Options:
     resize: Literal["bilinear", "antialias"] = option(
         "bilinear", "filter that resizes images to --size", "DRAEM's code", kind="silent", paper="resize to 256 x 256",
         why="DRAEM's filter: half-pixel centres, no antialias")  # fmt: skip
-
-    # the object
+    # anomalies
     object_mask: Literal["auto", "bright", "dark", "full", "mvtec"] = option(
         "auto", "side of Otsu's threshold that is the object, or the full image; auto: by the frames of the training "
         "images, mvtec: by the category's name", "Eq 1", kind="mistake", paper="the brighter side is the object",
@@ -30,8 +29,6 @@ class Options:
     mask_morphology: Literal["closing", "opening"] = option(
         "closing", "of the object's mask, 3 x 3, once", "Eq 2", kind="contradiction",
         paper="'closing', with the sign of opening", why="the text names it twice")  # fmt: skip
-
-    # the anomalies
     anomaly: Literal["natural", "draem"] = option("natural", "patches of the image itself, or DRAEM's textures",
                                                   "section Method, table 4")  # fmt: skip
     patch_size: Literal["lognormal", "nsa_gamma", "histogram"] = option(
@@ -40,24 +37,20 @@ class Options:
         why="masks of the test set would leak it; these sizes are guessed, not measured")  # fmt: skip
     transformations: Literal["all", "one"] = option(
         "all", "of each patch: noise, brightness, rotation and scale; one: noise or brightness, and rotation or scale",
-        "Eq 3", kind="ambiguous", paper="a set of transformations", why="the shorter reading; one is drawn evenly",
-    )  # fmt: skip
+        "Eq 3", kind="ambiguous", paper="a set of transformations", why="shorter; one is drawn evenly")  # fmt: skip
     noise: Literal["fixed", "drawn", "variance"] = option(
         "fixed", "standard deviation of the noise: L (--noise-level), |N(0, L^2)| for each patch, or sqrt(L)", "Eq 4",
         kind="mistake", paper="sigma ~ N(0, 0.05)", why="a standard deviation cannot be negative")  # fmt: skip
-    noise_level: float = option(0.05, "L of the noise that is added to each pixel and channel of a patch", "Eq 4",
-                                limits=(0, 1))  # fmt: skip
+    noise_level: float = option(0.05, "L, of each pixel and channel of a patch", "Eq 4", limits=(0, 1))
     brightness_mode: Literal["multiply", "add"] = option(
         "multiply", "P (1 + delta) or P + delta, delta from U(-0.2, 0.2)", "Eq 4", kind="ambiguous",
-        paper="brightness adjusted by U(-0.2, 0.2)",
-        why="P + delta has the gradients of P: blending leaves nothing of delta")  # fmt: skip
+        paper="adjusted by U(-0.2, 0.2)", why="blending cancels a constant: P + delta has P's gradients")  # fmt: skip
     rotation: tuple[float, float] = option(
         (0.0, 360.0), "degrees, drawn uniformly from here (write --rotation=-10,10)", "Eq 4", limits=(-360, 360),
         kind="contradiction", paper="U(0, 2 pi), and 'angles seen in production'", why="the formula")  # fmt: skip
     poisson_lambda: float | None = option(
         None, "lambda of Eq 5, the weight of the image's values on dR; none: infinite", "adref", limits=(1e-6, 1e12),
-        kind="ambiguous", paper="a weight lambda without a value", why="Perez et al. (2003) fix the values on dR",
-    )  # fmt: skip
+        kind="ambiguous", paper="no value", why="Perez et al. (2003) fix the values on dR")  # fmt: skip
     object_constraint: Literal["multiply", "clip_region"] = option(
         "multiply", "cut to the object once, after all patches, or each region before it is blended", "section Method",
         kind="ambiguous", paper="multiplication with M after blending",
@@ -65,18 +58,16 @@ class Options:
     label: Literal["region", "changed"] = option(
         "region", "Y: Omega within M, or its pixels that changed visibly", "adref", kind="ambiguous",
         paper="'precisely marks' the region",
-        why="the words; an invisible patch is a false label then, which changed, after NSA, drops")  # fmt: skip
+        why="the words; an invisible patch is then a false label, which changed, after NSA, drops")  # fmt: skip
     own_texture_share: float = option(0.0, "of DRAEM's anomalies: share of textures that are moved training images",
                                       "adref", limits=(0, 1))  # fmt: skip
-
-    # the reconstructor
+    # reconstructor
     reconstructor: Literal["srdad", "swin_unet", "draem"] = option(
-        "srdad", "SRDAD's network, plain Swin-Unet or DRAEM's autoencoder", "table 4"
-    )
+        "srdad", "SRDAD's network, plain Swin-Unet or DRAEM's autoencoder", "table 4")  # fmt: skip
     width: int = option(96, "channels of the first level of both Swin networks", "Eq 6", limits=(1, INF))
-    window: int = option(
-        8, "side of their attention windows in tokens", "Swin Transformer's code", limits=(2, INF), kind="silent",
-        paper="no window", why="its value for 256 pixels; Swin-Unet's 7 divides no map here")  # fmt: skip
+    window: int = option(8, "side of their attention windows in tokens", "Swin Transformer's code", limits=(2, INF),
+                         kind="silent", paper="no window",
+                         why="its value for 256 pixels; Swin-Unet's 7 divides no map here")  # fmt: skip
     aspp_width: int = option(192, "channels of each branch of ASPP", "adref", limits=(1, INF), kind="silent",
                              paper="no widths", why="4 x 192 = 768, so no projection is needed")  # fmt: skip
     residual: Literal["level", "block"] = option(
@@ -87,14 +78,12 @@ class Options:
         paper="element-wise; 'spatial' in a caption", why="the equation")  # fmt: skip
     skips: Literal["final_sum", "inline"] = option(
         "final_sum", "gated skips are summed at level 1 (by linears and bilinear upsampling), or each at its level",
-        "Eq 10", kind="mistake", paper="a sum of maps of four shapes", why="the sum is impossible as printed",
-    )  # fmt: skip
+        "Eq 10", kind="mistake", paper="a sum of maps of four shapes", why="impossible as printed")  # fmt: skip
     skip_levels: int = option(4, "gated levels", "Eq 10", limits=(3, 4), kind="ambiguous", paper="a sum to 4",
                               why="Swin-Unet has three skips; the pair around ASPP is the fourth")  # fmt: skip
     autoencoder_width: int = option(128, "channels of the first level of DRAEM's autoencoder", "DRAEM's code",
                                     limits=(1, INF))  # fmt: skip
-
-    # the discriminator
+    # discriminator
     discriminator: Literal["srdad", "draem"] = option("srdad", "with Res-SE and cross attention, or DRAEM's", "table 4")
     discriminator_width: int = option(
         40, "channels of the first level of SRDAD's", "adref", limits=(1, INF), kind="ambiguous",
@@ -112,7 +101,6 @@ class Options:
     score_window: int = option(
         21, "side s of the score's mean filter, odd, pixels at --size", "DRAEM's code", limits=(1, INF), kind="silent",
         paper="the symbol s", why="DRAEM's; a lone k x k response then scores at most k^2 / 441")  # fmt: skip
-
     # training
     recipe: Literal["srdad", "draem"] = option(
         "srdad", "loss weights, optimizer, schedule, order and rotation of images (options.RECIPES)",
@@ -120,8 +108,7 @@ class Options:
         why="row draem is DRAEM with all its values; --recipe and --anomaly give all rows the same")  # fmt: skip
     rotation_probability: float | None = option(
         None, "share of clean images that are rotated first; none: the recipe's, srdad 0, draem 0.3", "adref",
-        limits=(0, 1), kind="silent", paper="no augmentation of clean images", why="none is named; DRAEM's code has it",
-    )  # fmt: skip
+        limits=(0, 1), kind="silent", paper="no augmentation of clean images", why="none is named")  # fmt: skip
     epochs: int | None = option(None, "length of training; none: the recipe's, srdad 500, draem 700",
                                 "section Experiments", limits=(0, INF))  # fmt: skip
     length_unit: Literal["epochs", "iterations"] = option(
@@ -153,8 +140,8 @@ RECIPES = {
 
 def recipe_of(o: Options) -> Recipe:
     """Returns the recipe that the options name, with the length and the rotation that they set."""
-    given = {"epochs": o.epochs, "rotation_probability": o.rotation_probability}
-    return RECIPES[o.recipe]._replace(**{name: value for name, value in given.items() if value is not None})
+    given = {name: getattr(o, name) for name in ("epochs", "rotation_probability") if getattr(o, name) is not None}
+    return RECIPES[o.recipe]._replace(**given)
 
 
 PRESETS = {
@@ -171,31 +158,27 @@ PRESETS = {
 
 ABLATIONS = {
     # the rows of table 4
-    "draem": {
-        "reconstructor": "draem", "discriminator": "draem", "discriminator_input": "reconstruction_first",
-        "anomaly": "draem", "recipe": "draem",
-    },
+    "draem": {"reconstructor": "draem", "discriminator": "draem", "discriminator_input": "reconstruction_first",
+              "anomaly": "draem", "recipe": "draem"},
     "draem+": {"reconstructor": "draem"},
     "srdad-": {"reconstructor": "swin_unet", "discriminator": "draem"},
     "srdad": {},
     # sigma and lambda as near to the print as can be run: |N(0, 0.05^2)|, and 1 for the value that is not given
-    "literal": {
-        "object_mask": "bright", "noise": "drawn", "brightness_mode": "add", "poisson_lambda": 1.0,
-        "attention": "printed", "length_unit": "iterations",
-    },
+    "literal": {"object_mask": "bright", "noise": "drawn", "brightness_mode": "add", "poisson_lambda": 1.0,
+                "attention": "printed", "length_unit": "iterations"},
 }  # fmt: skip
 
 
 DEVIATIONS = (
     Deviation("anomalies.object_mask", "silent", "a grey image; nothing on textures or on parts that fill the image",
               "8-bit luma; auto takes the full image where Otsu's eta is below 0.75 or the object covers less than 3 % "
-              "or more than 97 %; a mask below 64 pixels becomes the full image",
-              "a Gaussian histogram has eta 0.637, a uniform one 0.75, two clean levels 1"),
+              "or more than 97 %, every mask below 64 pixels becomes it",
+              "eta is 0.637 of a Gaussian histogram, 0.75 of a uniform one, 1 of two clean levels"),
     Deviation("anomalies.MOST_PATCHES", "silent", "N patches", "1 + Binomial(n - 1, 0.5), n 3 on objects, 4 on full "
               "images", "as NSA, whose 4 is for textures; here parts that fill the image count with them"),
     Deviation("anomalies.draw_patch", "silent", "patches of the target object", "of the same image, half on the object "
-              "where cut and a quarter where set in, else another of 200 draws", "NSA's shares; NSA cuts from another "
-              "image; a canvas larger than the image overhangs it"),
+              "where cut and a quarter where set in, else another of 200 draws; a canvas larger than the image "
+              "overhangs it", "NSA's shares; NSA cuts from another image"),
     Deviation("anomalies.natural_anomaly", "silent", "equation 5 alone", "source gradients, clipped, not rounded",
               "NSA mixes the gradients on textures, OpenCV rounds to 8 bits"),
     Deviation("method.ANOMALY_PROBABILITY", "silent", "nothing said", "half of the examples are corrupted", "DRAEM"),
@@ -216,12 +199,11 @@ DEVIATIONS = (
               "DRAEM's code, without its guess of L from the network's output"),
     Deviation("SRDAD.loss", "contradiction", "error of the 'masked patch'", "of the whole image",
               "words left over from another method: nothing is masked here"),
-    Deviation("RECIPES", "silent", "no weight decay", "0.01", "PyTorch's AdamW"),
-    Deviation("SRDAD.load_weights", "silent", "nothing said", "no pretraining", "--weights takes a Swin checkpoint"),
-    Deviation("ABLATIONS", "mistake", "DRAEM has 26.5 M parameters", "97,422,725",
-              "counted; srdad- has more in its reconstructor than srdad"),
-    Deviation("SRDAD", "mistake", "heavier than DRAEM", "33.8 against 198.0 G multiply-adds an image",
-              "counted, attention's products among them (without: 30.9)"),
+    Deviation("RECIPES", "silent", "no weight decay, no pretraining", "0.01; none", "PyTorch's AdamW; --weights takes "
+              "a Swin checkpoint"),
+    Deviation("ABLATIONS", "mistake", "DRAEM has 26.5 M parameters, SRDAD is heavier",
+              "97,422,725, and 198.0 against SRDAD's 33.8 G multiply-adds an image",
+              "counted, attention's products among them (without: 30.9); srdad- has more in its reconstructor"),
     Deviation("PRESETS", "substitution", "one size, noise on all patches", "tiny: no noise, labels only where "
               "something shows, a higher rate", "at an eighth of the steps, with noise it learns to find noise alone"),
 )  # fmt: skip
@@ -232,7 +214,7 @@ def check(o: Options) -> None:
     swin = o.reconstructor != "draem"
     bottleneck = SWIN_UNET["bottleneck_depth"] if o.reconstructor == "swin_unet" else 0
     for axis, side in zip(("height", "width"), o.size):
-        fits = next_valid_side(side, DEPTHS, bottleneck, o.window) if swin else side
+        fits = next_valid_side(side, o.window, bottleneck) if swin else side
         if "draem" in (o.reconstructor, o.discriminator):
             fits = math.ceil(fits / UNet.stride) * UNet.stride
         if fits != side:

@@ -3,6 +3,7 @@
 H. Cao et al., "Swin-Unet", ECCV-W 2022; SRDAD, Scientific Reports 2025, equations 6 to 10. Maps are (B, H, W, C).
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -22,12 +23,12 @@ SWIN_UNET = {"bottleneck_depth": 2, "aspp_width": None, "residual": "none", "ski
 
 
 class Stage(nn.Module):
-    """Applies the Swin blocks of one level, every second one shifted, with residual linears (equation 8).
+    """Computes D = Stage(X) + W X (equation 8): the Swin blocks of one level, every second one shifted.
 
     Args:
         width, heads, size, window: as in `SwinBlock`.
         depth: blocks.
-        residual: "level": Stage(x) + W x; "block": the same around each block; "none": without W.
+        residual: "level": as above; "block": the same around each block; "none": without W.
     """
 
     def __init__(self, *, width, heads, size, window, depth: int, residual: Literal["none", "level", "block"]):
@@ -40,7 +41,6 @@ class Stage(nn.Module):
         self.residuals = nn.ModuleList(nn.Linear(width, width) for _ in range(count))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes D = Stage(X) + W X (equation 8): (B, H, W, C) -> (B, H, W, C)."""
         start = x
         for i, block in enumerate(self.blocks):
             x = block(x) + self.residuals[i](x) if self.residual == "block" else block(x)
@@ -50,9 +50,7 @@ class Stage(nn.Module):
 class GatedSkip(nn.Module):
     """Gates the encoder's map by the decoder's: F = sigmoid(W1 [E, D]) * (W2 E) (equation 9).
 
-    Args:
-        width: channels C of both maps.
-        gates: "channel": a gate for each channel, as the equation; "spatial": one a token, as the figure's caption.
+    `gates` "channel": one for each of `width` channels, as the equation; "spatial": one a token, as the caption.
     """
 
     def __init__(self, *, width: int, gates: Literal["channel", "spatial"]):
@@ -61,7 +59,6 @@ class GatedSkip(nn.Module):
         self.value = nn.Linear(width, width)  # W2
 
     def forward(self, encoded: Tensor, decoded: Tensor) -> Tensor:
-        """Computes F: E and D, (B, H, W, C) each -> F, (B, H, W, C)."""
         return torch.sigmoid(self.gate(torch.cat((encoded, decoded), dim=-1))) * self.value(encoded)
 
 
@@ -69,58 +66,43 @@ class SwinUNet(nn.Module):
     """Reconstructs images: patch embedding, encoder, bottleneck, ASPP, decoder, fourfold expansion to pixels.
 
     Args:
-        size: (H, W) in pixels; see `valid_side`.
+        size: (H, W) in pixels; see `next_valid_side`.
         width: channels C of the first level; level l has C 2^(l - 1) at 1 / (4 2^(l - 1)) of the sides.
         window: side of a window in tokens.
         aspp_width: channels of a branch of ASPP (equation 7); None: no ASPP.
-        residual: of the decoder stages (equation 8).
+        residual, gates: as in `Stage` (of the decoder) and `GatedSkip`.
         skips: "final_sum": the gated skips of all levels are brought to level 1 and added there (equation 10);
             "inline": each is added at its level; "concat": no gates, linear(2C -> C) on [D, E], as Swin-Unet.
         skip_levels: gated levels, 4 (with the pair before and after ASPP) or 3.
-        gates: as in `GatedSkip`.
         skip_tap: "post": E is a stage's output; "pre": its input, as Swin-Unet's code.
-        depths: blocks of each stage, in encoder and decoder.
-        bottleneck_depth: blocks at the deepest level.
-        heads: of each stage; the bottleneck has twice the last number.
+        depths, bottleneck_depth: blocks of each stage, in encoder and decoder, and at the deepest level.
     """
 
     def __init__(
-        self,
-        *,
-        size: tuple[int, int],
-        width: int,
-        window: int,
-        aspp_width: int | None,
-        residual: Literal["level", "block", "none"],
-        skips: Literal["final_sum", "inline", "concat"],
-        skip_levels: int,
-        gates: Literal["channel", "spatial"],
-        skip_tap: Literal["post", "pre"] = "post",
-        depths: tuple[int, ...] = DEPTHS,
-        bottleneck_depth: int = 0,
-        heads: tuple[int, ...] = HEADS,
-    ):
+        self, *, size: tuple[int, int], width: int, window: int, aspp_width: int | None,
+        residual: Literal["level", "block", "none"], skips: Literal["final_sum", "inline", "concat"],
+        skip_levels: int, gates: Literal["channel", "spatial"], skip_tap: Literal["post", "pre"] = "post",
+        depths: tuple[int, int, int] = DEPTHS, bottleneck_depth: int = 0,
+    ):  # fmt: skip
         super().__init__()
         self.skips, self.skip_tap = skips, skip_tap
         levels = len(depths)
         widths = [width * 2**level for level in range(levels + 1)]
         sizes = [tuple(side // PATCH // 2**level for side in size) for level in range(levels + 1)]
+        heads, blocks = (*HEADS, 2 * HEADS[-1]), (*depths, bottleneck_depth)  # the last is the bottleneck
 
         def stage(level: int, residual: Literal["none", "level", "block"]) -> Stage:
             return Stage(width=widths[level], heads=heads[level], size=sizes[level], window=window,
-                         depth=depths[level], residual=residual)  # fmt: skip
+                         depth=blocks[level], residual=residual)  # fmt: skip
 
         self.embed = nn.Conv2d(3, width, PATCH, stride=PATCH)
         self.embed_norm = nn.LayerNorm(width)
         self.stages = nn.ModuleList(stage(i, "none") for i in range(levels))
-        self.merges = nn.ModuleList(PatchMerging(width=widths[i]) for i in range(levels))
-        self.bottleneck = Stage(width=widths[-1], heads=2 * heads[-1], size=sizes[-1], window=window,
-                                depth=bottleneck_depth, residual="none")  # fmt: skip
+        self.merges = nn.ModuleList(PatchMerging(width=w) for w in widths[:-1])
+        self.bottleneck = stage(levels, "none")
         self.norm = nn.LayerNorm(widths[-1])
         self.aspp = ASPP(width=widths[-1], branch_width=aspp_width, rates=ASPP_RATES) if aspp_width else None
-        self.expands = nn.ModuleList(
-            PatchExpanding(width=widths[i + 1], scale=2, width_out=widths[i]) for i in range(levels)
-        )
+        self.expands = nn.ModuleList(PatchExpanding(width=2 * w, scale=2, width_out=w) for w in widths[:-1])
         self.decoder = nn.ModuleList(stage(i, residual) for i in range(levels))
         gated = skip_levels if skips != "concat" else 0
         self.gated = nn.ModuleList(GatedSkip(width=widths[i], gates=gates) for i in range(gated))
@@ -159,12 +141,7 @@ class SwinUNet(nn.Module):
         return self.out(self.final_expand(self.decoder_norm(x))).permute(0, 3, 1, 2)
 
     def sum_skips(self, decoded: Tensor, skipped: list[Tensor]) -> Tensor:
-        """Adds the gated skips to D_1, each brought to level 1 by a linear and bilinear upsampling (equation 10).
-
-        Args:
-            decoded: D_1, (B, H/4, W/4, C).
-            skipped: F of the deepest gated level first, F_1 last.
-        """
+        """Adds the gated skips, F_1 last, to D_1 (B, H/4, W/4, C) by linears and bilinear upsampling (equation 10)."""
         *deep, total = skipped
         for align, gated in zip(reversed(self.align), deep):
             aligned = align(gated).permute(0, 3, 1, 2)
@@ -174,9 +151,7 @@ class SwinUNet(nn.Module):
     def load_swin(self, state: dict[str, Tensor]) -> None:
         """Loads the encoder's weights from a Swin Transformer's state dict with its authors' key names.
 
-        patch_embed.proj, .norm -> embed, embed_norm; layers.i.blocks.j -> stages.i.blocks.j (last layer:
-        bottleneck.blocks.j); layers.i.downsample -> merges.i; norm -> norm. A deeper stage gives its first blocks. A
-        bias table of another window is resized bicubically, as its authors do.
+        A deeper stage gives its first blocks. A bias table of another window is resized bicubically, as its authors do.
 
         Raises:
             ValueError: missing keys (the first three named), or a shape that differs.
@@ -187,9 +162,10 @@ class SwinUNet(nn.Module):
         parts |= {"bottleneck": f"layers.{len(self.stages)}", "norm": "norm"}
         names = {f"{ours}.{key}": f"{theirs}.{key}" for ours, theirs in parts.items()
                  for key in self.get_submodule(ours).state_dict()}  # fmt: skip
-        missing = [theirs for theirs in names.values() if theirs not in state]
+        missing = [theirs for theirs in names.values() if not isinstance(state.get(theirs), Tensor)]
         if missing:
-            raise ValueError(f"no Swin checkpoint: {len(missing)} keys are missing, the first {missing[:3]}")
+            raise ValueError("no Swin checkpoint, tensors by name or the same under 'model': "
+                             f"{len(missing)} keys are missing, the first {missing[:3]}")  # fmt: skip
         loaded, expected = {}, self.state_dict()
         for ours, theirs in names.items():
             layer, _, tensor = ours.rpartition(".")
@@ -209,21 +185,13 @@ def resize_bias_table(table: Tensor, window: tuple[int, int]) -> Tensor:
     return F.interpolate(table.T.reshape(1, -1, side, side), size, mode="bicubic").flatten(2)[0].T
 
 
-def valid_side(side: int, depths: tuple[int, ...], bottleneck_depth: int, window: int) -> bool:
-    """Checks that an image side in pixels halves at each level and that windows fill every map that has blocks.
+def next_valid_side(side: int, window: int, bottleneck_depth: int) -> int:
+    """Finds the smallest image side of `side` pixels or more that halves at each level and fills whole windows.
 
-    A map no longer than the window is one window.
+    A map no longer than the window is one window; the deepest level needs none without blocks.
     """
-    deepest = len(depths)
-    if side <= 0 or side % (PATCH * 2**deepest):
-        return False
-    lengths = [side // PATCH // 2**level for level in range(deepest + 1)]
-    blocks = (*depths, bottleneck_depth)
-    return all(length <= window or length % window == 0 for length, count in zip(lengths, blocks) if count)
-
-
-def next_valid_side(side: int, depths: tuple[int, ...], bottleneck_depth: int, window: int) -> int:
-    """Finds the smallest valid side of at least `side`."""
-    while not valid_side(side, depths, bottleneck_depth, window):
-        side += 1
+    levels, step = len(DEPTHS) + (bottleneck_depth > 0), PATCH * 2 ** len(DEPTHS)
+    side = step * max(math.ceil(side / step), 1)
+    while any(tokens > window and tokens % window for tokens in (side // PATCH >> i for i in range(levels))):
+        side += step
     return side

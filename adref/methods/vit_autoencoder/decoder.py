@@ -15,29 +15,20 @@ STEPS = {  # kernel, stride and padding of each layer
 class Decoder(nn.Module):
     """Reconstructs an image by six transposed convolutions, normalisation and ReLU between them, and tanh.
 
-        anovit: three layers add 2 pixels, three map n to 2 n - 1: sides 24, 26, 28, 30, 59, 117, 233, in general
-                8 n + 41; then a bilinear resize, corners aligned, to `size`
+    Sides of the maps of either kind, from 24 to 384:
+        anovit: 24, 26, 28, 30, 59, 117, 233 (n to 8 n + 41), then a bilinear resize, corners aligned, to `size`
         pow2:   24, 24, 48, 96, 192, 384, 384
 
     Args:
         width: channels C of the map.
         size: (H, W) of the image.
-        kind: "anovit" or "pow2".
         first: channels after the first layer; each that follows has half as many, the last 3. None: WIDTHS.
         norm: "batch", or "instance", which has no weights and keeps no statistics.
         last_block: "norm_relu" adds both after the last layer, too.
     """
 
-    def __init__(
-        self,
-        *,
-        width: int,
-        size: tuple[int, int],
-        kind: Literal["anovit", "pow2"],
-        first: int | None,
-        norm: Literal["batch", "instance"],
-        last_block: Literal["plain", "norm_relu"],
-    ):
+    def __init__(self, *, width: int, size: tuple[int, int], kind: Literal["anovit", "pow2"], first: int | None,
+                 norm: Literal["batch", "instance"], last_block: Literal["plain", "norm_relu"]):  # fmt: skip
         super().__init__()
         widths = [width, *(max(1, (first or WIDTHS[kind]) >> i) for i in range(5)), 3]
         self.size, self.layers = tuple(size), nn.Sequential()

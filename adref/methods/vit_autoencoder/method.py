@@ -97,23 +97,18 @@ class ViTAutoencoder(Method):
         check(o)
         stop = None if o.patience is None else EarlyStop(o.patience, VALIDATION_SHARE)
         self.stages = (Stage("train", o.epochs, early_stop=stop),)
-        self.encoder = VisionTransformer(
-            size=o.size, patch=o.patch, width=o.width, depth=o.depth, heads=o.heads, class_token=o.class_token
-        )
+        self.encoder = VisionTransformer(size=o.size, patch=o.patch, width=o.width, depth=o.depth, heads=o.heads,
+                                         class_token=o.class_token)  # fmt: skip
         if o.memory:
-            self.memory = Memory(
-                width=o.width, items=o.memory_items, addressing=o.addressing, temperature=o.temperature,
-                threshold=o.shrinkage,
-            )  # fmt: skip
+            self.memory = Memory(width=o.width, items=o.memory_items, addressing=o.addressing,
+                                 temperature=o.temperature, threshold=o.shrinkage)  # fmt: skip
         places = {"both": ("before_memory", "after_memory"), "none": ()}
+        places = places.get(o.coordinate_attention, (o.coordinate_attention,))
         self.coordinate_attention = nn.ModuleDict(
-            {place: CoordinateAttention(width=o.width, reduction=CA_REDUCTION)
-             for place in places.get(o.coordinate_attention, (o.coordinate_attention,))}
-        )  # fmt: skip
-        self.decoder = Decoder(
-            width=o.width, size=o.size, kind=o.decoder, first=o.decoder_width, norm=o.decoder_norm,
-            last_block=o.last_block,
-        )  # fmt: skip
+            {place: CoordinateAttention(width=o.width, reduction=CA_REDUCTION) for place in places}
+        )
+        self.decoder = Decoder(width=o.width, size=o.size, kind=o.decoder, first=o.decoder_width, norm=o.decoder_norm,
+                               last_block=o.last_block)  # fmt: skip
         # The network works in [-1, 1], the range of tanh.
         self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((3, 1, 1), 0.5))
@@ -133,17 +128,16 @@ class ViTAutoencoder(Method):
 
     def compare(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
         """Computes squared error and SSIM of each pixel and channel, (B, 3, H, W) each."""
-        similarity = ssim_map(
-            reconstruction, images, window="gaussian", size=11, sigma=1.5, padding="reflect", value_range=1.0
-        )
+        form = {"window": "gaussian", "size": 11, "sigma": 1.5, "padding": "reflect", "value_range": 1.0}
+        similarity = ssim_map(reconstruction, images, **form)
         return (images - reconstruction).square(), similarity
 
     def loss(self, batch: Batch, stage: str = "train") -> dict[str, Tensor]:
         """Computes equations 11 to 15: the weighted "l2", "ssim", with a memory "entropy", and their "total".
 
-        Statistics of a memory: the share of the items that survive the shrinkage for a query ("memory/survivors"), the
-        entropy of a query's weights in nats, the share of queries for which none survives ("memory/dead_queries"), and
-        of items that survive for no query of the batch ("memory/dead_items").
+        With a memory also the statistics "memory/survivors", the share of items that survive the shrinkage for a query;
+        "memory/entropy" of a query's weights, in nats; the shares of queries for which no item survives
+        ("memory/dead_queries") and of items that survive for no query of the batch ("memory/dead_items").
         """
         o = self.options
         reconstruction, recall = self(batch.clean)
@@ -155,11 +149,9 @@ class ViTAutoencoder(Method):
         uncertainty = entropy(recall.weights).mean()
         terms["entropy"] = LAMBDA_ENT * (uncertainty if o.entropy_sign == "corrected" else -uncertainty)
         used = recall.weights.detach() > 0
-        statistics = {
-            "memory/survivors": used.float().mean(), "memory/entropy": uncertainty.detach(),
-            "memory/dead_queries": recall.empty.float().mean(),
-            "memory/dead_items": 1 - used.flatten(0, -2).any(dim=0).float().mean(),
-        }  # fmt: skip
+        statistics = {"memory/survivors": used.float().mean(), "memory/entropy": uncertainty.detach(),
+                      "memory/dead_queries": recall.empty.float().mean(),
+                      "memory/dead_items": 1 - used.flatten(0, -2).any(dim=0).float().mean()}  # fmt: skip
         return {**terms, "total": sum(terms.values()), **statistics}
 
     def optimizer(self, stage: str = "train"):
@@ -195,20 +187,16 @@ class ViTAutoencoder(Method):
     def load_weights(self, states: list[dict], part: str = "method") -> None:
         """Loads a ViT's checkpoint with timm's names into the encoder.
 
-        Warns where the heads are not those of public models of this width: the weights would mean another function.
-
-        Raises:
-            UserError: not one file, or keys or shapes that do not fit.
+        Warns if the heads are not those of public models of this width: the weights would mean another function. Raises
+        UserError if there is not one file, or keys or shapes do not fit.
         """
         if len(states) != 1:
             raise UserError(f"--weights takes one ViT checkpoint; got {len(states)} files")
         state = states[0]
         for name in ("state_dict", "model"):
             state = state.get(name, state) if isinstance(state, dict) else state
-        if not isinstance(state, dict) or not all(
-            isinstance(name, str) and isinstance(t, Tensor) and t.is_floating_point() and t.layout == torch.strided
-            for name, t in state.items()
-        ):
+        named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items())
+        if not named or not all(t.is_floating_point() and t.layout == torch.strided for t in state.values()):
             raise UserError("--weights: no ViT checkpoint: expected float tensors by name, or the same under 'model'")
         try:
             self.encoder.load_timm(state)

@@ -16,10 +16,8 @@ class Options:
 
     size: tuple[int, int] = option((384, 384), "height,width of the network's input, multiples of --patch",
                                    "section Experiments", limits=(11, 65536))  # fmt: skip
-    resize: Literal["bilinear", "antialias"] = option(
-        "antialias", "filter that resizes images to --size", "adref", kind="silent", paper="384 x 384",
-        why="no filter is named",
-    )  # fmt: skip
+    resize: Literal["bilinear", "antialias"] = option("antialias", "filter that resizes images to --size", "adref",
+        kind="silent", paper="384 x 384", why="no filter is named")  # fmt: skip
     patch: int = option(16, "side of a patch in pixels", "section Experiments", limits=(1, 4096))
     width: int = option(768, "channels of a token", "section Experiments", limits=(1, 65536))
     depth: int = option(12, "transformer blocks", "adref", limits=(0, 1000), kind="silent", paper="L blocks",
@@ -27,80 +25,66 @@ class Options:
     heads: int = option(
         8, "attention heads", "section Experiments", limits=(1, INF), kind="contradiction",
         paper="8 heads at width 768, hence of 96 channels",
-        why="as printed; ViT-Base has 12 heads of 64, so its pretrained weights mean another function here",
-    )  # fmt: skip
+        why="as printed; ViT-Base has 12 of 64: its weights would mean another function")  # fmt: skip
     class_token: Literal["drop", "add", "none"] = option(
         "drop", "the class token attends and is dropped, is added to every patch, or is left out", "Eq 4",
         kind="contradiction", paper="introduces a class token, which Eq 4 leaves out",
-        why="the table of positions has a row for it",
-    )  # fmt: skip
+        why="the table of positions has a row for it")  # fmt: skip
     memory: bool = option(True, "use the memory module", "section Method")
     memory_items: int = option(
         2000, "memory items K", "MemAE", limits=(2, 10**7), kind="silent", paper="N items; N also counts the patches",
-        why="MemAE's default; 576 only if both N are one number",
-    )  # fmt: skip
+        why="MemAE's default; 576 only if both N are one number")  # fmt: skip
     addressing: Literal["cosine", "dot"] = option(
         "cosine", "similarity of query and item: cosine, or inner product", "Eq 7", kind="contradiction",
-        paper="cosine", why="as printed; MemAE's code takes the inner product, which grows with the query",
-    )  # fmt: skip
+        paper="cosine", why="as printed; MemAE's code takes the inner product, which grows with the query")  # fmt: skip
     temperature: float = option(
         1.0, "temperature of the softmax over the items", "Eq 8", limits=(1e-6, INF), kind="contradiction",
         paper="a softmax of cosines, without a temperature, and sparse weights",
-        why="as printed; only a temperature near .05 makes the weights sparse",
-    )  # fmt: skip
+        why="as printed; only a temperature near .05 makes the weights sparse")  # fmt: skip
     shrinkage: float | None = option(
         None, "threshold lambda of the shrinkage; none: 1 / K", "Eq 10", limits=(0, 1), kind="ambiguous",
         paper="1 / N, and weights that become sparse",
-        why="1 / K is the mean weight: about half of the items survive; above 7.4 / K none would",
-    )  # fmt: skip
+        why="1 / K is the mean weight: about half of the items survive; above 7.4 / K none would")  # fmt: skip
     coordinate_attention: Literal["after_memory", "before_memory", "both", "none"] = option(
         "after_memory", "place of coordinate attention", "figures", kind="contradiction",
         paper="between encoder and memory (two sentences); after the memory (list of steps, figures, data flow)",
-        why="the data flow",
-    )  # fmt: skip
+        why="the data flow")  # fmt: skip
     decoder: Literal["anovit", "pow2"] = option(
         "anovit", "3 steps of +2 pixels, 3 doublings and a resize; or 4 doublings", "AnoViT", kind="ambiguous",
-        paper="six transposed convolutions that enlarge, 24 to 384", why="all six enlarge; four doublings would do",
-    )  # fmt: skip
+        paper="six transposed convolutions that enlarge, 24 to 384",
+        why="all six enlarge; four doublings would do")  # fmt: skip
     decoder_width: int | None = option(
-        None, "channels after the first layer, halved by each that follows; none: anovit 256, pow2 512", "AnoViT",
-        limits=(16, INF),
-    )  # fmt: skip
+        None, "channels after the first layer, halved by each that follows; none: anovit 256, pow2 512",
+        "AnoViT", limits=(16, INF))  # fmt: skip
     decoder_norm: Literal["batch", "instance"] = option(
         "batch", "normalisation of its layers", "adref", kind="ambiguous",
-        paper="a normalisation that works on mini-batches", why="AnoViT has instance norm without weights",
-    )  # fmt: skip
+        paper="a normalisation that works on mini-batches", why="AnoViT has instance norm without weights")  # fmt: skip
     last_block: Literal["plain", "norm_relu"] = option(
         "plain", "layers between the sixth convolution and tanh", "adref", kind="contradiction",
         paper="normalisation and ReLU after each layer, tanh last",
-        why="tanh(ReLU(x)) is never negative: nothing below mid grey could be reconstructed",
-    )  # fmt: skip
+        why="tanh(ReLU(x)) is never negative: nothing below mid grey could be reconstructed")  # fmt: skip
     l2_reduction: Literal["sum", "mean"] = option(
         "sum", "sum of the squared error over the channels, or mean", "Eq 11", kind="ambiguous",
-        paper="a sum over W and H, divided by W H", why="Eq 11 as printed squares a vector",
-    )  # fmt: skip
+        paper="a sum over W and H, divided by W H", why="Eq 11 as printed squares a vector")  # fmt: skip
     entropy_sign: Literal["corrected", "literal"] = option(
         "corrected", "minimise the entropy; literal: maximise it", "Eq 14", kind="mistake",
-        paper="sum of w ln w, minimised", why="this makes the weights uniform, the opposite of the stated purpose",
-    )  # fmt: skip
+        paper="sum of w ln w, minimised",
+        why="this makes the weights uniform, the opposite of the stated purpose")  # fmt: skip
     epochs: int = option(200, "passes over the training images", "section Experiments", limits=(0, INF))
     batch_size: int = option(8, "images a step", "section Experiments", limits=(1, INF))
     learning_rate: float = option(2e-4, "Adam's step size, constant", "section Experiments", limits=(0, 1e6))
     patience: int | None = option(
-        None, "stop after so many epochs without a lower validation loss; none: all epochs, last weights", "adref",
-        limits=(1, INF), kind="silent", paper="200 epochs",
-        why="AnoViT runs at most 200 and stops after 12 without a lower squared error on validation images",
-    )  # fmt: skip
+        None, "stop after so many epochs without a lower validation loss; none: all epochs, last weights",
+        "adref", limits=(1, INF), kind="silent", paper="200 epochs",
+        why="AnoViT: at most 200, stops after 12 without a lower squared error on validation images")  # fmt: skip
     score: Literal["l2+ssim", "l2+ssim+entropy"] = option(
         "l2+ssim", "terms of the anomaly map", "adref", kind="ambiguous", paper="'the three losses define the score'",
-        why="no formula, and the entropy belongs to a patch; AnoViT takes the squared error alone",
-    )  # fmt: skip
+        why="no formula; the entropy belongs to a patch; AnoViT takes the squared error alone")  # fmt: skip
     map_sigma: float = option(
         6.0, "Gaussian filter of the map, standard deviation in pixels at --size", "AnoViT", limits=(0, 1000),
-        kind="silent", paper="Gaussian smoothing", why="AnoViT; as scipy filters: cut at 4 sigma, mirrored",
-    )  # fmt: skip
-    score_sigma: float = option(15.0, "the same for the map whose maximum is the image score", "AnoViT",
-                                limits=(0, 1000))  # fmt: skip
+        kind="silent", paper="Gaussian smoothing", why="AnoViT; as scipy: cut at 4 sigma, mirrored")  # fmt: skip
+    score_sigma: float = option(
+        15.0, "the same for the map whose maximum is the image score", "AnoViT", limits=(0, 1000))  # fmt: skip
 
 
 PRESETS = {
@@ -126,49 +110,30 @@ ABLATIONS = {
 
 DEVIATIONS = (
     Deviation("corrupt", "silent", "no word on augmentation", "none", "none is mentioned"),
-    Deviation(
-        "ViTAutoencoder.mean", "silent", "no word on the range of values", "network in [-1, 1], losses in [0, 1]",
-        "tanh's range; AnoViT normalises by the category's mean and deviation, values that tanh cannot reach",
-    ),
-    Deviation(
-        "ViTAutoencoder.load_weights", "contradiction", "trained from scratch, compared with AnoViT",
-        "from scratch: truncated normal, std 0.02", "AnoViT starts from ImageNet-21k; --weights takes timm's names",
-    ),
+    Deviation("ViTAutoencoder.mean", "silent", "no word on the range of values", "network in [-1, 1], losses in [0, 1]",
+              "tanh's range; AnoViT normalises by the category's mean and deviation, values that tanh cannot reach"),
+    Deviation("ViTAutoencoder.load_weights", "contradiction", "trained from scratch, compared with AnoViT",
+              "from scratch: truncated normal, std 0.02",
+              "AnoViT starts from ImageNet-21k; --weights takes timm's names"),
     Deviation("Recall.weights", "mistake", "w in R^(1 x C)", "(..., K)", "one weight for each item"),
-    Deviation(
-        "memory.address", "silent", "the weights are divided by their sum", "zeros where no item survives; logged",
-        "0 / 0; it happens where all items coincide",
-    ),
-    Deviation(
-        "ViTAutoencoder.forward", "silent", "the memory gets F", "only the recalled map goes on",
-        "a way around the memory would hand the defect through",
-    ),
+    Deviation("memory.address", "silent", "the weights are divided by their sum",
+              "zeros where no item survives; logged", "0 / 0; it happens where all items coincide"),
+    Deviation("ViTAutoencoder.forward", "silent", "the memory gets F", "only the recalled map goes on",
+              "a way around the memory would hand the defect through"),
     Deviation("CA_REDUCTION", "silent", "C / r, an activation", "r = 32, h-swish", "code of coordinate attention"),
-    Deviation(
-        "Decoder", "silent", "no word on initial weights", "N(0, 0.02^2), biases 0",
-        "a helper in AnoViT's file; whether it is called there is not known",
-    ),
+    Deviation("Decoder", "silent", "no word on initial weights", "N(0, 0.02^2), biases 0",
+              "a helper in AnoViT's file; whether it is called there is not known"),
     Deviation("LAMBDA_SSIM", "silent", "lambda of Eq 13, by a grid search", "1, in loss and map", "no value is given"),
-    Deviation(
-        "ViTAutoencoder.compare", "silent", "SSIM of blocks", "Gaussian window 11, sigma 1.5, mirrored border",
-        "Wang et al. 2004; Eq 12 sums over all W H positions, so each needs a value",
-    ),
-    Deviation(
-        "ViTAutoencoder.optimizer", "silent", "Adam, 2e-4", "betas 0.5 and 0.999, no decay, constant rate",
-        "a public copy of AnoViT's script",
-    ),
-    Deviation(
-        "ViTAutoencoder.score", "silent", "no word on the image score", "maximum of the map smoothed by --score-sigma",
-        "AnoViT",
-    ),
-    Deviation(
-        "ops.metrics.aupro", "ambiguous", "mean overlap of regions when FPR is below 0.3",
-        "area under the curve up to 0.3, divided by 0.3; 8-connected regions", "the usual meaning",
-    ),
-    Deviation(
-        "adref.data", "mistake", "BTAD: 1000 images of product 2, 399 of product 3", "folders as found",
-        "they hold 399 and 1000",
-    ),
+    Deviation("ViTAutoencoder.compare", "silent", "SSIM of blocks", "Gaussian window 11, sigma 1.5, mirrored border",
+              "Wang et al. 2004; Eq 12 sums over all W H positions, so each needs a value"),
+    Deviation("ViTAutoencoder.optimizer", "silent", "Adam, 2e-4", "betas 0.5 and 0.999, no decay, constant rate",
+              "a public copy of AnoViT's script"),
+    Deviation("ViTAutoencoder.score", "silent", "no word on the image score",
+              "maximum of the map smoothed by --score-sigma", "AnoViT"),
+    Deviation("ops.metrics.aupro", "ambiguous", "mean overlap of regions when FPR is below 0.3",
+              "area under the curve up to 0.3, divided by 0.3; 8-connected regions", "the usual meaning"),
+    Deviation("adref.data", "mistake", "BTAD: 1000 images of product 2, 399 of product 3", "folders as found",
+              "they hold 399 and 1000"),
 )  # fmt: skip
 
 
