@@ -46,8 +46,8 @@ def resize(image: Tensor, size: tuple[int, int], filter: str = "bilinear") -> Te
     if image.dtype != torch.uint8 or image.ndim != 3 or filter not in ("bilinear", "antialias"):
         raise ValueError(f"expected (3, H, W) uint8, bilinear or antialias; got {image.shape}, {filter!r}")
     # Channels-last memory: twice as fast, and the same bits.
-    pixels = F.interpolate(image[None].float(), size, mode="bilinear", antialias=filter == "antialias")
-    return pixels[0].round().clamp(0, 255).byte().contiguous()
+    pixels = F.interpolate(image[None].float(), size, mode="bilinear", antialias=filter == "antialias")[0]
+    return pixels.round().clamp(0, 255).byte().contiguous()
 
 
 class Images(Sequence):
@@ -57,13 +57,7 @@ class Images(Sequence):
     read. If all images fit into `memory_limit` bytes they are kept in one tensor. Forked workers share its pages; for
     spawned ones torch moves it to shared memory when it is sent. (It does not start there: a container's /dev/shm is
     often 64 MB, and writing past its end kills the process.) Otherwise files are read again when they are used, and
-    one that has changed raises UserError.
-
-    Args:
-        paths: the files.
-        size, filter: of `resize`.
-        memory_limit: bytes.
-        image_hash: called with each image at its full resolution, uint8 (H, W, 3).
+    one that has changed raises UserError. `image_hash` is called with each image at full resolution, uint8 (H, W, 3).
     """
 
     def __init__(self, paths: Sequence[Path], size: tuple[int, int], filter: str = "bilinear",
@@ -100,13 +94,9 @@ class Images(Sequence):
 
 
 class TrainingSet(torch.utils.data.Dataset):
-    """Examples by (epoch, position, index); neither order nor workers change one.
+    """Examples by (epoch, position, index); neither order nor workers change one. `purpose`: of the random streams.
 
-    Args:
-        corrupt, options, sources: of the method.
-        seed: of the run.
-        purpose: of the random streams.
-        images: uint8 (3, H, W) each, in place of those of the sources: `corrupt` gets no index.
+    `images`, uint8 (3, H, W) each, take the place of those of the sources: `corrupt` then gets no index.
     """
 
     def __init__(self, corrupt: Callable, options, sources: Sources, seed: int, purpose: str,
@@ -127,11 +117,7 @@ class TrainingSet(torch.utils.data.Dataset):
 class Schedule:
     """The order of a stage: the examples of each step, as keys (epoch, position in the epoch, image index).
 
-    Args:
-        stage: the stage.
-        images: their number.
-        batch_size: images a step; fewer in the last step of an epoch.
-        seed: of the run.
+    `images` is their number, `batch_size` the images a step, fewer in the last step of an epoch.
     """
 
     def __init__(self, stage: Stage, images: int, batch_size: int, seed: int):

@@ -22,11 +22,9 @@ from adref.options import UserError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 HIDDEN = ("thumbs.db", "desktop.ini", "__macosx")  # ignored, as dot files are: operating systems leave them there
 COLUMNS = ("object", "split", "label", "image", "mask")  # of VisA's split_csv
-LAYOUTS = (
-    "MVTec AD (CATEGORY/train/good, test/good, test/DEFECT, ground_truth/DEFECT/STEM_mask.png), "
-    "BTAD (CATEGORY/train/ok, test/ok, test/ko, ground_truth/ko/STEM.png), VisA (split_csv/1cls.csv), "
-    "a plain folder (good/, DEFECT/, masks/DEFECT/STEM.png) or a folder of good images"
-)
+LAYOUTS = ("MVTec AD (CATEGORY/train/good, test/good, test/DEFECT, ground_truth/DEFECT/STEM_mask.png), "
+           "BTAD (CATEGORY/train/ok, test/ok, test/ko, ground_truth/ko/STEM.png), VisA (split_csv/1cls.csv), "
+           "a plain folder (good/, DEFECT/, masks/DEFECT/STEM.png) or a folder of good images")  # fmt: skip
 
 
 class Record(NamedTuple):
@@ -87,8 +85,7 @@ def find_category(root: str | Path, name: str | None) -> Category:
         raise UserError(f"{root} holds several categories; give --category, one of: {', '.join(sorted(categories))}")
     names = sorted(set(name.split(",")))
     if unknown := [n for n in names if n not in categories]:
-        nearest = sorted(categories, key=lambda other: -difflib.SequenceMatcher(None, unknown[0], other).ratio())
-        known = ", ".join(nearest)
+        known = ", ".join(sorted(categories, key=lambda c: -difflib.SequenceMatcher(None, unknown[0], c).ratio()))
         raise UserError(f"{root}: expected the name of a category, got {unknown[0]!r}; there are: {known}")
     chosen, parts = [categories[n] for n in names], ("train", "test", "problems", "notes")
     merged = {part: sum((getattr(category, part) for category in chosen), ()) for part in parts}
@@ -186,9 +183,8 @@ def _folder_category(root: Path) -> Category:
         test, train = test + train[4::5], [record for i, record in enumerate(train) if i % 5 != 4]
         notes.append("plain folder: every fifth good image by name is for testing, not for training")
     known = [good, *(folder.name for folder in folders)]
-    for entry in _entries(masks, problems) if os.path.isdir(masks) else ():
-        if entry.name not in known:
-            problems.append(Problem(entry, "masks without a folder of images"))
+    listed = _entries(masks, problems) if os.path.isdir(masks) else []
+    problems += [Problem(entry, "masks without a folder of images") for entry in listed if entry.name not in known]
     return _category(os.path.basename(os.path.abspath(root)), layout, root, train, test, masked, problems, notes)
 
 

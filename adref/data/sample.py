@@ -68,8 +68,7 @@ def blob_distance(x, y, rng, cx, cy, radius, fray) -> np.ndarray:
     """Computes the distance from an irregular round outline, negative inside; `fray` roughens it."""
     angle, stretch, turn = np.arctan2(y - cy, x - cx), rng.uniform(0.7, 1), rng.uniform(0, np.pi)
     outline = 1 + sum(rng.uniform(-0.3, 0.3) / k * np.cos(k * angle + rng.uniform(0, 6.3)) for k in range(2, 8))
-    u = (x - cx) * np.cos(turn) + (y - cy) * np.sin(turn)
-    v = (y - cy) * np.cos(turn) - (x - cx) * np.sin(turn)
+    u, v = (x - cx) * np.cos(turn) + (y - cy) * np.sin(turn), (y - cy) * np.cos(turn) - (x - cx) * np.sin(turn)
     return np.hypot(u * stretch, v / stretch) - radius * outline + fray * noise(rng, x.shape[0], 24)
 
 

@@ -29,10 +29,9 @@ class CrossAttentionLayer(nn.Module):
         dropout: rate on the attention matrices.
     """
 
-    def __init__(
-        self, *, widths: tuple[int, ...], heads: int, attention: Literal["channel", "token"],
-        scale: Literal["sum", "own"], instance_norm: bool, residual: Literal["official", "eq14"], dropout: float,
-    ):  # fmt: skip
+    def __init__(self, *, widths: tuple[int, ...], heads: int, attention: Literal["channel", "token"],
+                 scale: Literal["sum", "own"], instance_norm: bool, residual: Literal["official", "eq14"],
+                 dropout: float):  # fmt: skip
         super().__init__()
         self.heads, self.attention, self.dropout = heads, attention, dropout
         self.instance_norm, self.residual = instance_norm, residual
@@ -70,8 +69,7 @@ class CrossAttentionLayer(nn.Module):
         Queries are (B, K, N, C_i or d), keys (B, K, N, S or d); `scale` divides the scores.
         """
         channels = self.attention == "channel"
-        scores = queries.transpose(-2, -1) @ keys if channels else queries @ keys.transpose(-2, -1)
-        scores = scores / scale
+        scores = (queries.transpose(-2, -1) @ keys if channels else queries @ keys.transpose(-2, -1)) / scale
         if self.instance_norm:
             # Over each whole matrix, without learned scale: it cancels any factor in W_q, W_k, the scale included.
             kind = torch.promote_types(scores.dtype, torch.float32)
@@ -96,16 +94,13 @@ class CrossFusion(nn.Module):
         size: (H, W) of the first, largest map; map i has the sides H / 2^i, W / 2^i.
         widths: channels C_i of the maps.
         patches: side P_i of a token in pixels of map i; all maps must give the same grid of tokens, or ValueError.
-        layers: number of cross-attention layers.
+        layers, form: number and further arguments of the layers (`CrossAttentionLayer`).
         add_input: adds X_i to the result.
         dropout: rate on the tokens and the attention matrices.
-        form: further arguments of `CrossAttentionLayer`.
     """
 
-    def __init__(
-        self, *, size: tuple[int, int], widths: tuple[int, ...], patches: tuple[int, ...], layers: int,
-        add_input: bool, dropout: float, **form,
-    ):  # fmt: skip
+    def __init__(self, *, size: tuple[int, int], widths: tuple[int, ...], patches: tuple[int, ...], layers: int,
+                 add_input: bool, dropout: float, **form):  # fmt: skip
         super().__init__()
         steps = {patch * 2**i for i, patch in enumerate(patches)}
         if len(steps) > 1 or len(patches) != len(widths) or any(side % max(steps) for side in size):

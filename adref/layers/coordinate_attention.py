@@ -12,11 +12,8 @@ from torch import Tensor, nn
 class CoordinateAttention(nn.Module):
     """Gates a map: out[c, i, j] = x[c, i, j] g_h[c, i] g_w[c, j], gates in (0, 1) from the means of rows and columns.
 
-    With all weights zero the output is x / 4. The batch norm keeps statistics: test in evaluation mode.
-
-    Args:
-        width: channels C.
-        reduction: the inner layer has max(8, C // reduction) channels.
+    With all weights zero the output is x / 4. The batch norm keeps statistics: test in evaluation mode. The inner layer
+    has max(8, C // reduction) channels, C = `width`.
     """
 
     def __init__(self, *, width: int, reduction: int):

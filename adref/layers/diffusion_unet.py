@@ -35,10 +35,8 @@ class ResidualBlock(nn.Module):
 
     with (scale, shift) = Linear(SiLU(embedding)), conv_0 starting at 0, x' = x or its 1 x 1 convolution.
 
-    Args:
-        channels, width, embedding: of the input, the output and the embedding.
-        groups: number of groups of the group norms.
-        resample: before the first convolution and in the shortcut, "down" averages 2 x 2 pixels, "up" doubles them.
+    `channels`, `width`, `embedding` are those of the input, the output and the embedding. `resample`: before the first
+    convolution and in the shortcut, "down" averages 2 x 2 pixels, "up" doubles them.
     """
 
     def __init__(self, channels: int, width: int, embedding: int, *, groups: int, resample: str = "none"):
@@ -68,16 +66,13 @@ class ResidualBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Adds attention among all pixels, with heads of `head_width` channels, after a group norm.
 
-    The channels of `qkv` are in the order of the public weights, [head][q, k, v][channel of the head]. `proj_out` is 0
-    at first.
+    The channels of `qkv` are in the public weights' order, [head][q, k, v][channel of a head]; `proj_out` starts at 0.
     """
 
     def __init__(self, channels: int, *, head_width: int, groups: int):
         super().__init__()
-        self.heads = channels // head_width
-        self.norm = nn.GroupNorm(groups, channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+        self.heads, self.norm = channels // head_width, nn.GroupNorm(groups, channels)
+        self.qkv, self.proj_out = nn.Conv1d(channels, 3 * channels, 1), zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to the same shape."""
@@ -110,18 +105,15 @@ class DiffusionUNet(nn.Module):
         attention: factors by which the sides are divided where there is attention. (A configuration of the reference
             code lists resolutions, which are converted with the image's size: 32, 16, 8 of 256 are 8, 16, 32.)
         head_width: channels of each head; widths with attention are multiples of it.
-        classes: rows of the table of labels; 0: no labels.
         groups: number of groups of every group norm. If `width` is no larger, each channel is one group at full
             resolution: its mean over the image is lost, and with it the mean of the noise.
+        classes: rows of the table of labels; 0: no labels.
     """
 
-    def __init__(
-        self, *, width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_width: int,
-        groups: int, classes: int = 0,
-    ):  # fmt: skip
+    def __init__(self, *, width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int],
+                 head_width: int, groups: int, classes: int = 0):  # fmt: skip
         super().__init__()
-        self.width = width
-        e = 4 * width
+        self.width, e = width, 4 * width
         self.time_embed = nn.Sequential(nn.Linear(width, e), nn.SiLU(), nn.Linear(e, e))
         self.label_emb = nn.Embedding(classes, e) if classes else None
         form = attention, head_width, groups
@@ -161,17 +153,15 @@ class DiffusionUNet(nn.Module):
         return self.out(x)
 
 
-def step_of(
-    channels: int, out: int, embedding: int, level: int, attention: Sequence[int], head_width: int, groups: int
-) -> Step:
+def step_of(channels: int, out: int, embedding: int, level: int, attention: Sequence[int], head_width: int,
+            groups: int) -> Step:  # fmt: skip
     """Builds a residual block, followed by attention where 2^`level` is in `attention`."""
     step = Step(ResidualBlock(channels, out, embedding, groups=groups))
     return step.append(SelfAttention(out, head_width=head_width, groups=groups)) if 2**level in attention else step
 
 
-def encoder(
-    width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_width: int, groups: int
-) -> tuple[nn.ModuleList, Step, list[int]]:
+def encoder(width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_width: int,
+            groups: int) -> tuple[nn.ModuleList, Step, list[int]]:  # fmt: skip
     """Builds encoder, from three channels, and middle; also returns the channels after each step of the encoder."""
     steps, widths, e = nn.ModuleList([Step(nn.Conv2d(3, width, 3, padding=1))]), [width], 4 * width
     for level, multiplier in enumerate(multipliers):
@@ -196,8 +186,7 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.heads = channels // head_width
         self.positional_embedding = nn.Parameter(torch.randn(channels, pixels + 1) / channels**0.5)
-        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
-        self.c_proj = nn.Conv1d(channels, classes, 1)
+        self.qkv_proj, self.c_proj = nn.Conv1d(channels, 3 * channels, 1), nn.Conv1d(channels, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, classes)."""
@@ -211,10 +200,8 @@ class AttentionPool(nn.Module):
 class NoisyClassifier(nn.Module):
     """Classifies a noisy image of `size` (H, W): the encoder and middle of `DiffusionUNet`, then attention pooling."""
 
-    def __init__(
-        self, classes: int, size: tuple[int, int], *, width: int, multipliers: Sequence[int], blocks: int,
-        attention: Sequence[int], head_width: int, groups: int,
-    ):  # fmt: skip
+    def __init__(self, classes: int, size: tuple[int, int], *, width: int, multipliers: Sequence[int], blocks: int,
+                 attention: Sequence[int], head_width: int, groups: int):  # fmt: skip
         super().__init__()
         self.width, stride = width, 2 ** (len(multipliers) - 1)
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))

@@ -18,36 +18,28 @@ STAGES = ((1, 3, 1, 24, 2), (6, 3, 2, 32, 4), (6, 5, 2, 56, 4), (6, 3, 2, 112, 6
 
 
 class SqueezeExcite(nn.Module):
-    """Multiplies each channel by sigmoid(conv(SiLU(conv(mean of the map)))), the first 1 x 1 convolution to `squeezed`
-    channels: (B, C, H, W) -> the same shape.
-    """
+    """Multiplies channels of (B, C, H, W) by sigmoid(conv(SiLU(conv(mean of the map)))), 1 x 1, `squeezed` inside."""
 
     def __init__(self, channels: int, squeezed: int):
         super().__init__()
         self.conv_reduce, self.conv_expand = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.conv_expand(F.silu(self.conv_reduce(x.mean((2, 3), keepdim=True))))
-        return x * scale.sigmoid()
+        return x * self.conv_expand(F.silu(self.conv_reduce(x.mean((2, 3), keepdim=True)))).sigmoid()
 
 
 class InvertedResidual(nn.Module):
     """Expands by 1 x 1 (not at factor 1), convolves each channel, squeezes and excites, projects by 1 x 1 (MBConv).
 
     Batch norm follows each convolution, SiLU each but the last; a shortcut where the stride is 1 and the widths agree.
-
-    Args:
-        channels, out: of input and output; squeeze and excite narrows to a quarter of the input's.
-        expansion: factor of the inner width.
-        side, stride: of the depthwise convolution.
+    Squeeze and excite narrows to a quarter of `channels`, the input's; `side`, `stride`: of the depthwise convolution.
     """
 
     def __init__(self, channels: int, out: int, expansion: int, side: int, stride: int):
         super().__init__()
         width = channels * expansion
         forms = [("conv_pw", channels, width, 1, 1)] if expansion > 1 else []
-        forms += [("conv_dw", width, width, side, stride)]
-        forms += [("conv_pwl" if expansion > 1 else "conv_pw", width, out, 1, 1)]
+        forms += [("conv_dw", width, width, side, stride), ("conv_pwl" if forms else "conv_pw", width, out, 1, 1)]
         self.convolutions = [form[0] for form in forms]
         for i, (name, before, after, k, step) in enumerate(forms, start=1):
             groups = width if name == "conv_dw" else 1
@@ -77,9 +69,8 @@ class EfficientNetB4(nn.Module):
     """
 
     channels, strides, taps = (24, 32, 56, 160), (2, 4, 8, 16), (0, 1, 2, 4)
-    published = (
-        "timm 0.5.4's efficientnet_b4_ra2_320-7eb33cd5.pth, or torchvision's efficientnet_b4_rwightman-23ab8bcd.pth"
-    )
+    published = ("timm 0.5.4's efficientnet_b4_ra2_320-7eb33cd5.pth, or torchvision's "
+                 "efficientnet_b4_rwightman-23ab8bcd.pth")  # fmt: skip
 
     def __init__(self):
         super().__init__()

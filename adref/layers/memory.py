@@ -19,9 +19,8 @@ class Recall(NamedTuple):
     empty: Tensor  # (...) bool: dead queries, for which no item survived the shrinkage
 
 
-def address(
-    queries: Tensor, items: Tensor, *, addressing: Literal["cosine", "dot"], temperature: float, threshold: float | None
-) -> Recall:
+def address(queries: Tensor, items: Tensor, *, addressing: Literal["cosine", "dot"], temperature: float,
+            threshold: float | None) -> Recall:  # fmt: skip
     """Recalls a mixture of items for each query: soft addressing, hard shrinkage, renormalisation.
 
         w = softmax(d(z, m_i) / tau),  s_i = max(w_i - lambda, 0) w_i / (|w_i - lambda| + eps),  w_hat = s / sum s,
@@ -32,8 +31,7 @@ def address(
     to no gradient. A query for which nothing survives (all weights are 1 / K, up to rounding) gets zeros.
 
     Args:
-        queries: (..., C).
-        items: (K, C); the result combines them as they are, not normalised.
+        queries, items: (..., C) and (K, C); the result combines the items as they are, not normalised.
         addressing: d, the cosine of the angle, or the inner product.
         temperature: tau; 1 in MemAE.
         threshold: lambda; None: 1 / K. 0 leaves the weights as they are.
@@ -51,9 +49,7 @@ def address(
     with torch.autocast(queries.device.type, enabled=False):
         kind = torch.promote_types(queries.dtype, torch.float32)
         z, m = queries.to(kind), items.to(kind)
-        a, b = z, m
-        if addressing == "cosine":
-            a, b = F.normalize(z, dim=-1, eps=1e-12), F.normalize(m, dim=-1, eps=1e-12)
+        a, b = (F.normalize(x, dim=-1, eps=1e-12) for x in (z, m)) if addressing == "cosine" else (z, m)
         soft = (a @ b.T / temperature).softmax(dim=-1)
         excess = soft - threshold
         kept = excess.clamp_min(0) * soft / (excess.abs() + 1e-12)
@@ -74,18 +70,10 @@ def entropy(weights: Tensor) -> Tensor:
 
 
 class Memory(nn.Module):
-    """Addresses a memory at every position of a map.
+    """Addresses a memory of K = `items` items at every position of a map of C = `width` channels; see `address`."""
 
-    Args:
-        width: channels C.
-        items: number of items K.
-        addressing, temperature, threshold: as of `address`.
-    """
-
-    def __init__(
-        self, *, width: int, items: int, addressing: Literal["cosine", "dot"], temperature: float,
-        threshold: float | None,
-    ):  # fmt: skip
+    def __init__(self, *, width: int, items: int, addressing: Literal["cosine", "dot"], temperature: float,
+                 threshold: float | None):  # fmt: skip
         super().__init__()
         self.form = {"addressing": addressing, "temperature": temperature, "threshold": threshold}
         self.weight = nn.Parameter(torch.empty(items, width).uniform_(-(width**-0.5), width**-0.5))

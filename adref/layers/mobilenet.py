@@ -16,21 +16,15 @@ HALVED = (2, 4, 7, 14)  # blocks of stride 2
 
 
 class SameConvolution(nn.Module):
-    """Convolves with TensorFlow's padding "SAME", for an output of ceil(side / stride) pixels, then applies ReLU6.
+    """Convolves with TensorFlow's padding "SAME", for an output of ceil(side / stride) pixels; ReLU6 if `activate`.
 
     An axis that needs p zeros has floor(p / 2) of them in front: none where the stride is 2 and the side even.
-
-    Args:
-        channels, width: of input and output.
-        side, stride, groups: of the convolution.
-        activate: whether ReLU6 follows.
     """
 
     def __init__(self, channels: int, width: int, side: int, stride: int = 1, groups: int = 1, activate: bool = True):
         super().__init__()
-        filters = nn.Conv2d(channels, width, side, stride, groups=groups)
+        self.activate, filters = activate, nn.Conv2d(channels, width, side, stride, groups=groups)
         self.add_module("0", filters)  # its name in torchvision
-        self.activate = activate
         nn.init.normal_(filters.weight, 0.0, ((2 if activate else 1) / (channels // groups * side**2)) ** 0.5)
         nn.init.zeros_(filters.bias)
 
@@ -46,12 +40,9 @@ class SameConvolution(nn.Module):
 
 
 class LinearBottleneck(nn.Module):
-    """Expands by 6 (1 x 1), convolves each channel (3 x 3), projects (1 x 1, no activation).
+    """Expands by 6 (1 x 1; not in the first block), convolves each channel (3 x 3), projects (1 x 1, no activation).
 
-    Args:
-        channels, out: of input and output; a shortcut where they agree and the stride is 1.
-        stride: of the depthwise convolution.
-        expand: False in the first block only.
+    A shortcut where `channels`, of the input, and `out` agree and the `stride` of the depthwise convolution is 1.
     """
 
     def __init__(self, channels: int, out: int, stride: int, expand: bool = True):

@@ -28,21 +28,13 @@ def published_state(state: Mapping, refusal: str) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def load_published(
-    network: nn.Module, state: Mapping, name: str, ignored: tuple[str, ...] = (),
-    rename: Callable[[str], str] | None = None,
-) -> list[str]:  # fmt: skip
+def load_published(network: nn.Module, state: Mapping, name: str, ignored: tuple[str, ...] = (),
+                   rename: Callable[[str], str] | None = None) -> list[str]:  # fmt: skip
     """Copies published weights into a feature extractor, all of them or none; returns a note if names were ignored.
 
-    Args:
-        network: the extractor.
-        state: see `published_state`; any float type.
-        name: the extractor's name in messages.
-        ignored: prefixes of names that it does not use.
-        rename: maps the file's names to the extractor's.
-
-    Raises:
-        ValueError: names that are missing or unknown, other shapes, values that are not finite.
+    `state` (see `published_state`) may have any float type; `name` stands in messages; `ignored` are prefixes of names
+    that the extractor does not use; `rename` maps the file's names to the extractor's. ValueError: names that are
+    missing or unknown, other shapes, values that are not finite.
     """
     state = published_state(state, f"the weights of {name} are no dictionary of tensors")
     state = {rename(key): value for key, value in state.items()} if rename else state

@@ -13,17 +13,14 @@ from torch import Tensor, nn
 from adref.layers.published import load_published, normalise
 
 FORMS = {  # blocks of each stage, whether they are bottlenecks, factor of their inner width
-    "resnet18": ((2, 2, 2, 2), False, 1),
-    "resnet34": ((3, 4, 6, 3), False, 1),
-    "resnet50": ((3, 4, 6, 3), True, 1),
-    "wide_resnet50_2": ((3, 4, 6, 3), True, 2),
-}
+    "resnet18": ((2, 2, 2, 2), False, 1), "resnet34": ((3, 4, 6, 3), False, 1),
+    "resnet50": ((3, 4, 6, 3), True, 1), "wide_resnet50_2": ((3, 4, 6, 3), True, 2),
+}  # fmt: skip
 PUBLISHED = {  # timm 0.5.4's default files, and torchvision's first
-    "resnet18": ("resnet18-5c106cde", "resnet18-f37072fd"),
-    "resnet34": ("resnet34-43635321", "resnet34-b627a593"),
+    "resnet18": ("resnet18-5c106cde", "resnet18-f37072fd"), "resnet34": ("resnet34-43635321", "resnet34-b627a593"),
     "resnet50": ("resnet50_a1_0-14fe96d1", "resnet50-0676ba61"),
     "wide_resnet50_2": ("wide_resnet50_racm-8234f177", "wide_resnet50_2-95faca4d"),
-}
+}  # fmt: skip
 
 
 class ResNetBlock(nn.Module):
@@ -61,8 +58,7 @@ class ResNet(nn.Module):
     Random weights are Kaiming's (fan out), with the last batch norm of each block at 1/2: in evaluation mode, where
     fresh statistics normalise nothing, the sum of many blocks would otherwise grow from layer to layer.
 
-    Args:
-        name: a key of FORMS; the stages have 64, 128, 256, 512 channels, four times as many with bottlenecks.
+    `name` is a key of FORMS; the stages have 64, 128, 256, 512 channels, four times as many with bottlenecks.
     """
 
     strides = (4, 8, 16, 32)
@@ -79,8 +75,7 @@ class ResNet(nn.Module):
         for i, (depth, out) in enumerate(zip(depths, self.channels)):
             blocks = []
             for j in range(depth):
-                stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(ResNetBlock(before, 64 * 2**i * factor, out, stride, bottleneck))
+                blocks.append(ResNetBlock(before, 64 * 2**i * factor, out, 2 if i > 0 and j == 0 else 1, bottleneck))
                 before = out
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         for module in self.modules():

@@ -11,11 +11,8 @@ from torch import Tensor, nn
 class SelectiveKernelFusion(nn.Module):
     """Sums maps: sum_i softmax_i(A_i z) m_i with z = PReLU(A mean(sum_i m_i)), softmax over the maps in each channel.
 
-    The weights are the same at every position.
-
-    Args:
-        width, count: channels C of every map, and number of maps.
-        reduction: z has max(C // reduction, 4) channels; 8 in MIRNet.
+    The weights are the same at every position. `width` is the channels C of every map, `count` the number of maps; z
+    has max(C // reduction, 4) channels, `reduction` 8 in MIRNet.
     """
 
     def __init__(self, *, width: int, count: int, reduction: int):

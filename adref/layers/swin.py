@@ -27,12 +27,8 @@ def shift_mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int,
     After the roll by (-shift), a window at the far edge holds parts of opposite sides of the map. Each axis of length
     L has the parts [0, L - window), [L - window, L - shift), [L - shift, L); only tokens of one part may attend.
 
-    Args:
-        size, window: (H, W) of the map in tokens, and (h, w), dividing it.
-        shift: rows and columns of the roll; 0 leaves an axis whole.
-
-    Returns:
-        (number of windows, N, N) float32, windows in row-major order.
+    `size` is (H, W) of the map in tokens, `window` (h, w), dividing it, `shift` the rows and columns of the roll; 0
+    leaves an axis whole. Returns (number of windows, N, N) float32, windows in row-major order.
     """
     parts = []
     for length, side, roll in zip(size, window, shift):
@@ -56,9 +52,7 @@ def join_windows(x: Tensor, window: tuple[int, int], size: tuple[int, int]) -> T
 
 
 class WindowAttention(nn.Module):
-    """Attends within each window, (h, w) in tokens, with K heads of C / K channels and a learned bias for each relative
-    position (Eq 4).
-    """
+    """Attends within windows of (h, w) tokens: K heads of C / K channels, learned bias by relative position (Eq 4)."""
 
     def __init__(self, width: int, heads: int, window: tuple[int, int]):
         super().__init__()
@@ -99,14 +93,12 @@ class SwinBlock(nn.Module):
         width, heads: channels C and attention heads.
         size: (H, W) of the map in tokens. Along an axis no longer than the window, the window is the axis and nothing
             shifts; a longer one must be a multiple of it, or ValueError.
-        window: side of a window in tokens.
-        shifted: roll by half a window before attending.
+        window, shifted: side of a window in tokens; roll by half of it before attending.
     """
 
     def __init__(self, *, width: int, heads: int, size: tuple[int, int], window: int, shifted: bool):
         super().__init__()
-        self.size = tuple(size)
-        self.window = tuple(min(window, side) for side in size)
+        self.size, self.window = tuple(size), tuple(min(window, side) for side in size)
         self.shift = tuple(window // 2 if shifted and side > window else 0 for side in size)
         if any(side % w for side, w in zip(size, self.window)):
             raise ValueError(f"expected sides of at most, or multiples of, the window {window}, got {self.size}")

@@ -115,8 +115,7 @@ class PlainUNet(nn.Module):
     Initialised as DRAEM's networks, with all biases 0.
 
     Args:
-        channels: of the output.
-        widths: channels of each level, of encoder and decoder.
+        channels, widths: of the output, and of each level of encoder and decoder.
         skip: "concat" (up-sampled map first), "add" (after a 1 x 1 convolution where the widths differ) or "none".
     """
 

@@ -24,8 +24,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, d = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # (B, K, N, D / K)
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(b, n, d))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d))
 
 
 class Block(nn.Module):
@@ -57,19 +56,14 @@ class VisionTransformer(nn.Module):
     """Encodes images into a map of their patches.
 
     Args:
-        size: (H, W) of the images, multiples of `patch`.
-        patch: side of a patch in pixels.
-        width: channels D.
-        depth: number of blocks.
-        heads: K, dividing D.
+        size, patch: (H, W) of the images, multiples of `patch`, the side of a patch in pixels.
+        width, depth, heads: channels D, number of blocks, and K, dividing D.
         class_token: "drop": a learned token attends with the others and is left out of the map; "add": it is added to
             every position of the map; "none": there is none.
     """
 
-    def __init__(
-        self, *, size: tuple[int, int], patch: int, width: int, depth: int, heads: int,
-        class_token: Literal["drop", "add", "none"],
-    ):  # fmt: skip
+    def __init__(self, *, size: tuple[int, int], patch: int, width: int, depth: int, heads: int,
+                 class_token: Literal["drop", "add", "none"]):  # fmt: skip
         super().__init__()
         if any(side % patch for side in size) or width % heads:
             raise ValueError(f"expected sides in multiples of {patch} and {heads} dividing {width}, got {size}")
@@ -116,8 +110,7 @@ class VisionTransformer(nn.Module):
             found = f"{len(missing)} missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}"
             raise ValueError(f"keys do not fit a ViT with {len(self.blocks)} blocks: {found}")
         state = {key: state[key] for key in own} | {"pos_embed": self._resized_positions(state["pos_embed"], state)}
-        wrong = [key for key in own if own[key].shape != state[key].shape]
-        if wrong:
+        if wrong := [key for key in own if own[key].shape != state[key].shape]:
             raise ValueError(f"{wrong[0]} has shape {tuple(state[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}")
         self.load_state_dict(state)
 

@@ -35,11 +35,9 @@ def otsu(image: np.ndarray) -> Otsu:
 
         sigma_b^2(t) = (mT w0 - m)^2 / (w0 (1 - w0)),   0 where a class is empty.
 
-    Args:
-        image: uint8, any shape. With two values a < b only, sigma_b^2 is constant from a to b - 1, and tau is a.
+    `image` is uint8 of any shape. With two values a < b only, sigma_b^2 is constant from a to b - 1, and tau is a.
     """
-    p = np.bincount(image.ravel(), minlength=256) / image.size
-    levels = np.arange(256)
+    p, levels = np.bincount(image.ravel(), minlength=256) / image.size, np.arange(256)
     w0, m = np.cumsum(p), np.cumsum(levels * p)
     spread = w0 * (1 - w0)
     filled = (w0 > 0) & (np.cumsum(p[::-1])[::-1] - p > 0)  # neither class is empty

@@ -14,10 +14,9 @@ def gaussian_window(size: int, sigma: float) -> Tensor:
     return weight / weight.sum()
 
 
-def ssim_map(
-    a: Tensor, b: Tensor, window: Literal["gaussian", "uniform"] = "gaussian", size: int = 11, sigma: float = 1.5,
-    padding: Literal["zero", "valid", "reflect"] = "zero", value_range: float | Literal["auto"] = 1.0,
-) -> Tensor:  # fmt: skip
+def ssim_map(a: Tensor, b: Tensor, window: Literal["gaussian", "uniform"] = "gaussian", size: int = 11,
+             sigma: float = 1.5, padding: Literal["zero", "valid", "reflect"] = "zero",
+             value_range: float | Literal["auto"] = 1.0) -> Tensor:  # fmt: skip
     """Computes the structural similarity at every pixel of every channel.
 
     Z. Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004, Eq 13:
@@ -64,8 +63,7 @@ def ssim_factors(products: Tensor, weight: Tensor, padding: str, c1: float, c2: 
     """Computes luminance, and contrast times structure, each as (numerator, denominator)."""
     mu_a, mu_b, squares, product = local_mean(products, weight, padding)
     mu_squares, mu_product = mu_a * mu_a + mu_b * mu_b, mu_a * mu_b
-    luminance = 2 * mu_product + c1, mu_squares + c1
-    return luminance, (2 * (product - mu_product) + c2, squares - mu_squares + c2)
+    return (2 * mu_product + c1, mu_squares + c1), (2 * (product - mu_product) + c2, squares - mu_squares + c2)
 
 
 def local_mean(x: Tensor, weight: Tensor, padding: str) -> Tensor:
@@ -80,17 +78,15 @@ def local_mean(x: Tensor, weight: Tensor, padding: str) -> Tensor:
     return flat.view(*x.shape[:-2], *flat.shape[-2:])
 
 
-def ssim(
-    a: Tensor, b: Tensor, window: Literal["gaussian", "uniform"] = "gaussian", size: int = 11, sigma: float = 1.5,
-    padding: Literal["zero", "valid", "reflect"] = "zero", value_range: float | Literal["auto"] = 1.0,
-) -> Tensor:  # fmt: skip
+def ssim(a: Tensor, b: Tensor, window: Literal["gaussian", "uniform"] = "gaussian", size: int = 11, sigma: float = 1.5,
+         padding: Literal["zero", "valid", "reflect"] = "zero",
+         value_range: float | Literal["auto"] = 1.0) -> Tensor:  # fmt: skip
     """Averages `ssim_map` over batch, channels and pixels to a scalar; arguments as there. The loss is 1 - ssim."""
     return ssim_map(a, b, window, size, sigma, padding, value_range).mean()
 
 
-def focal(
-    probabilities: Tensor, mask: Tensor, gamma: float = 2.0, alpha: float | None = None, smooth: float | None = 1e-5
-) -> Tensor:
+def focal(probabilities: Tensor, mask: Tensor, gamma: float = 2.0, alpha: float | None = None,
+          smooth: float | None = 1e-5) -> Tensor:  # fmt: skip
     """Computes the focal loss: the mean over pixels of -alpha_t (1 - p_t)^gamma ln p_t.
 
     T.-Y. Lin et al., "Focal loss for dense object detection", ICCV 2017, Eq 5, p_t being the probability of the true

@@ -79,9 +79,8 @@ def best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return float(f1[best]), float(split[1][best])
 
 
-def bootstrap_auroc(
-    scores: np.ndarray, labels: np.ndarray, rng: np.random.Generator, n: int = 1000, level: float = 0.95
-) -> tuple[float, float]:
+def bootstrap_auroc(scores: np.ndarray, labels: np.ndarray, rng: np.random.Generator, n: int = 1000,
+                    level: float = 0.95) -> tuple[float, float]:  # fmt: skip
     """Computes the percentile bootstrap interval of the AUROC over the test images (Efron 1979).
 
     Stratified: good and anomalous images are redrawn within their class, as a test set fixes both numbers and a plain
@@ -117,10 +116,8 @@ def pro_curve(maps: Sequence, masks: Sequence, connectivity: int = 8) -> tuple[n
     return PixelScores(maps, masks, connectivity=connectivity).pro_curve()
 
 
-def pixel_metrics(
-    maps: Sequence, masks: Sequence, fpr_limits: Sequence[float] = (0.3, 0.05), connectivity: int = 8,
-    pixel_limit: int = 2**28, bins: int = 2**18,
-) -> dict[str, float]:  # fmt: skip
+def pixel_metrics(maps: Sequence, masks: Sequence, fpr_limits: Sequence[float] = (0.3, 0.05), connectivity: int = 8,
+                  pixel_limit: int = 2**28, bins: int = 2**18) -> dict[str, float]:  # fmt: skip
     """Computes pixel AUROC, pixel AP and AUPRO at several limits over all pixels of all images.
 
     Args:
@@ -184,9 +181,8 @@ CONVENTIONS: dict[str, Callable[[list, list, float, int], float]] = {
 }
 
 
-def aupro(
-    maps: Sequence, masks: Sequence, fpr_limit: float = 0.3, convention: str = "exact", connectivity: int = 8
-) -> float:
+def aupro(maps: Sequence, masks: Sequence, fpr_limit: float = 0.3, convention: str = "exact",
+          connectivity: int = 8) -> float:  # fmt: skip
     """Computes the area under the PRO curve up to an FPR limit (Bergmann et al., CVPR 2020), by convention.
 
     | convention | score >= or > threshold              | area                                 | used by           |
@@ -204,7 +200,6 @@ def aupro(
 
     A strictly rising transform of the scores changes only the two with even steps of the score, which one outlier can
     spoil. "mvtec3d" and "ranks" sort all scores, however many there are.
-
     NaN also where no step of "200-step" or "realnet" has an FPR above 0 within the limit, which lies in (0, 1].
     """
     if convention not in CONVENTIONS:

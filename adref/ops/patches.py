@@ -11,10 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 
-def draw_lognormal_size(
-    rng: np.random.Generator, *, median: float, sigma: float, limits: tuple[float, float], aspect_sigma: float,
-    aspect_limit: float, longest: float,
-) -> tuple[float, float]:  # fmt: skip
+def draw_lognormal_size(rng: np.random.Generator, *, median: float, sigma: float, limits: tuple[float, float],
+                        aspect_sigma: float, aspect_limit: float, longest: float) -> tuple[float, float]:  # fmt: skip
     """Draws height and width of a patch, not rounded.
 
     The equivalent side d = exp(N(ln median, sigma^2)) is clipped to `limits`, the aspect a = exp(N(0, aspect_sigma^2))
@@ -26,9 +24,8 @@ def draw_lognormal_size(
     return float(height), float(width)
 
 
-def draw_gamma_size(
-    rng: np.random.Generator, height: tuple[float, float], width: tuple[float, float]
-) -> tuple[float, float]:
+def draw_gamma_size(rng: np.random.Generator, height: tuple[float, float],
+                    width: tuple[float, float]) -> tuple[float, float]:  # fmt: skip
     """Draws height and width of a patch as shares of the image's (NSA).
 
     Half of each is 0.03 + Gamma(shape 2, scale 0.05), clipped to its limits (smallest, largest).
@@ -48,8 +45,7 @@ class ObjectPixels:
     """Draws pixels of a mask (H, W) bool, not empty, and computes the mask's share of rectangles in constant time."""
 
     def __init__(self, mask: np.ndarray):
-        self.mask = mask
-        self.places = np.flatnonzero(mask)
+        self.mask, self.places = mask, np.flatnonzero(mask)
         self.table = np.pad(mask, ((1, 0), (1, 0))).astype(np.int64).cumsum(axis=0).cumsum(axis=1)  # summed areas
 
     def draw(self, rng: np.random.Generator) -> tuple[int, int]:
@@ -59,23 +55,15 @@ class ObjectPixels:
     def share(self, top: int, left: int, height: int, width: int) -> float:
         """Computes the mask's share of a rectangle inside the image."""
         table, bottom, right = self.table, top + height, left + width
-        inside = table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
-        return inside / (height * width)
+        return (table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]) / (height * width)
 
 
-def draw_place(
-    rng: np.random.Generator, pixels: ObjectPixels, support: np.ndarray, share: float, tries: int
-) -> tuple[int, int] | None:
+def draw_place(rng: np.random.Generator, pixels: ObjectPixels, support: np.ndarray, share: float,
+               tries: int) -> tuple[int, int] | None:  # fmt: skip
     """Draws top and left of a patch that is centred on the object, then shifted inward to fit the image.
 
-    A patch larger than the image overhangs it: its top or left is negative.
-
-    Args:
-        rng: the random stream.
-        pixels: of the object.
-        support: (h, w) bool, the pixels that belong to the patch.
-        share: least share of them that lies on the object.
-        tries: draws after which None is returned.
+    A patch larger than the image overhangs it: its top or left is negative. At least `share` of the patch's pixels,
+    `support` (h, w) bool, lies on the object, `pixels`; None is returned after `tries` draws.
     """
     for _ in range(tries):
         corner = _inward(pixels.draw(rng), support.shape, pixels.mask.shape)
@@ -112,16 +100,11 @@ class Warped(NamedTuple):
 def warp(patch: np.ndarray, angle: float, scale: float) -> Warped:
     """Rotates a patch about its centre, counter-clockwise on a screen, and scales it in one bilinear interpolation.
 
-    The canvas has h' = ceil(s (h |cos| + w |sin|)) rows and w' = ceil(s (w |cos| + h |sin|)) columns; pixel centres
-    have integer coordinates, and both centres coincide.
-
-    Args:
-        patch: (C, h, w), sides of at least 2.
-        angle: in radians.
-        scale: s.
+    The canvas has h' = ceil(s (h |cos| + w |sin|)) rows and w' = ceil(s (w |cos| + h |sin|)) columns, s = `scale`;
+    pixel centres have integer coordinates, and both centres coincide. `patch` is (C, h, w), its sides at least 2;
+    `angle` is in radians.
     """
-    h, w = patch.shape[1:]
-    cos, sin = math.cos(angle), math.sin(angle)
+    (h, w), cos, sin = patch.shape[1:], math.cos(angle), math.sin(angle)
     # Whole numbers up to rounding stay whole: a rotation by 90 degrees must not add a row.
     height = math.ceil(scale * (h * abs(cos) + w * abs(sin)) - 1e-9)
     width = math.ceil(scale * (w * abs(cos) + h * abs(sin)) - 1e-9)
@@ -133,7 +116,6 @@ def warp(patch: np.ndarray, angle: float, scale: float) -> Warped:
     a, b = y - row, x - column
     flat, corner = patch.reshape(len(patch), -1), row * w + column
     values = np.zeros((len(patch), height, width))
-    values[:, support] = (1 - a) * ((1 - b) * flat[:, corner] + b * flat[:, corner + 1]) + a * (
-        (1 - b) * flat[:, corner + w] + b * flat[:, corner + w + 1]
-    )
+    upper = (1 - a) * ((1 - b) * flat[:, corner] + b * flat[:, corner + 1])
+    values[:, support] = upper + a * ((1 - b) * flat[:, corner + w] + b * flat[:, corner + w + 1])
     return Warped(values, support)

@@ -17,9 +17,8 @@ class PerlinNumbers(NamedTuple):
     angles: np.ndarray  # (rows + 1, columns + 1) float64, radians: the gradients' directions at the lattice points
 
 
-def draw_perlin(
-    rng: np.random.Generator, shape: tuple[int, int], min_exponent: int = 0, max_exponent: int = 5
-) -> PerlinNumbers:
+def draw_perlin(rng: np.random.Generator, shape: tuple[int, int], min_exponent: int = 0,
+                max_exponent: int = 5) -> PerlinNumbers:  # fmt: skip
     """Draws a lattice of 2^i x 2^j cells, i and j independent and uniform, and the gradients at its corners.
 
     `min_exponent` and `max_exponent` are the smallest and largest i and j, both included. A cell is at least 2 pixels

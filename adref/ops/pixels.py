@@ -242,10 +242,8 @@ class PixelScores:
     24 bytes for each bin of each kind, and less than 100 MB, however many pixels there are. Besides, one image.
     """
 
-    def __init__(
-        self, maps: Sequence, masks: Sequence, kinds: Sequence[Hashable] | None = None, connectivity: int = 8,
-        pixel_limit: int = 2**28, bins: int = 2**18,
-    ):  # fmt: skip
+    def __init__(self, maps: Sequence, masks: Sequence, kinds: Sequence[Hashable] | None = None, connectivity: int = 8,
+                 pixel_limit: int = 2**28, bins: int = 2**18):  # fmt: skip
         counts, dtype = count_pixels(maps, masks)
         kinds = [None] * len(maps) if kinds is None else kinds
         places = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)}

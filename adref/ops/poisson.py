@@ -36,23 +36,18 @@ def inner_boundary(region: np.ndarray) -> np.ndarray:
     return region & (_neighbour_sum(region.astype(np.int64)) < 4)
 
 
-def poisson_blend(
-    source: np.ndarray, target: np.ndarray, region: np.ndarray, stiffness: float | None = None, mixed: bool = False,
-    solver: Literal["fast", "sparse"] = "fast",
-) -> Blend:  # fmt: skip
+def poisson_blend(source: np.ndarray, target: np.ndarray, region: np.ndarray, stiffness: float | None = None,
+                  mixed: bool = False, solver: Literal["fast", "sparse"] = "fast") -> Blend:  # fmt: skip
     """Blends `source` into `target` inside `region`.
 
     Args:
-        source: (C, H, W), g; only its values on the region count, and additive constants cancel.
-        target: (C, H, W), t.
-        region: (H, W) bool, R.
+        source, target: (C, H, W), g and t; only g's values on the region count, and additive constants cancel.
+        region: (H, W) bool, R; where Omega is empty nothing is solved.
         stiffness: None: infinite, f = t on dR. A number lambda: f is unknown on all of R and minimises
             sum over edges {p, q} in R of ((f_p - f_q) - v_pq)^2 + lambda sum over dR of (f_p - t_p)^2.
         mixed: v_pq is the larger in absolute value of g_p - g_q and t_p - t_q, for each edge and channel.
         solver: "fast": sine transform for a rectangle, boundary charges for other regions (with a finite stiffness:
             sparse); "sparse": sparse LU, the reference. Both are exact: 1e-13, for a stiffness of 1e-6 still 1e-9.
-
-    Where Omega is empty nothing is solved.
     """
     if source.shape != target.shape or source.shape[1:] != region.shape or region.dtype != bool:
         shapes = f"{source.shape}, {target.shape}, {region.shape} {region.dtype}"
@@ -107,8 +102,7 @@ def divergence(source: np.ndarray, target: np.ndarray, region: np.ndarray, mixed
 def _neighbour_sum(values: np.ndarray) -> np.ndarray:
     """Sums the 4 neighbours of each pixel of (..., H, W), zeros outside."""
     padded = np.pad(values, [(0, 0)] * (values.ndim - 2) + [(1, 1), (1, 1)])
-    vertical = padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1]
-    return vertical + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
+    return padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
 
 
 def _solve_sparse(region: np.ndarray, extra: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -137,12 +131,8 @@ def solve_rectangle(right: np.ndarray) -> np.ndarray:
 def solve_charges(right: np.ndarray, edge: np.ndarray, omega: np.ndarray, boundary: np.ndarray) -> np.ndarray:
     """Solves the Dirichlet problem on any region by charges on its boundary (see the header).
 
-    Args:
-        right, edge: (C, H, W), read on Omega and on dR.
-        omega, boundary: (H, W) bool, the second dR; no pixel of Omega lies on the frame of the box.
-
-    Returns:
-        (C, n), the solution at the pixels of Omega in row-major order.
+    `right` and `edge`, (C, H, W), are read on Omega and on dR; `omega` and `boundary`, (H, W) bool, are Omega, no pixel
+    of which lies on the frame of the box, and dR. Returns (C, n), the solution on Omega in row-major order.
     """
     shape = tuple(scipy.fft.next_fast_len(side, real=True) for side in omega.shape)
     row, column = np.arange(shape[0])[:, None], np.arange(shape[1] // 2 + 1)

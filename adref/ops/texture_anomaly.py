@@ -21,19 +21,16 @@ def rotate_randomly(image: Tensor, rng: np.random.Generator, probability: float,
     return torch.from_numpy(rotated).permute(2, 0, 1).contiguous()
 
 
-def draw_texture(
-    rng: np.random.Generator, textures: Sequence[Tensor] | None, images: Sequence[Tensor] | None, *, own_share: float,
-    operations: str = "code", operation_count: int = 3, channel_order: str = "rgb",
-) -> Tensor:  # fmt: skip
+def draw_texture(rng: np.random.Generator, textures: Sequence[Tensor] | None, images: Sequence[Tensor] | None, *,
+                 own_share: float, operations: str = "code", operation_count: int = 3,
+                 channel_order: str = "rgb") -> Tensor:  # fmt: skip
     """Draws a texture and changes it by different operations in random order: (3, H, W) float32 in [0, 1].
 
     Args:
-        rng: the random stream.
         textures, images: textures and training images, uint8 (3, H, W) each.
         own_share: share of textures that are training images, moved cyclically; above 0 `images` are needed.
         operations: "code", the ten kinds of the authors' code, or "paper", the seven of the article.
-        operation_count: how many are applied.
-        channel_order: "rgb" or "bgr", the order that the colour operations assume.
+        operation_count, channel_order: how many; "rgb" or "bgr", the order that the colour operations assume.
     """
     own = own_share > 0 and rng.random() < own_share
     pictures = images if own else textures
@@ -45,10 +42,8 @@ def draw_texture(
     return torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1))).float() / 255
 
 
-def draw_mask(
-    rng: np.random.Generator, shape: tuple[int, int], *, exponents: tuple[int, int] = (0, 5), degrees: float = 90.0,
-    thresholds: tuple[float, float] = (0.5, 0.5),
-) -> np.ndarray:  # fmt: skip
+def draw_mask(rng: np.random.Generator, shape: tuple[int, int], *, exponents: tuple[int, int] = (0, 5),
+              degrees: float = 90.0, thresholds: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:  # fmt: skip
     """Draws a mask (H, W) in {0, 1}: Perlin noise, rotated by U(-degrees, degrees), above U(*thresholds).
 
     The lattice of the noise has 2^i x 2^j cells, i and j drawn from `exponents` (smallest, largest).

@@ -1,4 +1,4 @@
-"""Augmentation of DRAEM's textures: ten operations on 8-bit RGB images.
+"""Augmentation of DRAEM's textures: ten operations on 8-bit RGB images, (H, W, 3) uint8 -> (H, W, 3) uint8.
 
 The public code of V. Zavrtanik et al., "DRAEM", ICCV 2021 (`data_loader.py`) calls imgaug 0.4; seven of the ten are the
 paper's (`PAPER_OPERATIONS`). The arithmetic on 8-bit values is imgaug's, or Pillow's where imgaug follows Pillow; the
@@ -36,9 +36,6 @@ def apply_operations(texture: np.ndarray, drawn: Drawn, channel_order: Literal["
     for name, numbers in drawn:
         texture = OPERATIONS[name].apply(texture, *numbers)
     return np.array(texture[..., ::step])
-
-
-# -- the ten operations: (H, W, 3) uint8 -> (H, W, 3) uint8, and how their numbers are drawn --------------------------
 
 
 def gamma(texture: np.ndarray, *exponents: float) -> np.ndarray:
@@ -134,9 +131,9 @@ OPERATIONS: dict[str, Operation] = {
 PAPER_OPERATIONS = ("posterise", "sharpness", "solarise", "equalise", "brightness", "hue_and_saturation",
                     "autocontrast")  # fmt: skip
 
-# -- colour spaces: OpenCV's 8-bit conventions ------------------------------------------------------------------------
-# Formulas: "Color conversions" in OpenCV's documentation. Channels in the order of the name. HSV and HLS keep half the
-# hue angle, 0 to 179; Lab is (255/100 L, a + 128, b + 128), Luv (255/100 L, 255/354 (u + 134), 255/262 (v + 140)).
+# Colour spaces: OpenCV's 8-bit conventions (its documentation, "Color conversions"), channels in the order of the name.
+# HSV and HLS keep half the hue angle, 0 to 179;
+# Lab is (255/100 L, a + 128, b + 128), Luv (255/100 L, 255/354 (u + 134), 255/262 (v + 140)).
 # Computed in float32 and rounded once, where OpenCV has whole-number tables.
 
 _DIFFERENCES = {  # scales of R - Y and B - Y; then of their way back: V to R, V to G, U to G, U to B
