@@ -44,10 +44,7 @@ def nsa_anomaly(image: Tensor, rng: Generator, sources: Sources, category: str) 
 
 
 def blend(image: Tensor, picture: Tensor, mask: Tensor, opacity: float) -> Tensor:
-    """Blends a picture P, uint8 (3, H, W), into an image I in [0, 1] (equation 1), in truncated 8-bit values.
-
-    Exactly I where the mask M, (H, W) in {0, 1}, is 0, and P where the opacity delta is 1.
-    """
+    """Computes equation 1 of I in [0, 1], P uint8 (3, H, W), M (H, W), in truncated 8-bit values; exactly I off M."""
     mixed = ((1 - opacity) * to_bytes(image).double() + opacity * picture.double()).floor().float() / 255
     return torch.where(mask > 0, mixed, image)
 

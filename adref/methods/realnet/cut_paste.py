@@ -87,10 +87,7 @@ def cut_paste(image: Tensor, numbers: CutPasteNumbers) -> tuple[Tensor, Tensor]:
 
 
 def change_colour(image: Tensor, factors: Sequence[float], hue: float) -> Tensor:
-    """Changes brightness, contrast, saturation (`factors`) and hue (in turns of its circle): (3, H, W) -> the same.
-
-    These are the operations of torchvision's ColorJitter, which shuffles them; each result is clipped to [0, 1].
-    """
+    """Changes brightness, contrast, saturation and hue (in turns) as torchvision's ColorJitter, which shuffles them."""
 
     def luma(x: Tensor) -> Tensor:
         return 0.2989 * x[0] + 0.587 * x[1] + 0.114 * x[2]

@@ -67,20 +67,15 @@ RULES: dict[str, Rule | None] = {
 
 
 def foreground(image: np.ndarray, rule: Rule | None) -> np.ndarray:
-    """Finds the foreground by a rule, None: everything; uint8 (H, W, 3) RGB -> bool (H, W).
-
-    An image of one colour is all foreground or none; morphology mirrors the mask at the frame.
-    """
+    """Finds the foreground by a rule, None: everything; uint8 (H, W, 3) RGB -> bool (H, W); one colour: all or none."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
     if rule is None:
         return np.ones(image.shape[:2], bool)
-    values = (
-        grey(image, "opencv") if rule.channel == "grey" else image[..., ("red", "green", "blue").index(rule.channel)]
-    )
+    values = grey(image, "opencv") if rule.channel == "grey" else image[..., "rgb".index(rule.channel[0])]
     level = otsu(values).threshold if rule.threshold == "otsu" else triangle(values)
     mask = values > level if rule.object == "bright" else values <= level
-    # Bytes: scipy's grey morphology moves the origin of an even square between its two steps.
+    # Bytes: scipy's grey morphology moves the origin of an even square between its steps. It mirrors at the frame.
     mask = scipy.ndimage.grey_closing(mask.astype(np.uint8), size=(rule.closing, rule.closing))
     return scipy.ndimage.grey_opening(mask, size=(rule.opening, rule.opening)) > 0
 

@@ -72,10 +72,8 @@ class Batch(NamedTuple):
     mask: Tensor  # M, (B, 1, H, W), 1 = anomalous
 
 
-def corrupt(
-    image: Tensor, rng: np.random.Generator, options: Options, sources: Sources,
-    kinds: Sequence[str] | None = None, probability: float = ANOMALY_PROBABILITY,
-) -> Batch:  # fmt: skip
+def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: Sources,
+            kinds: Sequence[str] | None = None, probability: float = ANOMALY_PROBABILITY) -> Batch:  # fmt: skip
     """Corrupts an image, (3, H, W) in [0, 1] of 8-bit values, with a probability, by one of `kinds` of anomalies.
 
     `kinds` is --anomaly-sources unless given. `sources` needs `statistics`, `categories` and `index`, and `anomalies`,
@@ -104,24 +102,18 @@ class Outcome(NamedTuple):
 class RealNet(Method):
     """Selects and reconstructs features, selects residuals, segments them."""
 
-    Options = Options
-    presets = PRESETS
-    ablations = ABLATIONS
-    evaluation = Evaluation(aupro="realnet")
-    corrupt = staticmethod(corrupt)
-    statistics = staticmethod(foreground_rule)
+    Options, presets, ablations, evaluation = Options, PRESETS, ABLATIONS, Evaluation(aupro="realnet")
+    corrupt, statistics = staticmethod(corrupt), staticmethod(foreground_rule)
 
     def __init__(self, options: Options = Options()):
         super().__init__(options)
         o = self.options
-        self.backbone = build_backbone(o.backbone).requires_grad_(False)
-        self.blocks = BLOCKS[o.architecture]
+        self.backbone, self.blocks = build_backbone(o.backbone).requires_grad_(False), BLOCKS[o.architecture]
         check(o, self.backbone)
         self.needs = {"backbone": f"{o.backbone} needs ImageNet weights, {self.backbone.published}"}
         needs = {"anomalies": "sdas", "textures": "textures"}
         self.needs |= {k: f"--anomaly-sources has {v}" for k, v in needs.items() if v in o.anomaly_sources}
-        self.stages = (Stage("train", o.epochs),)
-        self.projections = nn.ModuleList()
+        self.stages, self.projections = (Stage("train", o.epochs),), nn.ModuleList()
         for k, (width, channels) in enumerate(zip(o.widths, self.backbone.channels)):
             drawn = torch.randperm(channels)[:width].sort().values if o.selection == "random" else torch.arange(width)
             self.register_buffer(f"selected_{k}", drawn)
@@ -129,10 +121,8 @@ class RealNet(Method):
             if o.selection == "projection":
                 self.projections.append(nn.Conv2d(channels, width, 1).requires_grad_(False))
         self.widths = [sum(o.widths[k] for k in block) for block in self.blocks]
-        simple = o.network == "simple"
-        self.networks = nn.ModuleList(
-            SimpleNetwork(w, depth=SIMPLE_DEPTH) if simple else FeatureUNet(w, groups=o.groups) for w in self.widths
-        )
+        self.networks = nn.ModuleList(SimpleNetwork(w, depth=SIMPLE_DEPTH) if o.network == "simple"
+                                      else FeatureUNet(w, groups=o.groups) for w in self.widths)  # fmt: skip
         count, self.rrs = sum(self.widths), None
         if o.residuals != "all":
             parts = o.residuals.split("+")
@@ -228,10 +218,8 @@ class RealNet(Method):
         The statistics "kept/layer_k" are the shares of the layers in the channels that RRS selects.
         """
         target, outcome = self.features(batch.clean), self(batch.corrupted)
-        terms = {
-            "reconstruction": sum(F.mse_loss(g, phi.float()) for g, phi in zip(outcome.rebuilt, target)),
-            "segmentation": F.cross_entropy(outcome.logits, batch.mask[:, 0].long()),
-        }
+        terms = {"reconstruction": sum(F.mse_loss(g, phi.float()) for g, phi in zip(outcome.rebuilt, target)),
+                 "segmentation": F.cross_entropy(outcome.logits, batch.mask[:, 0].long())}  # fmt: skip
         terms["total"] = sum(terms.values())
         return terms | {f"kept/{name}": share.mean() for name, share in self.layer_shares(outcome).items()}
 

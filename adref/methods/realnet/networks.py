@@ -89,19 +89,15 @@ class FeatureResidual(nn.Module):
 
 
 class SimpleNetwork(nn.Module):
-    """The G_k of the authors' code, not of the article, for EfficientNet-B4 and for many categories.
-
-    Two steps down, with instance norm after each convolution, `depth` residual units, two steps up with skips.
-    """
+    """G_k that only the authors' code has: two steps down, `depth` residual units, two steps up with skips."""
 
     def __init__(self, channels: int, depth: int):
         super().__init__()
 
         def stage(c: int) -> nn.Sequential:
-            return nn.Sequential(
-                nn.Conv2d(c, c, 3, padding=1), nn.InstanceNorm2d(c), nn.ReLU(),
-                nn.Conv2d(c, 2 * c, 3, padding=1), nn.InstanceNorm2d(2 * c), nn.ReLU(), nn.AvgPool2d(2),
-            )  # fmt: skip
+            first = nn.Conv2d(c, c, 3, padding=1), nn.InstanceNorm2d(c), nn.ReLU()
+            second = nn.Conv2d(c, 2 * c, 3, padding=1), nn.InstanceNorm2d(2 * c), nn.ReLU()
+            return nn.Sequential(*first, *second, nn.AvgPool2d(2))
 
         c = channels
         self.first, self.second = stage(c), stage(2 * c)
@@ -130,26 +126,20 @@ class ResidualUnit(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Turns residuals into logits of `size`: two residual units, then convolutions of `side` and enlargements.
-
-    The last two convolutions run at twice the sides of the residuals.
-    """
+    """Turns residuals into logits of `size` by two residual units and convolutions of `side`, two at twice the size."""
 
     def __init__(self, channels: int, size: tuple[int, int], side: int):
         super().__init__()
         self.size, convolution = size, partial(nn.Conv2d, kernel_size=side, padding=side // 2)
         self.units = nn.Sequential(*(ResidualUnit(channels, channels, side) for _ in range(2)), nn.ReLU())
-        self.reduce = nn.Sequential(
-            convolution(channels, 128), nn.BatchNorm2d(128), nn.ReLU(),
-            convolution(128, 32), nn.ReLU(), convolution(32, 8), nn.ReLU(),
-        )  # fmt: skip
+        self.reduce = nn.Sequential(convolution(channels, 128), nn.BatchNorm2d(128), nn.ReLU(), convolution(128, 32),
+                                    nn.ReLU(), convolution(32, 8), nn.ReLU())  # fmt: skip
         self.out = nn.Sequential(convolution(8, 4), nn.ReLU(), convolution(4, 2))
 
     def forward(self, residuals: Tensor) -> Tensor:
         """Maps (B, channels, h, w) to (B, 2, *size)."""
         x = self.reduce(self.units(residuals))
-        x = self.out(enlarge(x, tuple(2 * side for side in x.shape[2:])))
-        return enlarge(x, self.size)
+        return enlarge(self.out(enlarge(x, tuple(2 * side for side in x.shape[2:]))), self.size)
 
 
 def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -113,9 +113,8 @@ def draw_corner(rng: Generator, size: tuple, shape: tuple, accepts: Callable[[tu
     return None
 
 
-def nsa(
-    image: np.ndarray, other: np.ndarray, patches: Sequence[NSAPatch], mixed: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def nsa(image: np.ndarray, other: np.ndarray, patches: Sequence[NSAPatch],
+        mixed: bool = False) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Blends patches of `other` into `image`, (3, H, W) in [0, 1], which keeps its colours along a patch's border.
 
     `mixed` takes the larger in magnitude of both images' gradients, instead of the patch's. Returns corrupted (3, H, W)

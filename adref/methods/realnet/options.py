@@ -70,11 +70,9 @@ class Options:
     # fmt: on
 
 
-TINY = {
-    "size": (128, 128), "backbone": "resnet18", "widths": (64, 64, 64, 64), "afs_batches": 16, "epochs": 40,
-    "batch_size": 4, "learning_rate": 1e-3, "anomaly_sources": ("textures", "nsa"), "perlin_exponents": (0, 4),
-    "own_texture_share": 0.5, "score_window": 8,
-}  # fmt: skip
+TINY = {"size": (128, 128), "backbone": "resnet18", "widths": (64, 64, 64, 64), "afs_batches": 16, "epochs": 40,
+        "batch_size": 4, "learning_rate": 1e-3, "anomaly_sources": ("textures", "nsa"), "perlin_exponents": (0, 4),
+        "own_texture_share": 0.5, "score_window": 8}  # fmt: skip
 
 PRESETS = {
     "paper": {},

@@ -18,10 +18,8 @@ def min_max(difference: Tensor, axes: tuple[int, ...]) -> Tensor:
 def afs_losses(difference: Tensor, mask: Tensor, align: str) -> Tensor:
     """Computes equation 4 of one batch, (C,); minimum and maximum are those of a channel in the batch.
 
-    Args:
-        difference: squared differences of features (B, C, h, w).
-        mask: (B, 1, H, W) in {0, 1}.
-        align: "mask" samples the mask at every (H / h)-th pixel, "feature" enlarges the normalised features.
+    `difference` is squared, of features (B, C, h, w); `mask` is (B, 1, H, W) in {0, 1}; `align` "mask" samples the mask
+    at every (H / h)-th pixel, "feature" enlarges the normalised features.
     """
     if align == "mask":
         mask = F.interpolate(mask, difference.shape[2:], mode="nearest")

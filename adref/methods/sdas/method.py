@@ -83,11 +83,7 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
 class SDAS(Sampler):
     """A diffusion model of normal images, and its samplers."""
 
-    Options = Options
-    presets = PRESETS
-    ablations = ABLATIONS
-    sampling = SAMPLING
-    corrupt = staticmethod(corrupt)
+    Options, presets, ablations, sampling, corrupt = Options, PRESETS, ABLATIONS, SAMPLING, staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):
         super().__init__(options)
@@ -108,9 +104,7 @@ class SDAS(Sampler):
     def loss(self, batch: Batch, stage: str = "train") -> dict[str, Tensor]:
         """Computes equation 6 of the drawn steps ("simple", "vlb" unweighted, "total"), or the classifier's loss."""
         abar = self.schedule.abar
-        noisy = (
-            at(abar.sqrt(), batch.step) * batch.image + at((1 - abar).sqrt(), batch.step) * batch.noise
-        )  # equation 1
+        noisy = at(abar.sqrt(), batch.step) * batch.image + at((1 - abar).sqrt(), batch.step) * batch.noise  # (1)
         if stage == "classify":
             total = F.cross_entropy(self.classifier(noisy, batch.step).float(), batch.label)
             return {"cross_entropy": total, "total": total}
@@ -168,10 +162,7 @@ class SDAS(Sampler):
             average.lerp_(new, share)
 
     def load_weights(self, states: list[dict], part: str = "method") -> None:
-        """Loads weights of guided diffusion (256x256_diffusion.pt) or of the authors, then of a classifier.
-
-        A table of labels that does not fit stays random, with a notice.
-        """
+        """Loads weights of guided diffusion (256x256_diffusion.pt) or the authors, then a classifier; labels may differ."""
         networks = [n for n in (self.network, self.classifier) if n is not None]
         if not 1 <= len(states) <= len(networks):
             raise UserError(f"--weights takes {len(networks)} file(s) at most for sdas; got {len(states)}")
@@ -181,8 +172,7 @@ class SDAS(Sampler):
                 state, ours = published_state(state, "a file is no dictionary of tensors"), network.state_dict()
                 theirs, here = (tuple(t[table].shape) if table in t else "none" for t in (state, ours))
                 if theirs != here:
-                    text = f"--weights: {table} is {theirs} in the file, {here} here: not loaded"
-                    warnings.warn(text, Notice, stacklevel=2)
+                    warnings.warn(f"--weights: {table} is {theirs} in the file, {here} here: not loaded", Notice, 2)
                     state = {key: value for key, value in state.items() if key != table}
                     state |= {table: ours[table]} if table in ours else {}
                 load_published(network, state, "a network of guided diffusion")
@@ -194,19 +184,15 @@ class SDAS(Sampler):
     def sample(self, labels: Sequence[int], rngs: Sequence, strengths: Sequence[float], start: Tensor | None = None):
         """Draws images (B, 3, H, W) in about [-1, 1], not clipped, by the averaged weights: Algorithm 1 or S1.
 
-        Args:
-            labels: index of each image's category; ignored by a model without labels.
-            rngs: the random stream of each image.
-            strengths: s of each image.
-            start: the first noise, (B, 3, H, W), as from `invert`; None: drawn.
+        `labels` (indices of the categories, ignored by a model without labels), `rngs` and `strengths` (s) have an item
+        for each image; `start` is the first noise, (B, 3, H, W), as from `invert`; None: drawn.
         """
         o, table, device = self.options, self.sampling_schedule(), next(self.average.parameters()).device
         label = torch.tensor(list(labels), device=device)
         s = torch.tensor(list(strengths), device=device, dtype=torch.float32)[:, None, None, None]
 
         def noise() -> Tensor:
-            drawn = [rng.standard_normal((3, *o.size), np.float32) for rng in rngs]
-            return torch.from_numpy(np.stack(drawn)).to(device)
+            return torch.from_numpy(np.stack([r.standard_normal((3, *o.size), np.float32) for r in rngs])).to(device)
 
         x = noise() if start is None else start
         for j in reversed(range(len(table.steps))):
@@ -249,8 +235,7 @@ class SDAS(Sampler):
         table, x, label = self.sampling_schedule(), images, torch.tensor(list(labels), device=images.device)
         abars = [*table.abar.tolist(), 0.0]
         for step, abar, target in zip(table.steps.to(x.device), abars, abars[1:]):
-            step = step.expand(len(x))
-            eps = self.average(x, step, label if self.classes else None).float()[:, :3]
+            eps = self.average(x, step.expand(len(x)), label if self.classes else None).float()[:, :3]
             guess, eps = clamped(x, eps, abar)
             x = math.sqrt(target) * guess + math.sqrt(1 - target) * eps
         return x

@@ -28,10 +28,9 @@ class Options:
     multipliers: tuple[int, ...] = option((1, 1, 2, 2, 4, 4), "channels of each level, as multiples of --width; each "
         "level halves the sides", "code", limits=(1, math.inf))
     blocks: int = option(2, "residual blocks of a level", "code", limits=(1, 64))
-    attention_factors: tuple[int, ...] = option(
-        (8, 16, 32), "attention where the sides are divided by one of these", "code", kind="mistake",
-        paper="attention at resolutions 32, 16, 8", why="the code takes the numbers of its configuration for factors, "
-        "guided diffusion converts resolutions: both agree at 256 pixels alone")
+    attention_factors: tuple[int, ...] = option((8, 16, 32), "attention where the sides are divided by one of these",
+        "code", kind="mistake", paper="attention at resolutions 32, 16, 8", why="the code takes the numbers of its "
+        "configuration for factors, guided diffusion converts resolutions: both agree at 256 pixels alone")
     head_width: int = option(64, "channels of an attention head", "code", limits=(1, math.inf))
     variance: Literal["half_shift", "direct"] = option(
         "half_shift", "f of equation 4: (v + 1) / 2, not clamped, or v itself", "code", kind="ambiguous",
@@ -77,22 +76,16 @@ SAMPLING = ("strength", "strength_per", "sampling_steps", "sampler", "guidance_s
 PRESETS = {
     "paper": {},
     # The published multipliers for 64 pixels.
-    "64": {
-        "size": (64, 64), "width": 64, "multipliers": (1, 2, 3, 4), "attention_factors": (4, 8), "batch_size": 32,
-        "accumulation": 1,
-    },
-    "tiny": {
-        "size": (64, 64), "width": 32, "groups": 8, "multipliers": (1, 2, 2, 4), "attention_factors": (4, 8),
-        "head_width": 32, "classifier_width": 32, "epochs": 50, "batch_size": 8, "accumulation": 1,
-        "learning_rate": 5e-4,
-    },
+    "64": {"size": (64, 64), "width": 64, "multipliers": (1, 2, 3, 4), "attention_factors": (4, 8), "batch_size": 32,
+           "accumulation": 1},
+    "tiny": {"size": (64, 64), "width": 32, "groups": 8, "multipliers": (1, 2, 2, 4), "attention_factors": (4, 8),
+             "head_width": 32, "classifier_width": 32, "epochs": 50, "batch_size": 8, "accumulation": 1,
+             "learning_rate": 5e-4},
 }  # fmt: skip
 
 ABLATIONS = {
-    "code": {
-        "accumulation": 3, "accumulation_rule": "code", "ema_warmup": False, "classifier_epochs": 240,
-        "guidance_scale": 1.0, "strength_per": "batch", "file_format": "jpeg75",
-    },
+    "code": {"accumulation": 3, "accumulation_rule": "code", "ema_warmup": False, "classifier_epochs": 240,
+             "guidance_scale": 1.0, "strength_per": "batch", "file_format": "jpeg75"},
     "unconditional": {"conditional": False},
     "literal": {"variance": "direct"},
 }  # fmt: skip

@@ -33,8 +33,7 @@ BRIGHTNESS, COLOUR, LEAST_SHIFT = 0.3, 0.2, 0.1
 def ppa(image: Tensor, rng: np.random.Generator, o: Options, sources: Sources) -> tuple[Tensor, np.ndarray, int]:
     """Blends another image, cut up and transformed, into an image under large regions of Perlin noise (PPA).
 
-    Returns the corrupted image (3, H, W), the mask (H, W) and the number of its draws; the image itself if no draw left
-    a region.
+    Returns corrupted (3, H, W), mask (H, W) and the number of its draws; the image itself if no draw left a region.
     """
     min_area = (o.area if o.ppa_area is None else o.ppa_area) * image[0].numel()
     mask, draws = draw_large_mask(rng, tuple(image.shape[1:]), min_area, o.ppa_exponents)
@@ -47,13 +46,9 @@ def ppa(image: Tensor, rng: np.random.Generator, o: Options, sources: Sources) -
     return blend_source(image, source, torch.from_numpy(mask), rng.uniform(*BETA), o.ppa_beta_on), mask, draws
 
 
-def draw_large_mask(
-    rng: np.random.Generator, shape: tuple[int, int], min_area: float, exponents: tuple[int, int], tries: int = TRIES
-) -> tuple[np.ndarray, int]:
-    """Draws DRAEM's Perlin mask without components smaller than `min_area` pixels, until one is left or `tries` end.
-
-    `exponents` as in `draw_perlin`. Returns a mask (H, W) float32 in {0, 1} and the number of draws.
-    """
+def draw_large_mask(rng: np.random.Generator, shape: tuple[int, int], min_area: float, exponents: tuple[int, int],
+                    tries: int = TRIES) -> tuple[np.ndarray, int]:  # fmt: skip
+    """Draws DRAEM's Perlin mask (H, W) without components below `min_area` pixels until one is left; counts draws."""
     for count in range(1, tries + 1):
         noise = perlin(draw_perlin(rng, shape, *exponents), shape)
         noise = rotate(noise, rng.uniform(-NOISE_DEGREES, NOISE_DEGREES))
@@ -98,10 +93,7 @@ def draw_source(rng: np.random.Generator) -> SourceNumbers:
 
 
 def recombine(pictures: Sequence[Tensor], order: Sequence[int]) -> Tensor:
-    """Puts quarters of four pictures together: four (3, H, W), H and W even, -> (3, H, W).
-
-    Quarter `order[i]` of `pictures[i]` goes to place i: top left, top right, bottom left, bottom right.
-    """
+    """Puts quarter `order[i]` of `pictures[i]`, (3, H, W) of even sides, in place i, row by row: four -> (3, H, W)."""
     height, width = (side // 2 for side in pictures[0].shape[1:])
     corners = [(slice(None), slice(y, y + height), slice(x, x + width)) for y in (0, height) for x in (0, width)]
     parts = [picture[corners[quarter]] for picture, quarter in zip(pictures, order)]
@@ -118,23 +110,18 @@ def transform(picture: Tensor, numbers: SourceNumbers) -> Tensor:
     for enhancer, factor in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), numbers.factors):
         image = enhancer(image).enhance(factor)
     picture = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-    height, width = picture.shape[1:]
+    (height, width), (down, right) = picture.shape[1:], numbers.shift
     # The inverse rotation, target pixel -> source pixel, in units of half a side, which differ by axis.
     cos, sin = (f(math.radians(numbers.degrees)) / numbers.scale for f in (math.cos, math.sin))
-    down, right = numbers.shift
     matrix = torch.tensor([[cos, -sin * height / width], [sin * width / height, cos]])
     matrix = torch.cat((matrix, matrix @ torch.tensor([[-2.0 * right], [-2.0 * down]])), dim=1)
     grid = F.affine_grid(matrix[None], [1, 3, height, width], align_corners=False)
     return F.grid_sample(picture[None], grid, "bilinear", "reflection", align_corners=False)[0]
 
 
-def blend_source(
-    image: Tensor, source: Tensor, mask: Tensor, beta: float, beta_on: Literal["original", "source"]
-) -> Tensor:
-    """Computes equation 1, (1 - M) I + (1 - beta) M S + beta M I; equal to I where M is 0.
-
-    I and S are (3, H, W), M is (1, H, W) or (H, W) in {0, 1}; `beta_on` is the image that beta weighs.
-    """
+def blend_source(image: Tensor, source: Tensor, mask: Tensor, beta: float,
+                 beta_on: Literal["original", "source"]) -> Tensor:  # fmt: skip
+    """Computes equation 1 of I, S (3, H, W), M ([1,] H, W) in {0, 1}; exactly I where M is 0. beta weighs `beta_on`."""
     weight = beta if beta_on == "original" else 1 - beta
     return torch.where(mask > 0, (1 - weight) * source + weight * image, image)
 
@@ -167,10 +154,7 @@ class Spread(NamedTuple):
 
 
 def draw_spread(rng: np.random.Generator, shape: tuple[int, int], attached_to: Literal["total", "each"]) -> Spread:
-    """Draws k base rectangles and the rectangles attached to them in an image of `shape` (H, W).
-
-    Two to four rectangles are attached in all, at least one to each base ("total"), or to each base ("each").
-    """
+    """Draws base rectangles in (H, W) and two to four attached in all, one to each at least ("total"), or to each."""
     count = int(rng.integers(*BASES, endpoint=True))
     bases = [draw_base(rng, shape, count) for _ in range(count)]
     if attached_to == "each":
@@ -222,9 +206,6 @@ def draw_shift(rng: np.random.Generator) -> tuple[float, ...]:
 
 
 def shift_colour(image: Tensor, mask: Tensor, shift: Sequence[float]) -> Tensor:
-    """Computes equation 2, (1 - M) I + M clip(I + b + c, 0, 1); equal to I where M is 0.
-
-    I is (3, H, W), M is (1, H, W) in {0, 1}; `shift` is b + c of each channel.
-    """
+    """Computes equation 2 of I (3, H, W), M (1, H, W) in {0, 1} and b + c of each channel; exactly I where M is 0."""
     moved = image + torch.tensor(shift, dtype=image.dtype).view(3, 1, 1)
     return torch.where(mask > 0, moved.clamp(0, 1), image)

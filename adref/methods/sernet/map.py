@@ -27,15 +27,13 @@ def cielab(images: Tensor) -> Tensor:
         raise ValueError(f"expected (B, 3, H, W) in [0, 1], got {tuple(images.shape)}")
     light = torch.where(images <= 0.04045, images / 12.92, ((images + 0.055) / 1.055) ** 2.4).unbind(1)
     xyz = [sum(share * c for share, c in zip(row, light)) / white for row, white in zip(_XYZ, _WHITE)]
-    f_x, f_y, f_z = (
-        torch.where(t > 216 / 24389, t.clamp_min(216 / 24389) ** (1 / 3), (24389 / 27 * t + 16) / 116) for t in xyz
-    )
+    f_x, f_y, f_z = (torch.where(t > 216 / 24389, t.clamp_min(216 / 24389) ** (1 / 3), (24389 / 27 * t + 16) / 116)
+                     for t in xyz)  # fmt: skip
     return torch.stack((116 * f_y - 16, 500 * (f_x - f_y), 200 * (f_y - f_z)), dim=1)
 
 
-def msgms(
-    x: Tensor, y: Tensor, scales: int = 4, grey: bool = False, padding: Literal["zero", "replicate", "none"] = "zero"
-) -> Tensor:
+def msgms(x: Tensor, y: Tensor, scales: int = 4, grey: bool = False,
+          padding: Literal["zero", "replicate", "none"] = "zero") -> Tensor:  # fmt: skip
     """Computes multi-scale gradient magnitude similarity: (B, C, H, W) in [0, 1] twice -> (B, 1, H, W), 1 where equal.
 
     W. Xue et al., "Gradient Magnitude Similarity Deviation", IEEE TIP 2014; over scales: V. Zavrtanik et al.,
@@ -48,11 +46,8 @@ def msgms(
     centres), are averaged over the scales, then over the channels. The gradient has no sign: the negative of an image
     scores 1, too, except in the frame with zero padding.
 
-    Args:
-        x, y: images, sides of at least 3 x 2^(scales - 1) pixels.
-        scales: number of scales.
-        grey: whether to take the mean of the channels, after a 3 x 3 median filter (zero padding) at every scale.
-        padding: of the images before the gradient. "none": the map is enlarged from one pixel less on each side.
+    Sides are 3 x 2^(scales - 1) pixels or more. `grey` takes the mean of the channels, after a 3 x 3 median filter with
+    zero padding at every scale. `padding`: before the gradient; "none": the map is enlarged from one pixel less a side.
     """
     min_side = 3 * 2 ** (scales - 1)
     if x.ndim != 4 or x.shape != y.shape or scales < 1 or min(x.shape[2:]) < min_side:

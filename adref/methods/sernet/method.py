@@ -78,9 +78,8 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     Needs `sources.images` or `textures` to paste from; uses `stage`, `index` (no image is pasted into itself), and
     `hashes` for --train-similar phash.
     """
-    o = options
+    o, stage = options, sources.stage or ("segment" if options.segmentation else "reconstruct")
     image = rotate_randomly(image, rng, o.rotation_probability, degrees=90.0)
-    stage = sources.stage or ("segment" if o.segmentation else "reconstruct")
     mix = np.array(o.segment_mix if stage == "segment" else o.reconstruct_mix)
     kind = (ppa, dpa, None)[rng.choice(3, p=mix / mix.sum())]
     corrupted, mask, similar = image, np.zeros(image.shape[1:], np.float32), image
@@ -94,12 +93,8 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
 
 
 def repair_mask(probabilities: Tensor, threshold: float, area: float) -> Tensor:
-    """Thresholds M_p and drops connected components (8-connected) smaller than `area` pixels (algorithm 1).
-
-    Maps (B, 1, H, W) in [0, 1] to the same shape and type in {0, 1}; a pixel counts from `threshold` on.
-    """
-    binary = (probabilities >= threshold).cpu().numpy()
-    kept = np.stack([remove_small(mask[0], area) for mask in binary])
+    """Computes M_b: 1 where M_p (B, 1, H, W) >= `threshold`, if 8-connected in `area` pixels or more (algorithm 1)."""
+    kept = np.stack([remove_small(mask[0], area) for mask in (probabilities >= threshold).cpu().numpy()])
     return torch.from_numpy(kept).unsqueeze(1).to(probabilities)
 
 
@@ -120,10 +115,7 @@ class Outcome(NamedTuple):
 class SeRNet(Method):
     """Segments large defects, repairs them from a similar image, reconstructs the rest."""
 
-    Options = Options
-    presets = PRESETS
-    ablations = ABLATIONS
-    corrupt = staticmethod(corrupt)
+    Options, presets, ablations, corrupt = Options, PRESETS, ABLATIONS, staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):
         super().__init__(options)
@@ -131,9 +123,8 @@ class SeRNet(Method):
         names = ("segment", "reconstruct") if o.segmentation else ("reconstruct",)
         self.stages = tuple(Stage(name, o.epochs) for name in names)
         self.needs = {"textures": "--ppa-source textures"} if o.ppa_source == "textures" else {}
-        b, self.segmenter = o.width, None
-        if o.segmentation:
-            self.segmenter = PlainUNet(channels=1, widths=(b, 2 * b, 4 * b), skip=o.segmentation_skip)
+        b, skip = o.width, o.segmentation_skip
+        self.segmenter = PlainUNet(channels=1, widths=(b, 2 * b, 4 * b), skip=skip) if o.segmentation else None
         self.reconstructor = PlainUNet(channels=3, widths=(b, 2 * b, 4 * b, 8 * b, 8 * b), skip="concat")
         self.bank = Bank(o.size)  # filled by `prepare`
 
@@ -200,8 +191,7 @@ class SeRNet(Method):
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
         """Compares images with their reconstructions, clipped: (B, 3, H, W) in [0, 1] -> A (B, 1, H, W)."""
         check_images(images, size=self.options.size)
-        outcome = self(images, self.find_similar(images, context)[0])
-        return self.compare(images, outcome.reconstruction.clamp(0, 1))
+        return self.compare(images, self(images, self.find_similar(images, context)[0]).reconstruction.clamp(0, 1))
 
     def compare(self, x: Tensor, y: Tensor) -> Tensor:
         """Computes equation 7: (B, 3, H, W) in [0, 1] twice -> (B, 1, H, W)."""
@@ -214,8 +204,7 @@ class SeRNet(Method):
     def structure_term(self, x: Tensor, y: Tensor) -> Tensor:
         """Computes equation 6, S_g."""
         o = self.options
-        difference = 1 - msgms(x, y, o.msgms_scales, *MSGMS_VARIANTS[o.msgms_variant])
-        return mean_filter(difference, o.smooth_side, "reflect")
+        return mean_filter(1 - msgms(x, y, o.msgms_scales, *MSGMS_VARIANTS[o.msgms_variant]), o.smooth_side, "reflect")
 
     def colour_term(self, x: Tensor, y: Tensor) -> Tensor:
         """Computes equation 5, S_c, or EdgRec's, which has a filter of 11 x 11, rounded."""
@@ -235,20 +224,14 @@ class SeRNet(Method):
         if stage != self.stages[0].name or not self.needs_bank:
             return
         self.bank.fill(sources.images, sources.hashes)
-        size = sum(buffer.numel() for buffer in self.bank.buffers()) / 1e6
-        text = f"every checkpoint holds the {len(self.bank)} normal images of the bank, {size:.2f} MB"
-        warnings.warn(text, Notice, stacklevel=2)
+        mb = sum(buffer.numel() for buffer in self.bank.buffers()) / 1e6
+        warnings.warn(f"every checkpoint holds the {len(self.bank)} normal images of the bank, {mb:.2f} MB", Notice, 2)
 
     def find_similar(self, images: Tensor, context: Context = Context()) -> tuple[Tensor, list[str]]:
         """Finds the normal image that repairs each image (algorithm 2); returns (B, 3, H, W) and a caption of each.
 
-        Args:
-            images: (B, 3, H, W) in [0, 1].
-            context: `rngs` for --similar random; `hashes` of the images' files, uint8 (8,) each, without which the
-                images themselves are hashed and compared with hashes of the resized training images.
-
-        Raises:
-            UserError: the bank is empty.
+        `context` has `rngs` for --similar random, and `hashes` of the images' files, uint8 (8,) each, without which the
+        images, in [0, 1], are hashed and compared with the resized training images. UserError: the bank is empty.
         """
         o, hashes, count = self.options, context.hashes, len(self.bank)
         if hashes is not None and [np.shape(one) for one in hashes] != [(8,)] * len(images):

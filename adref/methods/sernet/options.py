@@ -13,100 +13,86 @@ INF = float("inf")
 class Options:
     """The defaults are the paper preset; EdgRec, DRAEM and RIAD are works that the article builds on."""
 
+    # fmt: off
     size: tuple[int, int] = option((256, 256), "height,width of the networks' input; multiples of 16", "EdgRec, DRAEM",
-                                   limits=(32, 65536), kind="silent", paper="size lost", why="as there")  # fmt: skip
+        limits=(32, 65536), kind="silent", paper="size lost", why="as there")
     resize: Literal["bilinear", "antialias"] = option("antialias", "filter that resizes images to --size", "adref")
-    # networks
     segmentation: bool = option(True, "whether the first network runs; false: nothing is repaired", "section Method")
     width: int = option(64, "channels of the first level of both networks", "EdgRec, DRAEM", limits=(1, 65536),
-                        kind="silent", paper="3 and 5 convolutional layers; widths lost", why="as there")  # fmt: skip
-    segmentation_skip: Literal["concat", "add", "none"] = option(
-        "concat", "skip connections of the first network", "adref", kind="ambiguous",
-        paper="skips are named for the reconstruction network; both are 'classical U-Nets'",
-        why="a U-Net has them; 'add' needs a 1 x 1 convolution where the widths differ, which is ours")  # fmt: skip
-    # repair
+        kind="silent", paper="3 and 5 convolutional layers; widths lost", why="as there")
+    segmentation_skip: Literal["concat", "add", "none"] = option("concat", "skip connections of the first network",
+        "adref", kind="ambiguous", paper="skips are named for the reconstruction network; both are 'classical U-Nets'",
+        why="a U-Net has them; 'add' needs a 1 x 1 convolution where the widths differ, which is ours")
     threshold: float = option(0.5, "probabilities from here on are repaired", "adref", limits=(0, 1), kind="silent",
-                              paper="below the threshold 0, above 1; its value is lost", why="the middle")  # fmt: skip
-    area: float = option(
-        0.025, "connected components of a smaller share of the pixels are neither repaired nor drawn (--ppa-area)",
-        "adref", limits=(0, 1), kind="silent", paper="regions below an area are dropped; value and unit are lost",
-        why="the only scale in the text is DPA's 2.5 %")  # fmt: skip
-    repair: Literal["similar", "zero", "mean", "none"] = option(
-        "similar", "what replaces a region: a similar image, 0, the image's mean colour, nothing", "section Method"
-    )
-    similar: Literal["phash", "random", "first", "self"] = option(
-        "phash", "the training image that repairs a test image; self: the test image, so that nothing changes",
-        "algorithm 2", kind="silent", paper="the image with the smallest distance",
-        why="pasted without alignment, as none is described: moved parts get a part in another place")  # fmt: skip
-    train_similar: Literal["self", "phash", "random"] = option(
-        "self", "what repairs a training example: its clean image, the nearest other, any other", "adref",
-        kind="ambiguous", paper="'the corresponding region' of an image repairs a training sample",
-        why="no search is described for training; 'phash' is closer to the test")  # fmt: skip
-    # pseudo-anomalies
-    segment_mix: tuple[float, float, float] = option(
-        (1.0, 0.0, 1.0), "shares of PPA, DPA and clean examples of the first network", "section Training",
-        limits=(0, 1e6), kind="silent", paper="PPA; proportions lost", why="DRAEM corrupts half")  # fmt: skip
-    reconstruct_mix: tuple[float, float, float] = option(
-        (1.0, 1.0, 1.0), "the same of the second network", "section Training", limits=(0, 1e6), kind="silent",
-        paper="PPA and DPA; proportions lost", why="thirds; all pass the first network and the repair")  # fmt: skip
-    rotation_probability: float = option(
-        0.0, "share of clean images that are first rotated by U(-90, 90) degrees", "adref", limits=(0, 1),
-        kind="silent", paper="no augmentation mentioned", why="DRAEM rotates 0.3 of them")  # fmt: skip
-    ppa_source: Literal["category", "textures"] = option(
-        "category", "images that PPA pastes: of the category, or --textures (DRAEM)", "section Method",
-        kind="ambiguous", paper="another image of the category", why="any other, uniformly")  # fmt: skip
-    ppa_pieces: Literal["one", "several"] = option(
-        "one", "recombines the quarters of one image, or of four", "adref", kind="ambiguous",
-        paper="'four pieces, recombined at random'", why="the article speaks of one other image")  # fmt: skip
-    ppa_exponents: tuple[int, int] = option((0, 5), "the noise lattice has 2^i x 2^j cells of 2 pixels or more, i and "
-                                            "j from here", "DRAEM", limits=(0, 12))  # fmt: skip
-    ppa_area: float | None = option(
-        None, "components of the PPA mask of a smaller share of the pixels are removed; none: --area", "adref",
-        limits=(0, 1), kind="silent", paper="small regions of the Perlin mask are removed; the area is lost",
-        why="the first network learns what the repair keeps")  # fmt: skip
-    ppa_beta_on: Literal["original", "source"] = option(
-        "original", "the image that beta weighs in equation 1", "DRAEM", kind="ambiguous",
-        paper="a weight in [0, 0.8], a complement mask, a product", why="DRAEM's form; confidence high")  # fmt: skip
-    dpa_attached_to: Literal["total", "each"] = option(
-        "total", "two to four attached rectangles are those of all bases, or of each", "adref", kind="ambiguous",
-        paper="one or two rectangles, two to four adjacent ones", why="the smaller reading")  # fmt: skip
-    dpa_limit: Literal["bases", "union"] = option(
-        "bases", "area that stays below 2.5 % of the image", "adref", kind="ambiguous",
-        paper="one or two rectangles below 2.5 %, two to four adjacent ones", why="said of the bases")  # fmt: skip
-    # training
+        paper="below the threshold 0, above 1; its value is lost", why="the middle")
+    area: float = option(0.025, "connected components of a smaller share of the pixels are neither repaired nor drawn "
+        "(--ppa-area)", "adref", limits=(0, 1), kind="silent", paper="regions below an area are dropped; value and "
+        "unit are lost", why="the only scale in the text is DPA's 2.5 %")
+    repair: Literal["similar", "zero", "mean", "none"] = option("similar",
+        "what replaces a region: a similar image, 0, the image's mean colour, nothing", "section Method")
+    similar: Literal["phash", "random", "first", "self"] = option("phash",
+        "the training image that repairs a test image; self: the test image, so that nothing changes", "algorithm 2",
+        kind="silent", paper="the image with the smallest distance",
+        why="pasted without alignment, as none is described: moved parts get a part in another place")
+    train_similar: Literal["self", "phash", "random"] = option("self", "what repairs a training example: its clean "
+        "image, the nearest other, any other", "adref", kind="ambiguous", paper="'the corresponding region' of an "
+        "image repairs a training sample", why="no search is described for training; 'phash' is closer to the test")
+    segment_mix: tuple[float, float, float] = option((1.0, 0.0, 1.0),
+        "shares of PPA, DPA and clean examples of the first network", "section Training", limits=(0, 1e6),
+        kind="silent", paper="PPA; proportions lost", why="DRAEM corrupts half")
+    reconstruct_mix: tuple[float, float, float] = option((1.0, 1.0, 1.0), "the same of the second network",
+        "section Training", limits=(0, 1e6), kind="silent", paper="PPA and DPA; proportions lost",
+        why="thirds; all pass the first network and the repair")
+    rotation_probability: float = option(0.0, "share of clean images that are first rotated by U(-90, 90) degrees",
+        "adref", limits=(0, 1), kind="silent", paper="no augmentation mentioned", why="DRAEM rotates 0.3 of them")
+    ppa_source: Literal["category", "textures"] = option("category",
+        "images that PPA pastes: of the category, or --textures (DRAEM)", "section Method", kind="ambiguous",
+        paper="another image of the category", why="any other, uniformly")
+    ppa_pieces: Literal["one", "several"] = option("one", "recombines the quarters of one image, or of four", "adref",
+        kind="ambiguous", paper="'four pieces, recombined at random'", why="the article speaks of one other image")
+    ppa_exponents: tuple[int, int] = option((0, 5),
+        "the noise lattice has 2^i x 2^j cells of 2 pixels or more, i and j from here", "DRAEM", limits=(0, 12))
+    ppa_area: float | None = option(None, "components of the PPA mask of a smaller share of the pixels are removed; "
+        "none: --area", "adref", limits=(0, 1), kind="silent", paper="small regions of the Perlin mask are removed; "
+        "the area is lost", why="the first network learns what the repair keeps")
+    ppa_beta_on: Literal["original", "source"] = option("original", "the image that beta weighs in equation 1", "DRAEM",
+        kind="ambiguous", paper="a weight in [0, 0.8], a complement mask, a product",
+        why="DRAEM's form; confidence high")
+    dpa_attached_to: Literal["total", "each"] = option("total",
+        "two to four attached rectangles are those of all bases, or of each", "adref", kind="ambiguous",
+        paper="one or two rectangles, two to four adjacent ones", why="the smaller reading")
+    dpa_limit: Literal["bases", "union"] = option("bases", "area that stays below 2.5 % of the image", "adref",
+        kind="ambiguous", paper="one or two rectangles below 2.5 %, two to four adjacent ones", why="said of the bases")
     segmentation_loss: Literal["mse+ssim", "bce"] = option("mse+ssim", "loss of the first network", "section Method")
     epochs: int = option(800, "passes over the training images, for each network", "EdgRec", limits=(0, INF),
-                         kind="silent", paper="trained one after the other; all else is lost",
-                         why="Adam, rate, batch, epochs and schedule are EdgRec's and DRAEM's")  # fmt: skip
+        kind="silent", paper="trained one after the other; all else is lost",
+        why="Adam, rate, batch, epochs and schedule are EdgRec's and DRAEM's")
     batch_size: int = option(8, "images a step", "EdgRec", limits=(1, INF))
     learning_rate: float = option(1e-4, "Adam's step size", "EdgRec", limits=(0, INF))
-    # map
     score: Literal["sum", "structure", "colour"] = option("sum", "terms of the map", "equation 7")
     colour_weight: float = option(0.001, "c of equation 7", "section Method", limits=(0, 1e6))
-    weight_on: Literal["colour", "structure"] = option(
-        "colour", "the term that c weighs", "EdgRec", kind="ambiguous", paper="c = 0.001 balances the terms",
-        why="squared differences of colour are the larger by far")  # fmt: skip
-    colour: Literal["squared", "absolute", "edgrec"] = option(
-        "squared", "differences of a and b in equation 5; edgrec: its 8-bit code, which overflows, with its filter",
-        "EdgRec", kind="ambiguous", paper="difference of the channels a and b in CIELAB",
-        why="EdgRec squares; confidence medium to high. Its 8 bits make 16^2 = 0 (see map.edgrec_colour)")  # fmt: skip
-    msgms_variant: Literal["edgrec", "replicate", "riad"] = option(
-        "edgrec", "per channel with zero padding, or replicate padding; riad: grey, median-filtered, no padding",
-        "EdgRec", kind="ambiguous", paper="multi-scale gradient magnitude similarity (RIAD)",
-        why="the works that it builds on differ; riad is a port of RIAD. Zero padding marks the frame")  # fmt: skip
+    weight_on: Literal["colour", "structure"] = option("colour", "the term that c weighs", "EdgRec", kind="ambiguous",
+        paper="c = 0.001 balances the terms", why="squared differences of colour are the larger by far")
+    colour: Literal["squared", "absolute", "edgrec"] = option("squared",
+        "differences of a and b in equation 5; edgrec: its 8-bit code, which overflows, with its filter", "EdgRec",
+        kind="ambiguous", paper="difference of the channels a and b in CIELAB",
+        why="EdgRec squares; confidence medium to high. Its 8 bits make 16^2 = 0 (see map.edgrec_colour)")
+    msgms_variant: Literal["edgrec", "replicate", "riad"] = option("edgrec",
+        "per channel with zero padding, or replicate padding; riad: grey, median-filtered, no padding", "EdgRec",
+        kind="ambiguous", paper="multi-scale gradient magnitude similarity (RIAD)",
+        why="the works that it builds on differ; riad is a port of RIAD. Zero padding marks the frame")
     msgms_scales: int = option(4, "scales of MSGMS", "RIAD", limits=(1, 12), kind="silent",
-                               paper="number of scales not given", why="RIAD has 4, EdgRec's code 2")  # fmt: skip
+        paper="number of scales not given", why="RIAD has 4, EdgRec's code 2")
     smooth_side: int = option(21, "side of both terms' mean filter, odd, pixels at --size", "section Method",
-                              limits=(1, 65535))  # fmt: skip
+        limits=(1, 65535))
+    # fmt: on
 
 
 PRESETS = {
     "paper": {},
     # Half the side, so filter, lattices and scales shrink with it; a quarter of the width; fewer steps, larger ones.
-    "tiny": {
-        "size": (128, 128), "width": 16, "ppa_exponents": (0, 4), "segmentation_loss": "bce", "epochs": 100,
-        "batch_size": 4, "learning_rate": 1e-3, "msgms_scales": 3, "smooth_side": 11,
-    },
+    "tiny": {"size": (128, 128), "width": 16, "ppa_exponents": (0, 4), "segmentation_loss": "bce", "epochs": 100,
+             "batch_size": 4, "learning_rate": 1e-3, "msgms_scales": 3, "smooth_side": 11},
 }  # fmt: skip
 
 ABLATIONS = {

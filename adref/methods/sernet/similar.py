@@ -12,17 +12,17 @@ from adref.method import Sources
 from adref.methods.sernet.anomalies import draw_other
 from adref.methods.sernet.options import Options
 
+_BIT_COUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.int64)
+
 
 def perceptual_hash(image: np.ndarray) -> np.ndarray:
-    """Hashes an image to 64 bits, most of which similar images have in common: uint8 (8,).
+    """Hashes an image, uint8 (H, W, 3) or (H, W), to 64 bits, most of which similar images have in common: uint8 (8,).
 
     The bits of ImageHash's `phash` (J. Buchner; the method is N. Krawetz's): grey values, resized to 32 x 32 with
     Lanczos' filter, two-dimensional DCT-II without normalisation, Y_k = 2 sum_n x_n cos(pi k (2 n + 1) / 64) along
     each axis; a bit for each of the 8 x 8 lowest frequencies, 1 where it is above their median. Row by row, the first
     bit is the highest of the first byte; `.tobytes().hex()` is ImageHash's string. Coefficients of images of one colour
-    and of pure gradients are 0 up to rounding: their bits are arbitrary.
-
-    `image` is uint8 (H, W, 3) or grey (H, W), before it is resized: another size has other bits.
+    and of pure gradients are 0 up to rounding: their bits are arbitrary. A resized image has other bits.
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or image.size == 0:
         raise ValueError(f"expected uint8 (H, W, 3) or (H, W), got {image.dtype} {image.shape}")
@@ -30,9 +30,6 @@ def perceptual_hash(image: np.ndarray) -> np.ndarray:
     # norm="ortho" would scale the first row and column, and change bits.
     waves = scipy.fft.dct(scipy.fft.dct(np.asarray(small, np.float64), axis=0), axis=1)[:8, :8]
     return np.packbits(waves > np.median(waves))
-
-
-_BIT_COUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.int64)
 
 
 def hamming(hashes: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -45,8 +42,7 @@ def nearest(hashes: np.ndarray, query: np.ndarray, exclude: int | None = None) -
     distances = hamming(hashes, query)
     if exclude is not None:
         distances[exclude] = 65
-    index = int(distances.argmin())
-    return index, int(distances[index])
+    return int(distances.argmin()), int(distances.min())
 
 
 class Bank(nn.Module):
