@@ -39,8 +39,7 @@ class Cell(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    return run_cli(lambda: run_command(argv))
+    return run_cli(lambda: run_command(sys.argv[1:] if argv is None else argv))
 
 
 def run_command(argv: list[str]) -> int:
@@ -96,12 +95,7 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def make_cells(arguments: argparse.Namespace, given: dict[str, list[str]]) -> list[Cell]:
-    """Lists the cells of this shard: by seed, then category, then method and ablation.
-
-    Args:
-        arguments: from `parse_arguments`.
-        given: flags of adref.train, from `group_flags`.
-    """
+    """Lists the cells of this shard: by seed, then category, then method and ablation; `given`: from `group_flags`."""
     variants = []
     for word in dict.fromkeys(arguments.methods):
         name, _, preset = word.partition(":")
@@ -135,9 +129,8 @@ def find_roots(roots: list[Path], wanted: list[str] | None) -> dict[str, Path]:
             if name in found and (wanted is None or name in wanted):
                 raise UserError(f"--data: {found[name]} and {root} both have a category {name}")
             found[name] = root
-    for name in wanted or []:
-        if name not in found:
-            raise UserError(f"--categories: there is no {name}; known: {', '.join(sorted(found)) or 'none'}")
+    if unknown := [name for name in wanted or [] if name not in found]:
+        raise UserError(f"--categories: there is no {unknown[0]}; known: {', '.join(sorted(found)) or 'none'}")
     return {name: found[name] for name in wanted or found}
 
 

@@ -133,9 +133,7 @@ class Trainable(nn.Module):
     def load_weights(self, states: list[dict], part: Literal["method", "backbone"] = "method") -> None:
         """Loads published weights before training; UserError for keys or shapes that do not fit.
 
-        Args:
-            states: the state dictionaries of `--weights`, in order, or the one of `--backbone-weights`.
-            part: "backbone" for a frozen feature extractor.
+        `states` are the dictionaries of `--weights`, in order, or that of `--backbone-weights` (a frozen "backbone").
         """
         raise UserError(f"{type(self).__name__} has no published weights that could be loaded")
 
@@ -150,10 +148,7 @@ class Method(Trainable):
         raise NotImplementedError
 
     def image_scores(self, maps: Tensor) -> dict[str, Tensor]:
-        """Reduces maps (B, 1, H, W) to image scores (B,) by name.
-
-        The first decides and has the threshold; others are readings that an evaluation reports beside it.
-        """
+        """Reduces maps (B, 1, H, W) to image scores (B,) by name; the first decides, others are reported beside it."""
         return {"score": maps.amax(dim=(1, 2, 3))}
 
     def score(self, images: Tensor, context: Context = Context()) -> tuple[Tensor, Tensor]:
@@ -164,18 +159,13 @@ class Method(Trainable):
     def figures(self, image: Tensor | None = None, context: Context = Context()) -> dict[str, Tensor]:
         """Returns the pictures of a report by caption, (C, h, w) in [0, 1] each.
 
-        Args:
-            image: (1, 3, H, W): the steps between it and its map are shown; None: what the method has learned.
-            context: as in `anomaly_map`.
+        With an image (1, 3, H, W) they show the steps between it and its map; without one, what the method has learned.
         """
         return {}
 
 
 class Sampler(Trainable):
-    """A generative model whose images `python -m adref.synthesize RUN` writes to files.
-
-    `Options` also has `strength`, `strength_per` and `file_format`.
-    """
+    """Draws images for `python -m adref.synthesize RUN`; `Options` has `strength`, `strength_per`, `file_format`."""
 
     sampling: tuple[str, ...]  # names of the options that may be changed after training
 
@@ -184,20 +174,16 @@ class Sampler(Trainable):
         """Names the kinds of images that the model draws."""
         raise NotImplementedError
 
-    def sample_images(
-        self, labels: Sequence[int], rngs: Sequence[np.random.Generator], strengths: Sequence[float]
-    ) -> Tensor:
+    def sample_images(self, labels: Sequence[int], rngs: Sequence[np.random.Generator],
+                      strengths: Sequence[float]) -> Tensor:  # fmt: skip
         """Draws images, uint8 (B, 3, H, W), one for each label (its index in `labels`), stream and strength."""
         raise NotImplementedError
 
 
 def check_images(images: Tensor, stride: int = 1, size: tuple[int, int] | None = None) -> None:
-    """Raises ValueError unless a batch is (B, 3, H, W) floats in [0, 1] with sides that a method takes.
+    """Raises ValueError unless a batch is (B, 3, H, W) floats in [0, 1] whose sides are multiples of `stride`.
 
-    Args:
-        images: the batch.
-        stride: both sides must be multiples of it.
-        size: the only (H, W); None: any.
+    `size` is the only (H, W) that is taken; None: any.
     """
     if not isinstance(images, Tensor):
         raise ValueError(f"expected a tensor, got {type(images).__name__}")

@@ -36,12 +36,10 @@ def option(default, help: str, source: str, limits: tuple[float, float] | None =
     """Makes a dataclass field that knows its meaning, its source and how it departs from the paper.
 
     Args:
-        default: the value of the paper preset.
+        default, source: the value of the paper preset; "equation 3", "table 2", "code", "adref" (this code's choice).
         help: one line for `--help`, with the unit or the range.
-        source: of the default: "equation 3", "table 2", "code"; "adref" for a choice of this code.
         limits: smallest and largest value, both allowed, of a number or of each number of a tuple.
-        kind: one of KINDS, where the default departs from the paper or is a guess.
-        paper, why: with `kind`: what the paper says, and the reason for the default.
+        kind, paper, why: where the default departs from the paper or is a guess: one of KINDS, its words, the reason.
         is_flag: False for what the commands fill in.
     """
     if (kind is None) != (paper is None) or (kind is None) != (why is None) or kind not in (None, *KINDS):
@@ -111,11 +109,7 @@ def parse(name: str, kind, text):
 
 
 def replace(options, changes: dict):
-    """Copies `options` with some fields changed, each value parsed.
-
-    Raises:
-        UserError: a name that is no field, a value of the wrong type, or one that the class itself refuses.
-    """
+    """Copies `options` with some fields changed, each value parsed; UserError for an unknown name or a wrong value."""
     kinds, fields, values = hints(type(options)), {f.name: f for f in dataclasses.fields(options)}, {}
     for name, text in changes.items():
         if name not in fields:
@@ -148,14 +142,9 @@ def build(options_class, presets: dict, ablations: dict, preset: str, ablation: 
 
 
 def add_flags(parser: argparse.ArgumentParser, options_class, kind: str, title: str, only: tuple = ()) -> None:
-    """Adds `--flag VALUE` for fields, with their meaning, choices, default and source in `--help`.
+    """Adds `--flag VALUE` for the fields `only`, or all that are flags, described in `--help` under a title.
 
-    Args:
-        parser: the command's.
-        options_class: dataclass of `option` fields.
-        kind: keeps the values of this class apart in the parsed arguments; `flags_given` takes the same word.
-        title: heading in `--help`.
-        only: names of fields; none: all that are flags.
+    `kind` keeps the values of this class apart in the parsed arguments; `flags_given` takes the same word.
     """
     kinds, group = hints(options_class), parser.add_argument_group(title)
     for field in dataclasses.fields(options_class):

@@ -53,8 +53,7 @@ class Example(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    return run_cli(lambda: run_command(argv))
+    return run_cli(lambda: run_command(sys.argv[1:] if argv is None else argv))
 
 
 def run_command(argv: list[str]) -> int:
@@ -115,12 +114,10 @@ def preview(arguments) -> int:
     if not examples:
         why = f"{len(failed)} came out empty: {reasons}" if failed else "see the options that mix in clean images"
         raise UserError(f"{arguments.method} corrupted none of {total} examples; {why}")
-    statistics = {
-        "method": arguments.method, "category": category.name, "preset": config["preset"],
-        "ablation": config["ablation"], "changed": config["changed"], "seed": settings.seed,
-        "statistics": sources.statistics, "examples": total, "corrupted": len(examples),
-        "came_out_empty": len(failed), "empty_because": reasons, **summarise(examples),
-    }  # fmt: skip
+    statistics = {"method": arguments.method, "category": category.name, "preset": config["preset"],
+                  "ablation": config["ablation"], "changed": config["changed"], "seed": settings.seed,
+                  "statistics": sources.statistics, "examples": total, "corrupted": len(examples),
+                  "came_out_empty": len(failed), "empty_because": reasons, **summarise(examples)}  # fmt: skip
     write(arguments.out, examples, {**statistics, "options": config["options"]})
     for key, value in statistics.items():
         print(f"{key}: {value}")
@@ -177,8 +174,7 @@ def write(out: Path, examples: list[Example], statistics: dict) -> None:
 def sheet(examples: list[Example]) -> Image.Image:
     """Draws a contact sheet: a row an example, a column a picture, names above."""
     names = list(examples[0].pictures)
-    height, width = examples[0].pictures[names[0]].shape[:2]
-    gap, head = 4, 16
+    (height, width), gap, head = examples[0].pictures[names[0]].shape[:2], 4, 16
     page = Image.new("RGB", ((width + gap) * len(names) - gap, head + (height + gap) * len(examples) - gap), "white")
     for column, name in enumerate(names):
         ImageDraw.Draw(page).text((column * (width + gap) + 2, 2), name, fill="black")

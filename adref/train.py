@@ -25,8 +25,7 @@ from adref.run.sources import initial_method, open_sources, read_images, split
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    return run_cli(lambda: run_command(argv), processes=True)
+    return run_cli(lambda: run_command(sys.argv[1:] if argv is None else argv), processes=True)
 
 
 def run_command(argv: list[str]) -> int:
@@ -38,8 +37,7 @@ def run_command(argv: list[str]) -> int:
         arguments.resume |= arguments.out is not None and is_own_restart(arguments.out)
         if not argv:
             print(f"No argument: DRAEM, preset tiny, on generated sample pictures of a {CATEGORIES[0]}.")
-        configure = resumed_run if arguments.resume else new_run
-        folder, config = distributed.on_rank_zero(lambda: configure(arguments))
+        folder, config = distributed.on_rank_zero(lambda: (resumed_run if arguments.resume else new_run)(arguments))
         with explain_failures(folder, config["options"]):
             if arguments.resume:
                 distributed.on_rank_zero(lambda: locks.enter_context(lock(folder)))

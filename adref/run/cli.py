@@ -15,11 +15,9 @@ from adref.options import Notice, UserError
 from adref.run import distributed
 
 OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory")  # words of the CPU's, fork's, CUDA's errors
-WORKERS = {
-    "shared memory": "no shared memory is left for what the data workers send (/dev/shm)",
-    "Too many open files": "too many files are open (ulimit -n)",
-    "DataLoader worker (pid": "a data worker died, as it does when memory runs out ({})",
-}
+WORKERS = {"shared memory": "no shared memory is left for what the data workers send (/dev/shm)",
+           "Too many open files": "too many files are open (ulimit -n)",
+           "DataLoader worker (pid": "a data worker died, as it does when memory runs out ({})"}  # fmt: skip
 
 
 class TrainingError(RuntimeError):
@@ -62,8 +60,7 @@ def run_cli(command: Callable[[], int], processes: bool = False) -> int:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Tells whether Python, the CPU's allocator or CUDA's has no memory left."""
-    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
-    return isinstance(error, kinds) or any(word in str(error) for word in OUT_OF_MEMORY)
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(w in str(error) for w in OUT_OF_MEMORY)
 
 
 @contextmanager

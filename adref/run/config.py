@@ -18,8 +18,6 @@ from adref.options import UserError, flag, flags_given, option, replace, to_json
 from adref.run.directory import read_config
 from adref.run.files import refuse_existing
 
-SAMPLE_DATA = Path("runs/sample-data")
-
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -29,18 +27,15 @@ class RunSettings:
     category: tuple[str, ...] = option((), "category, needed where there are several; some methods take more", "adref")
     textures: str | None = option(
         None, "folder of texture pictures; none: generated textures", "adref", kind="substitution",
-        paper="DTD, a data set of photographs", why="nothing is downloaded; the command says so",
-    )  # fmt: skip
+        paper="DTD, a data set of photographs", why="nothing is downloaded; the command says so")  # fmt: skip
     defect_sizes: str | None = option(
-        None, "CSV of height,width,weight (python -m adref.synthesize --sizes-from MASKS)", "adref"
-    )
+        None, "CSV of height,width,weight (python -m adref.synthesize --sizes-from MASKS)", "adref")  # fmt: skip
     anomaly_images: str | None = option(
         None, "folder of whole anomalous pictures (python -m adref.synthesize RUN), perhaps one a category", "adref"
     )
     weights: tuple[str, ...] = option((), "published weights to start from, files joined by commas", "adref")
     backbone_weights: str | None = option(
-        None, "published weights of a frozen feature extractor, or random (for tests)", "adref"
-    )
+        None, "published weights of a frozen feature extractor, or random (for tests)", "adref")  # fmt: skip
     seed: int = option(0, "seed of all randomness", "adref", limits=(0, 2**63 - 1))
     device: str = option("auto", "auto, cpu, cuda or cuda:N", "adref")
     precision: Literal["fp32", "bf16"] = option("fp32", "bf16: networks under autocast, losses in fp32", "adref")
@@ -48,11 +43,9 @@ class RunSettings:
     holdout: float = option(
         0.1, "share of the normal training images kept for the threshold", "adref", limits=(0, 0.9),
         kind="substitution", paper="all normal images train",
-        why="a decision threshold must come from neither training nor test images; 0 is the papers' way",
-    )  # fmt: skip
+        why="a decision threshold must come from neither training nor test images; 0 is the papers' way")  # fmt: skip
     false_alarm_rate: float = option(
-        0.05, "share of normal images that the threshold may call anomalous", "adref", limits=(1e-6, 1)
-    )
+        0.05, "share of normal images that the threshold may call anomalous", "adref", limits=(1e-6, 1))  # fmt: skip
     workers: int = option(1, "processes that corrupt images; changes no number", "adref", limits=(0, 256))
     start_method: Literal["fork", "spawn", "forkserver"] = option("fork", "how they start; changes no number", "adref")
     memory_limit: float = option(2.0, "GiB of decoded pictures kept in memory", "adref", limits=(0, math.inf))
@@ -106,16 +99,12 @@ def new_config(arguments: argparse.Namespace) -> dict:
 
 
 def choose_categories(method: type[Trainable], options, settings: RunSettings) -> tuple[str | Path, str, object]:
-    """Returns the data's folder, the name of its category (of several, joined), and options that hold the names.
-
-    Without --data the sample data is generated.
-    """
+    """Returns the data's folder (generated without --data), its categories joined, and options that hold the names."""
     data, names = settings.data, settings.category
     if data is None:
-        unknown = next((name for name in names if name not in CATEGORIES), None)
-        if unknown is not None:
-            raise UserError(f"--category {unknown}: the generated sample data has {', '.join(CATEGORIES)}")
-        data, names = write_sample_data(SAMPLE_DATA), names or CATEGORIES[:1]
+        if unknown := [name for name in names if name not in CATEGORIES]:
+            raise UserError(f"--category {unknown[0]}: the generated sample data has {', '.join(CATEGORIES)}")
+        data, names = write_sample_data(Path("runs/sample-data")), names or CATEGORIES[:1]
     chosen = find_category(Path(data), ",".join(names) if names else None)
     found = tuple(sorted({record.category for record in chosen.train}))
     several = "categories" in option_tools.names(method.Options, all_fields=True)

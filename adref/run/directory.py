@@ -142,8 +142,7 @@ def load_state(method: Trainable, weights: dict, path: Path) -> None:
     try:
         method.load_state_dict(weights)
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: the weights do not fit config.json: {reason}") from None
+        raise UserError(f"{path}: the weights do not fit config.json: {str(error).splitlines()[-1].strip()}") from None
     if name := non_finite(method.state_dict()):
         raise UserError(f"{path}: weight {name} is not finite")
 
@@ -154,10 +153,7 @@ def non_finite(weights: dict) -> str | None:
 
 
 def load_tensors(path: str | Path, refusal: str):
-    """Loads tensors and plain values from a file of torch.save or numpy.savez, on the CPU; no code is executed.
-
-    Anything else raises UserError with `refusal` and the reason.
-    """
+    """Loads a file of torch.save or numpy.savez on the CPU, executing no code; UserError with `refusal` for others."""
     try:
         if str(path).endswith(".npz"):
             with np.load(path, allow_pickle=False) as arrays:

@@ -38,10 +38,7 @@ class Rules(NamedTuple):
 
 
 def evaluate(run: Run, category: Category, digests: dict[Path, str], rules: Rules = Rules()) -> dict:
-    """Scores the test images, writes RUN/evaluation and RUN/report.html, and returns the content of metrics.json.
-
-    `digests` are the SHA-256 of the test images and masks, from `check_images`.
-    """
+    """Scores the test images (digests: from `check_images`), writes evaluation and report, returns metrics.json."""
     folder = run.folder / "evaluation.new"
     distributed.on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
     try:
@@ -126,11 +123,11 @@ def conclude(run: Run, category: Category, digests: dict[Path, str], rows: list[
     return metrics
 
 
+@torch.inference_mode()
 def report(run: Run, metrics: dict, category: Category, rows: list[tuple], curve: tuple, rules: Rules) -> None:
     """Writes RUN/report.html; image, mask and map of the images that are shown are read again, one after the other."""
     tiling, o, method = rules.tiling, run.method.options, run.method
 
-    @torch.inference_mode()
     def picture(index: int) -> Picture:
         record = category.test[index]
         image = read_image(record.path)
@@ -145,13 +142,11 @@ def report(run: Run, metrics: dict, category: Category, rows: list[tuple], curve
         curves["roc"] = list(zip(*metric.roc_curve(np.array([row[3] for row in rows]), labels, points=400)))
     if curve[0].size:
         curves["pro"] = list(zip(*curve))
-    with torch.inference_mode():
-        figures = as_bytes(method.figures())
+    figures = as_bytes(method.figures())
     write_report(
         run.folder / "report.html", title=f"{run.config['method']} on {category.name}", facts=facts(run, metrics),
         metrics=metrics, curves=curves, history=read_log(run.folder), figures=figures, scores=rows,
-        pictures=Lazy(picture, range(len(rows))), threshold=run.threshold, most=rules.shown,
-    )  # fmt: skip
+        pictures=Lazy(picture, range(len(rows))), threshold=run.threshold, most=rules.shown)  # fmt: skip
 
 
 def facts(run: Run, metrics: dict) -> dict[str, str]:
@@ -168,14 +163,11 @@ def facts(run: Run, metrics: dict) -> dict[str, str]:
     if metrics.get("error_bound"):
         pixels += f", binned: within {metrics['error_bound']:.1e} of the exact numbers"
     tiles = f", in tiles of {tile[0]} x {tile[1]} that share {metrics['overlap']}" if tile else ""
-    told = {
-        "Checkpoint": f"{metrics['checkpoint']}; nothing was selected on test images",
-        "Threshold": threshold, "Pixel metrics at": pixels,
-        "Input": f"{height} x {width} (height x width){tiles}",
-        "Test images": ", ".join(f"{count} {name}" for name, count in metrics["images"].items()),
-        "SHA-256 of test images": metrics["test_digest"], "Device of the evaluation": metrics["device"],
-        "Parameters": f"{sum(p.numel() for p in run.method.parameters()):,}",
-    }  # fmt: skip
+    told = {"Checkpoint": f"{metrics['checkpoint']}; nothing was selected on test images", "Threshold": threshold,
+            "Pixel metrics at": pixels, "Input": f"{height} x {width} (height x width){tiles}",
+            "Test images": ", ".join(f"{count} {name}" for name, count in metrics["images"].items()),
+            "SHA-256 of test images": metrics["test_digest"], "Device of the evaluation": metrics["device"],
+            "Parameters": f"{sum(p.numel() for p in run.method.parameters()):,}"}  # fmt: skip
     for name, value in run.config.items():
         items = value.items() if isinstance(value, dict) else ()
         listed = ", ".join(f"{key.replace('_', ' ')}: {item}" for key, item in items) or "none"

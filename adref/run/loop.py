@@ -128,15 +128,9 @@ def fit_stage(run: Run, stage: Stage, sources: Sources, settings: RunSettings, d
 
 def add_gradients(method: Trainable, loss: Callable, parts: list[list], batches: Iterator, stage: str,
                   autocast: torch.autocast) -> tuple[dict[str, Tensor], float]:  # fmt: skip
-    """Adds up the gradients of a step's micro-batches.
+    """Adds up the gradients of a step's micro-batches: `parts`, their keys on all ranks; `batches`, this rank's shares.
 
-    Args:
-        method: its parameters get the gradients.
-        loss: from `distributed.parallel_loss`, called with `stage` under `autocast`.
-        parts, batches: the keys of each micro-batch, those of all ranks, and this rank's share of each.
-
-    Returns:
-        the loss terms by their names in the log, to be averaged over the ranks; the seconds of waiting for data.
+    Returns the loss terms by their names in the log, to be averaged over the ranks; the seconds of waiting for data.
     """
     values, images, waited = {}, sum(map(len, parts)), 0.0
     for number, part in enumerate(parts, start=1):
@@ -210,10 +204,7 @@ def to_device(batch: NamedTuple, device: torch.device) -> NamedTuple:
 
 def split_validation(method: Trainable, sources: Sources, rule: EarlyStop | None,
                      seed: int) -> tuple[Sources, TrainingSet]:  # fmt: skip
-    """Splits the images of a stage into those that train and those whose loss an `EarlyStop` measures.
-
-    Where there are two, one validates at least. `corrupt` sees no validation image: the sources returned have none.
-    """
+    """Splits a stage's images into those that train, in the sources returned, and those that validate (`EarlyStop`)."""
     count = len(sources.images)
     kept = max(1, math.floor(rule.share * count)) if rule and rule.share and count > 1 else 0
     order = random_stream(seed, "validation").permutation(count).tolist()

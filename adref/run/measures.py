@@ -45,15 +45,8 @@ def all_metrics(records: Sequence[Record], scores: list, maps: Sequence, masks: 
     """Computes the numbers of metrics.json over all images, for each defect type and for each of several categories.
 
     A defect type is measured against the good images of its category. One without a mask counts in image metrics only.
-
-    Args:
-        records, scores: the test set, and its image scores.
-        maps, masks: as for `PixelScores`; may be lazy.
-        seed: of the bootstrap.
-        convention: a reading of AUPRO that is reported beside the exact one.
-
-    Returns:
-        the numbers, and the PRO curve for drawing.
+    `maps` and `masks` are as for `PixelScores`, perhaps lazy; `convention` is a reading of AUPRO, reported beside the
+    exact one; `seed` is that of the bootstrap. Returns the numbers, and the PRO curve for drawing.
     """
     labels, scores = np.array([r.label for r in records], int), np.array(scores, float)
     defects, categories = (np.array([getattr(r, field) for r in records]) for field in ("defect", "category"))

@@ -23,10 +23,9 @@ from adref.run.files import write_atomically
 # Colours at equal distances from 0 to 1; their luminance rises monotonically.
 COLOURS = np.array([(0, 0, 0), (66, 16, 108), (154, 38, 104), (224, 84, 48), (250, 164, 32), (255, 246, 150)])
 SIDE = 256  # longest side of an embedded image
-LABELS = {
-    "image_auroc": "Image AUROC", "image_ap": "Image AP", "image_best_f1": "Best F1 on test",
-    "pixel_auroc": "Pixel AUROC", "pixel_ap": "Pixel AP", "aupro_0.3": "AUPRO 0.3", "aupro_0.05": "AUPRO 0.05",
-}  # fmt: skip
+LABELS = {"image_auroc": "Image AUROC", "image_ap": "Image AP", "image_best_f1": "Best F1 on test",
+          "pixel_auroc": "Pixel AUROC", "pixel_ap": "Pixel AP", "aupro_0.3": "AUPRO 0.3",
+          "aupro_0.05": "AUPRO 0.05"}  # fmt: skip
 
 
 class Picture(NamedTuple):
@@ -43,10 +42,7 @@ class Picture(NamedTuple):
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Blends the colours of an anomaly map (H, W) with the grey values of an image, uint8 (H, W, 3); returns the same.
-
-    `low` and `high` are the map values of the first and the last colour.
-    """
+    """Blends the colours of a map (H, W), from value `low` to `high`, with the greys of an image, uint8 (H, W, 3)."""
     if image.shape != (*anomaly_map.shape, 3) or np.isnan(anomaly_map).any() or not low <= high:
         got = f"{image.shape}, {anomaly_map.shape} with {np.isnan(anomaly_map).sum()} NaN, {low}, {high}"
         raise ValueError(f"expected image (H, W, 3), map (H, W) without NaN, low <= high; got {got}")
@@ -57,15 +53,12 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float)
     return np.rint(0.35 * grey[..., None] + 0.65 * np.stack(colour, axis=-1)).astype(np.uint8)
 
 
-def write_report(
-    path: Path, *, title: str, facts: dict[str, str], metrics: dict, curves: dict, history: list[dict],
-    figures: dict[str, np.ndarray], scores: list[tuple[str, str, int, float]], pictures: Sequence[Picture],
-    threshold: float | None, most: int = 80,
-) -> None:  # fmt: skip
+def write_report(path: Path, *, title: str, facts: dict[str, str], metrics: dict, curves: dict, history: list[dict],
+                 figures: dict[str, np.ndarray], scores: list[tuple[str, str, int, float]], pictures: Sequence[Picture],
+                 threshold: float | None, most: int = 80) -> None:  # fmt: skip
     """Writes the page atomically; ValueError if there is no score, or a score or the threshold is not finite.
 
     Args:
-        path, title: of the page.
         facts: what a reader needs to repeat the run, by name.
         metrics: the content of metrics.json: numbers by name, "<name>_interval" (low, high) at 95 %, "reasons" (name ->
             why it is NaN), "by_defect" and perhaps "by_category" (name -> numbers by name, "n"), and "map_scale", the
@@ -73,8 +66,7 @@ def write_report(
         curves: "roc" (false-alarm rate, recall) and "pro" (pixel FPR, overlap), lists of points; may be empty.
         history: the lines of metrics.jsonl: stage, step, "loss/<term>" and other numbers whose names have a slash.
         figures: caption -> uint8 (h, w, 3) of any size: what the method has learned, before any test image.
-        scores: (name, defect, label, score) of all test images.
-        pictures: an image for each of `scores`; may be lazy.
+        scores, pictures: (name, defect, label, score) of all test images; an image for each, perhaps lazy.
         threshold: the stored threshold of the image score; None if there is none.
         most: images to show, the first in the order of `ordered`.
     """
@@ -85,11 +77,9 @@ def write_report(
     low, high = min(values) - margin, max(values) + margin  # the slider can call all or no images anomalous
     start = (low + high) / 2 if threshold is None else threshold
     facts = (f'<th scope="row">{escape(name)}</th><td>{escape(str(fact))}</td>' for name, fact in facts.items())
-    sections = {
-        "Categories": _group_table(metrics, "by_category", "Category"),
-        "Defects": _group_table(metrics, "by_defect", "Defect"),
-        "Curves": _curves(curves), "Training": _training(history), "Method": _figures(figures), "Run": _table(facts),
-    }  # fmt: skip
+    sections = {"Categories": _group_table(metrics, "by_category", "Category"),
+                "Defects": _group_table(metrics, "by_defect", "Defect"), "Curves": _curves(curves),
+                "Training": _training(history), "Method": _figures(figures), "Run": _table(facts)}  # fmt: skip
     sections = {name: content for name, content in sections.items() if content}
     data = {"scores": scores, "start": start, "low": low, "high": high, "stored": threshold is not None}
     shown = ordered(scores, start)[:most]

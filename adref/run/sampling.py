@@ -84,10 +84,7 @@ def begin(out: Path, settings: dict) -> None:
 def save_image(path: Path, image: np.ndarray, strength: float) -> None:
     """Writes an image (H, W, 3) uint8 with its strength as a comment."""
     path.parent.mkdir(exist_ok=True)
-    text = f"strength {strength:.6g}"
-    if path.suffix == ".jpg":
-        kind = {"format": "JPEG", "quality": 75, "comment": text}
-    else:
-        kind = {"format": "PNG", "pnginfo": PngInfo()}
-        kind["pnginfo"].add_text("Comment", text)
-    write_atomically(path, lambda file: Image.fromarray(image).save(file, **kind))
+    text, notes = f"strength {strength:.6g}", PngInfo()
+    notes.add_text("Comment", text)
+    kinds = {".jpg": {"format": "JPEG", "quality": 75, "comment": text}, ".png": {"format": "PNG", "pnginfo": notes}}
+    write_atomically(path, lambda file: Image.fromarray(image).save(file, **kinds[path.suffix]))

@@ -17,29 +17,21 @@ from adref.run.files import read_json
 from adref.run.tiles import Tiling, score_tiled
 
 
-def score_image(
-    method: Method, image: np.ndarray, seed: int, index: int, tiling: Tiling = Tiling()
-) -> tuple[float, Tensor]:
+def score_image(method: Method, image: np.ndarray, seed: int, index: int,
+                tiling: Tiling = Tiling()) -> tuple[float, Tensor]:  # fmt: skip
     """Scores one image by itself, so that no other image can change its score.
 
-    Args:
-        method: in evaluation mode.
-        image: uint8 (H, W, 3) at its full resolution.
-        seed, index: of the run, and of the image in its list: the random stream of a method that draws at test time.
-        tiling: the size to which the image is resized, and tiles.
-
-    Returns:
-        the image score, and the map (1, 1, h, w) float32 on the CPU at the method's size. UserError if one is not
-        finite, TrainingError if memory does not suffice.
+    The image is uint8 (H, W, 3) at full resolution; the run's seed and the image's index in its list give the random
+    stream of a method that draws at test time. Returns the score, and the map (1, 1, h, w) float32 on the CPU at the
+    method's size; UserError if one is not finite, TrainingError if memory does not suffice.
     """
     resized = resize(to_tensor(image), tiling.size or method.options.size, method.options.resize)
     return score_resized(method, resized, method.image_hash(image, method.options), seed, index, tiling)
 
 
 @torch.inference_mode()
-def score_resized(
-    method: Method, resized: Tensor, image_hash: np.ndarray | None, seed: int, index: int, tiling: Tiling = Tiling()
-) -> tuple[float, Tensor]:
+def score_resized(method: Method, resized: Tensor, image_hash: np.ndarray | None, seed: int, index: int,
+                  tiling: Tiling = Tiling()) -> tuple[float, Tensor]:  # fmt: skip
     """Scores one image that is resized already, uint8 (3, h, w); else as `score_image`."""
     images, context = as_batch(method, resized, image_hash, seed, index)
     try:
@@ -55,9 +47,8 @@ def score_resized(
     return score, maps.float().cpu()
 
 
-def as_batch(
-    method: Method, resized: Tensor, image_hash: np.ndarray | None, seed: int, index: int
-) -> tuple[Tensor, Context]:
+def as_batch(method: Method, resized: Tensor, image_hash: np.ndarray | None, seed: int,
+             index: int) -> tuple[Tensor, Context]:  # fmt: skip
     """Makes the batch (1, 3, h, w) in [0, 1] on the method's device, and its context."""
     device = next(method.parameters()).device
     images = resized.unsqueeze(0).to(device, memory_format=torch.channels_last).float() / 255

@@ -57,8 +57,7 @@ def initial_method(config: dict, settings: RunSettings) -> Trainable:
 
 def read_images(method: Trainable, records: list[Record], settings: RunSettings) -> Images:
     """Reads and resizes images for a method, once each."""
-    o = method.options
-    image_hash = partial(method.image_hash, options=o)
+    o, image_hash = method.options, partial(method.image_hash, options=method.options)
     return Images([r.path for r in records], o.size, o.resize, settings.memory_limit * 2**30, image_hash)
 
 
@@ -66,16 +65,16 @@ def open_sources(method: Trainable, images: Images, categories: list[str],
                  settings: RunSettings) -> tuple[Sources, dict[str, str]]:  # fmt: skip
     """Opens the inputs of `corrupt`: `images` that train, in these categories, and the files that flags name.
 
-    Returns:
-        the sources; and name -> digest of the textures, sizes and anomalies, for config.json.
+    Returns the sources; and name -> digest of the textures, sizes and anomalies, for config.json.
     """
     o, limit, known, needs = method.options, settings.memory_limit * 2**30, {}, method.needs
     textures = sizes = anomalies = None
     for need, value in (("textures", settings.textures), ("sizes", settings.defect_sizes),
                         ("anomalies", settings.anomaly_images)):  # fmt: skip
         if value is not None and need not in needs:
-            text = f"{value} is not used: with these options the method draws from no {need}"
-            warnings.warn(text, Notice, stacklevel=2)
+            warnings.warn(
+                f"{value} is not used: with these options the method draws from no {need}", Notice, stacklevel=2
+            )
     if "textures" in needs and settings.textures is None:
         print("No --textures FOLDER: using 300 generated textures (DRAEM's paper: photographs of textures, DTD).")
         textures = torch.from_numpy(generated_textures(300, max(o.size), seed=0))[:, :, : o.size[0], : o.size[1]]
@@ -117,10 +116,7 @@ def read_folder(paths: list[Path], options, limit: float, name: str, label: int)
 
 
 def list_anomalies(folder: Path, categories: list[str]) -> dict[str, list[Path]]:
-    """Lists the anomalous images for each category: those in its folder, or all where no category has one.
-
-    UserError for folders of some categories alone, or images that were drawn for others.
-    """
+    """Lists the anomalous images for each category: those in its folder, or all where no category has one."""
     found = [name for name in categories if (folder / name).is_dir()]
     drawn = (folder / "settings.json").exists() and not (folder / "all").is_dir()  # by synthesize, with categories
     if found != categories and (found or drawn):

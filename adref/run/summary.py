@@ -145,10 +145,8 @@ def table(cells: list[dict], lines: list[dict]) -> tuple[list[str], list[tuple]]
             rows[line["variant"], line["category"]][0].append(format_line(line))
     for cell in cells:
         run = f"{cell['variant']}/{cell['category']}/seed-{cell['seed']}"
-        rows[cell["variant"], cell["category"]][1].append(
-            (f"{cell['seed']} not finished", quote(run + ".log")) if cell["reason"]
-            else (str(cell["seed"]), quote(run + "/report.html"))
-        )  # fmt: skip
+        text, file = (f"{cell['seed']} not finished", ".log") if cell["reason"] else (str(cell["seed"]), "/report.html")
+        rows[cell["variant"], cell["category"]][1].append((text, quote(run + file)))
     head = ["run", "category", *map(label, metrics), "reports by seed"]
     return head, [([*names, *texts], links) for names, (texts, links) in rows.items()]
 

@@ -94,11 +94,7 @@ def weights(start: int, length: int, side: int, overlap: int, blend: int) -> Ten
 def tiled(function: Callable, images: Tensor, tile: tuple[int, int], overlap: int, blend: int) -> Tensor:
     """Applies a function (B, 3, h, w) -> (B, C, h, w) to images (B, 3, H, W) tile by tile; returns (B, C, H, W).
 
-    Args:
-        function, images: the sides of an image may be anything.
-        tile: (height, width).
-        overlap: pixels that neighbours share, at least.
-        blend: the width of the cross-fade between two tiles, at most the overlap.
+    Tiles share `overlap` pixels at least; `blend` is the width of the cross-fade between two, at most the overlap.
     """
     (height, width), (tall, wide), total = images.shape[2:], tile, None
     weight = torch.zeros(height, width, device=images.device)

@@ -125,11 +125,7 @@ class DRAEM(Method):
         return {} if image is None else {"reconstruction": self.reconstructor(image).float().clamp(0, 1)[0]}
 
     def load_weights(self, states: list[dict], part: str = "method") -> None:
-        """Loads the authors' two released files: the reconstructive state dict, then the discriminative one.
-
-        Raises:
-            UserError: not two files, missing or unknown keys (named), or another width.
-        """
+        """Loads the authors' two released files, reconstructive, then discriminative; UserError if they do not fit."""
         if len(states) != 2:
             raise UserError(f"--weights takes two files for draem, NAME.pckl and NAME_seg.pckl; got {len(states)}")
         load_released(self.reconstructor, states[0], "")
@@ -143,9 +139,7 @@ def released_keys(network: Autoencoder | UNet, suffix: str) -> dict[str, str]:
         ups.<i>.*, blocks.<i>.*   decoder<suffix>.up<n>.*, .db<n>.*   n = 1, 2, 3, 4; the U-Net's first step is "_b"
         out.*                  decoder<suffix>.fin_out.0.*
 
-    Args:
-        network: either network at any width.
-        suffix: "" for the reconstructive file, "_segment" for the discriminative one.
+    The suffix is "" for the reconstructive file, "_segment" for the discriminative one.
     """
     steps = ["1", "2", "3", "4"] if suffix == "" else ["_b", "1", "2", "3", "4"]
     encoder, decoder, names = f"encoder{suffix}", f"decoder{suffix}", {}

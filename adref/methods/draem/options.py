@@ -17,8 +17,7 @@ class Options:
                                    limits=(64, 65536))  # fmt: skip
     resize: Literal["bilinear", "antialias"] = option(
         "bilinear", "filter that resizes images to --size", "code", kind="silent", paper="resize to 256 x 256",
-        why="cv2.resize's default: half-pixel centres, no antialias; here rounded once to 8 bits",
-    )  # fmt: skip
+        why="cv2.resize's default: half-pixel centres, no antialias; here rounded once to 8 bits")  # fmt: skip
     reconstruction_width: int = option(128, "channels of the autoencoder's first level", "code", limits=(1, math.inf))
     discriminator_width: int = option(64, "channels of the U-Net's first level", "code", limits=(1, math.inf))
     epochs: int = option(700, "passes over the training images", "code", limits=(0, math.inf))
@@ -26,47 +25,38 @@ class Options:
     learning_rate: float = option(1e-4, "Adam's step size", "code", limits=(0, math.inf))
     milestones: tuple[float, ...] = option(
         (0.8, 0.9), "shares of the epochs after which the rate falls", "code", limits=(0, 1), kind="contradiction",
-        paper="after 400 and 600 of 700 epochs", why="the code's values made the released weights",
-    )  # fmt: skip
+        paper="after 400 and 600 of 700 epochs", why="the code's values made the released weights")  # fmt: skip
     milestone_factor: float = option(0.2, "factor by which the rate falls there", "code", limits=(0, 1),
                                      kind="contradiction", paper="0.1", why="as --milestones")  # fmt: skip
     ssim_range: Literal["one", "auto"] = option(
         "one", "value range L of SSIM; auto: guessed as the code does", "adref", kind="mistake",
         paper="images in [0, 1]",
-        why="the code guesses L from the network's output: 1, 2, 255 or 256 early in training",
-    )  # fmt: skip
+        why="the code guesses L from the network's output: 1, 2, 255 or 256 early in training")  # fmt: skip
     rotation_probability: float = option(0.3, "share of clean images that are rotated first", "code", limits=(0, 1))
-    rotation_degrees: float = option(
-        90.0, "they rotate by U(-d, d), black fill", "code", limits=(0, 180), kind="contradiction",
-        paper="+-45 degrees, the share of images not given", why="the code's values made the released weights",
-    )  # fmt: skip
+    rotation_degrees: float = option(90.0, "they rotate by U(-d, d), black fill", "code", limits=(0, 180),
+                                     kind="contradiction", paper="+-45 degrees, the share of images not given",
+                                     why="the code's values made the released weights")  # fmt: skip
     perlin_exponents: tuple[int, int] = option(
-        (0, 5), "the noise lattice has 2^i x 2^j cells, i and j from here", "code", limits=(0, 12)
-    )
+        (0, 5), "the noise lattice has 2^i x 2^j cells, i and j from here", "code", limits=(0, 12))  # fmt: skip
     mask_threshold: tuple[float, float] = option(
         (0.5, 0.5), "mask = noise > t, t drawn uniformly from here (write --mask-threshold=-0.1,0.5)", "code",
         limits=(-1, 1), kind="contradiction", paper="a random uniform threshold, its range not given",
-        why="the code fixes it; the ablation literal draws from U(0, 1), which is a guess",
-    )  # fmt: skip
+        why="the code fixes it; the ablation literal draws from U(0, 1), which is a guess")  # fmt: skip
     texture_weight: tuple[float, float] = option(
         (0.2, 1.0), "share of the texture under the mask, drawn uniformly from here", "code", limits=(0, 1),
         kind="contradiction", paper="beta of the texture from U(0.1, 1.0)",
-        why="the code weighs the image with 0.8 u, hence the texture with 1 - 0.8 u",
-    )  # fmt: skip
+        why="the code weighs the image with 0.8 u, hence the texture with 1 - 0.8 u")  # fmt: skip
     own_texture_share: float = option(
         0.0, "share of textures that are moved training images", "adref", limits=(0, 1), kind="substitution",
         paper="textures come from another data set",
         why="an addition, off at full size, .5 at tiny: a short training on foreign textures learns colour and little "
-        "else, and never meets a defect made of the part's own material, such as a short circuit",
-    )  # fmt: skip
+        "else, and never meets a defect made of the part's own material, such as a short circuit")  # fmt: skip
     texture_operations: Literal["code", "paper"] = option(
         "code", "10 kinds of operation, or the paper's 7", "code", kind="contradiction",
-        paper="seven kinds: no gamma, inversion and rotation", why="the code's list",
-    )  # fmt: skip
+        paper="seven kinds: no gamma, inversion and rotation", why="the code's list")  # fmt: skip
     channel_order: Literal["rgb", "bgr"] = option(
         "rgb", "channel order that the colour operations assume", "adref", kind="mistake", paper="RGB",
-        why="the code hands BGR arrays to operations that take them for RGB; bgr repeats that",
-    )  # fmt: skip
+        why="the code hands BGR arrays to operations that take them for RGB; bgr repeats that")  # fmt: skip
     score_window: int = option(21, "side of the score's mean filter, odd, pixels at --size", "code",
                                limits=(1, math.inf))  # fmt: skip
 
@@ -74,39 +64,29 @@ class Options:
 PRESETS = {
     "paper": {},
     # Half the side, so lattices and score window shrink with it; an eighth of the widths; more steps, larger ones.
-    "tiny": {
-        "size": (128, 128), "reconstruction_width": 16, "discriminator_width": 8, "epochs": 100, "batch_size": 4,
-        "learning_rate": 1e-3, "rotation_probability": 0.0, "perlin_exponents": (0, 4), "own_texture_share": 0.5,
-        "score_window": 11,
-    },
+    "tiny": {"size": (128, 128), "reconstruction_width": 16, "discriminator_width": 8, "epochs": 100, "batch_size": 4,
+             "learning_rate": 1e-3, "rotation_probability": 0.0, "perlin_exponents": (0, 4), "own_texture_share": 0.5,
+             "score_window": 11},
 }  # fmt: skip
 
 ABLATIONS = {
-    "literal": {
-        "milestones": (4 / 7, 6 / 7), "milestone_factor": 0.1, "rotation_degrees": 45.0, "mask_threshold": (0.0, 1.0),
-        "texture_weight": (0.1, 1.0), "texture_operations": "paper",
-    },
+    "literal": {"milestones": (4 / 7, 6 / 7), "milestone_factor": 0.1, "rotation_degrees": 45.0,
+                "mask_threshold": (0.0, 1.0), "texture_weight": (0.1, 1.0), "texture_operations": "paper"},
 }  # fmt: skip
 
 DEVIATIONS = (
-    Deviation(
-        "DRAEM.stages", "silent", "the order of the images in an epoch is not given",
-        "each draw is any training image, with replacement", "the code's loader ignores the index that it is asked for",
-    ),
-    Deviation(
-        "ops.textures", "substitution", "imgaug and OpenCV, 8-bit tables",
-        "formulas in float32, rounded once; Pillow's bilinear rotation",
-        "two dependencies fewer; colours agree with OpenCV's within 2 grey levels on a grid (except Luv codes of no "
-        "colour); OpenCV rotates with 1/32-pixel interpolation into black; a rotated clean image stays unrounded here",
-    ),
-    Deviation(
-        "ops.perlin.draw_perlin", "silent", "noise at 256 x 256", "lattice cells are never finer than 2 pixels",
-        "below 64 pixels the code's finest lattices have no pixel between their points, or fail",
-    ),
-    Deviation(
-        "ops.textures.PAPER_OPERATIONS", "ambiguous", "an operation called colour", "hue and saturation",
-        "it stands in that operation's place in the code's list",
-    ),
+    Deviation("DRAEM.stages", "silent", "the order of the images in an epoch is not given",
+              "each draw is any training image, with replacement",
+              "the code's loader ignores the index that it is asked for"),
+    Deviation("ops.textures", "substitution", "imgaug and OpenCV, 8-bit tables",
+              "formulas in float32, rounded once; Pillow's bilinear rotation",
+              "two dependencies fewer; colours agree with OpenCV's within 2 grey levels on a grid (except Luv codes of "
+              "no colour); OpenCV rotates with 1/32-pixel interpolation into black; a rotated clean image stays "
+              "unrounded here"),
+    Deviation("ops.perlin.draw_perlin", "silent", "noise at 256 x 256", "lattice cells are never finer than 2 pixels",
+              "below 64 pixels the code's finest lattices have no pixel between their points, or fail"),
+    Deviation("ops.textures.PAPER_OPERATIONS", "ambiguous", "an operation called colour", "hue and saturation",
+              "it stands in that operation's place in the code's list"),
 )  # fmt: skip
 
 

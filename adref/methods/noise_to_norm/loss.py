@@ -34,8 +34,7 @@ def ms_ssim_l1(a: Tensor, b: Tensor, *, sigmas: Sequence[float],
     if a.dim() != 4 or a.shape != b.shape or not len(sigmas) or list(sigmas) != sorted(sigmas) or sigmas[0] <= 0:
         got = f"{tuple(a.shape)}, {tuple(b.shape)}, {sigmas}"
         raise ValueError(f"expected two (B, C, H, W) of one shape and ascending sigmas above 0; got {got}")
-    c1, c2 = constants
-    reach = math.ceil(2 * max(sigmas))
+    (c1, c2), reach = constants, math.ceil(2 * max(sigmas))
     if any(side <= reach for side in a.shape[2:]):
         raise ValueError(f"expected sides above {reach} pixels, the reach of the windows, got {tuple(a.shape[2:])}")
     with torch.autocast(device_type=a.device.type, enabled=False):  # variances, as in `ssim_map`

@@ -36,8 +36,7 @@ TRIES = 200  # draws of a place before a patch is skipped
 MVTEC_OBJECTS = {
     **dict.fromkeys(("bottle", "capsule", "screw", "zipper"), "dark"),
     **dict.fromkeys(("hazelnut", "metal_nut", "pill", "toothbrush"), "bright"),
-    **dict.fromkeys(("cable", "transistor", "carpet", "grid", "leather", "tile", "wood"), "full"),
-}
+    **dict.fromkeys(("cable", "transistor", "carpet", "grid", "leather", "tile", "wood"), "full")}  # fmt: skip
 
 
 def object_side(images: Sequence[Tensor], category: str, options: Options) -> str:
@@ -80,9 +79,8 @@ def object_mask(image: np.ndarray, options: Options, polarity: str) -> np.ndarra
     return mask if mask.sum() >= LEAST_OBJECT else everything
 
 
-def natural_anomaly(
-    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, options: Options, sources: Sources
-) -> tuple[np.ndarray, np.ndarray]:
+def natural_anomaly(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, options: Options,
+                    sources: Sources) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Cuts out patches, alters them and blends them in elsewhere (equations 3 to 5), in float64.
 
     The image is (3, H, W) in [0, 1], the mask M (H, W) bool, not empty. Returns the anomalous image, equal to the
@@ -118,9 +116,8 @@ def natural_anomaly(
     return (blended if covered.any() else image), covered
 
 
-def draw_patch(
-    image: np.ndarray, rng: np.random.Generator, pixels: patches.ObjectPixels, options: Options, sources: Sources
-) -> tuple[patches.Warped, tuple[int, int]] | str:
+def draw_patch(image: np.ndarray, rng: np.random.Generator, pixels: patches.ObjectPixels, options: Options,
+               sources: Sources) -> tuple[patches.Warped, tuple[int, int]] | str:  # fmt: skip
     """Draws an altered patch and the top and left of its new place; "no_source" or "no_place" where there is none."""
     size = draw_size(rng, image.shape[1:], options, sources)
     source = patches.draw_place(rng, pixels, np.ones(size, bool), SOURCE_SHARE, TRIES)
@@ -140,8 +137,7 @@ def draw_size(rng: np.random.Generator, shape: tuple[int, int], options: Options
         units, size = [side / 256 for side in shape], patches.draw_listed_size(rng, sources.sizes, jitter=0.1)
     else:
         units, size = [min(shape) / 256] * 2, patches.draw_lognormal_size(rng, **LOGNORMAL)
-    height, width = (min(max(round(unit * n), 2), side) for unit, n, side in zip(units, size, shape))
-    return height, width
+    return tuple(min(max(round(unit * n), 2), side) for unit, n, side in zip(units, size, shape))
 
 
 class Alteration(NamedTuple):
@@ -179,9 +175,8 @@ def alter(patch: np.ndarray, numbers: Alteration) -> patches.Warped:
     return patches.warp(patch * numbers.factor + numbers.offset + numbers.noise, numbers.angle, numbers.scale)
 
 
-def texture_anomaly(
-    image: Tensor, rng: np.random.Generator, options: Options, sources: Sources
-) -> tuple[Tensor, Tensor]:
+def texture_anomaly(image: Tensor, rng: np.random.Generator, options: Options,
+                    sources: Sources) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Pastes a texture under a Perlin mask Y (1, H, W), with the constants of DRAEM's code."""
     texture = draw_texture(rng, sources.textures, sources.images, own_share=options.own_texture_share)
     mask = torch.from_numpy(draw_mask(rng, tuple(image.shape[1:])))[None]

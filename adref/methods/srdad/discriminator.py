@@ -43,10 +43,7 @@ class ResSE(nn.Module):
 class ResSEUNet(nn.Module):
     """Segments maps on five levels of c, 2c, 4c, 8c, 8c channels, with cross attention on the first four as skips.
 
-    Args:
-        width: channels c of the first level.
-        fusion: the cross attention of the skips, from `cross_fusion`; None: plain skips.
-        classes: output channels.
+    `width` is c; `fusion` the cross attention of the skips, from `cross_fusion`, None for plain skips.
     """
 
     def __init__(self, *, width: int, fusion: CrossFusion | None, classes: int = 2):
@@ -76,9 +73,8 @@ class ResSEUNet(nn.Module):
         return self.out(x)
 
 
-def cross_fusion(
-    *, size: tuple[int, int], width: int, attention: Literal["uctransnet", "printed"], dropout: float
-) -> CrossFusion:
+def cross_fusion(*, size: tuple[int, int], width: int, attention: Literal["uctransnet", "printed"],
+                 dropout: float) -> CrossFusion:  # fmt: skip
     """Builds the cross attention of a `ResSEUNet` of this width for images of this size."""
     c = width
     return CrossFusion(size=size, widths=(c, 2 * c, 4 * c, 8 * c), patches=TOKEN_SIDES, layers=LAYERS,

@@ -144,11 +144,9 @@ class SRDAD(Method):
         reconstruction, probabilities = self(batch.corrupted)
         reconstruction = reconstruction.float()
         similarity = ssim(reconstruction, batch.clean, "gaussian", padding="zero", value_range=1.0)
-        terms = {
-            "l2": self.recipe.l2_weight * F.mse_loss(reconstruction, batch.clean),
-            "ssim": self.recipe.ssim_weight * (1 - similarity),
-            "focal": focal(probabilities, batch.mask, gamma=2.0, alpha=None, smooth=1e-5),
-        }
+        terms = {"l2": self.recipe.l2_weight * F.mse_loss(reconstruction, batch.clean),
+                 "ssim": self.recipe.ssim_weight * (1 - similarity),
+                 "focal": focal(probabilities, batch.mask, gamma=2.0, alpha=None, smooth=1e-5)}  # fmt: skip
         return {**terms, "total": sum(terms.values())}
 
     def optimizer(self, stage: str = "train"):
@@ -172,11 +170,7 @@ class SRDAD(Method):
         return {} if image is None else {"reconstruction": self.reconstructor(image).float().clamp(0, 1)[0]}
 
     def load_weights(self, states: list[dict], part: str = "method") -> None:
-        """Loads a Swin Transformer's checkpoint, with its authors' key names, into the encoder.
-
-        Raises:
-            UserError: not one file, another reconstructor, or keys or shapes that do not fit.
-        """
+        """Loads a Swin Transformer's checkpoint, its authors' key names, into the encoder; UserError for another."""
         if self.options.reconstructor == "draem":
             raise UserError("--weights is for the Swin encoder, which this run has not: --reconstructor draem")
         if len(states) != 1:

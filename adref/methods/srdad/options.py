@@ -132,10 +132,8 @@ class Recipe(NamedTuple):
     rotation_probability: float  # of clean images
 
 
-RECIPES = {
-    "srdad": Recipe(0.9, 0.1, "adamw", 0.01, 500, (0.8,), 0.1, "permutation", 0.0),
-    "draem": Recipe(1.0, 1.0, "adam", 0.0, 700, (0.8, 0.9), 0.2, "replacement", 0.3),
-}
+RECIPES = {"srdad": Recipe(0.9, 0.1, "adamw", 0.01, 500, (0.8,), 0.1, "permutation", 0.0),
+           "draem": Recipe(1.0, 1.0, "adam", 0.0, 700, (0.8, 0.9), 0.2, "replacement", 0.3)}  # fmt: skip
 
 
 def recipe_of(o: Options) -> Recipe:
@@ -148,12 +146,10 @@ PRESETS = {
     "paper": {},
     # Half the side, a quarter of the first width; more steps, larger ones. No noise on patches, which is all that so
     # short a training would learn to find, and labels only where something shows (see DEVIATIONS).
-    "tiny": {
-        "size": (128, 128), "width": 24, "window": 4, "aspp_width": 48, "autoencoder_width": 16,
-        "discriminator_width": 8, "unet_width": 8, "score_window": 11, "epochs": 100, "batch_size": 4,
-        "learning_rate": 1e-3, "rotation_probability": 0.0, "own_texture_share": 0.5, "noise_level": 0.0,
-        "label": "changed",
-    },
+    "tiny": {"size": (128, 128), "width": 24, "window": 4, "aspp_width": 48, "autoencoder_width": 16,
+             "discriminator_width": 8, "unet_width": 8, "score_window": 11, "epochs": 100, "batch_size": 4,
+             "learning_rate": 1e-3, "rotation_probability": 0.0, "own_texture_share": 0.5, "noise_level": 0.0,
+             "label": "changed"},
 }  # fmt: skip
 
 ABLATIONS = {
@@ -167,7 +163,6 @@ ABLATIONS = {
     "literal": {"object_mask": "bright", "noise": "drawn", "brightness_mode": "add", "poisson_lambda": 1.0,
                 "attention": "printed", "length_unit": "iterations"},
 }  # fmt: skip
-
 
 DEVIATIONS = (
     Deviation("anomalies.object_mask", "silent", "a grey image; nothing on textures or on parts that fill the image",

@@ -23,12 +23,9 @@ SWIN_UNET = {"bottleneck_depth": 2, "aspp_width": None, "residual": "none", "ski
 
 
 class Stage(nn.Module):
-    """Computes D = Stage(X) + W X (equation 8): the Swin blocks of one level, every second one shifted.
+    """Computes D = Stage(X) + W X (equation 8): the `depth` Swin blocks of one level, every second one shifted.
 
-    Args:
-        width, heads, size, window: as in `SwinBlock`.
-        depth: blocks.
-        residual: "level": as above; "block": the same around each block; "none": without W.
+    `residual` "level": as above; "block": the same around each block; "none": without W. Else as in `SwinBlock`.
     """
 
     def __init__(self, *, width, heads, size, window, depth: int, residual: Literal["none", "level", "block"]):
@@ -78,12 +75,10 @@ class SwinUNet(nn.Module):
         depths, bottleneck_depth: blocks of each stage, in encoder and decoder, and at the deepest level.
     """
 
-    def __init__(
-        self, *, size: tuple[int, int], width: int, window: int, aspp_width: int | None,
-        residual: Literal["level", "block", "none"], skips: Literal["final_sum", "inline", "concat"],
-        skip_levels: int, gates: Literal["channel", "spatial"], skip_tap: Literal["post", "pre"] = "post",
-        depths: tuple[int, int, int] = DEPTHS, bottleneck_depth: int = 0,
-    ):  # fmt: skip
+    def __init__(self, *, size: tuple[int, int], width: int, window: int, aspp_width: int | None,
+                 residual: Literal["level", "block", "none"], skips: Literal["final_sum", "inline", "concat"],
+                 skip_levels: int, gates: Literal["channel", "spatial"], skip_tap: Literal["post", "pre"] = "post",
+                 depths: tuple[int, int, int] = DEPTHS, bottleneck_depth: int = 0):  # fmt: skip
         super().__init__()
         self.skips, self.skip_tap = skips, skip_tap
         levels = len(depths)
@@ -152,9 +147,7 @@ class SwinUNet(nn.Module):
         """Loads the encoder's weights from a Swin Transformer's state dict with its authors' key names.
 
         A deeper stage gives its first blocks. A bias table of another window is resized bicubically, as its authors do.
-
-        Raises:
-            ValueError: missing keys (the first three named), or a shape that differs.
+        ValueError for missing keys (the first three named), or a shape that differs.
         """
         parts = {"embed": "patch_embed.proj", "embed_norm": "patch_embed.norm"}
         for i in range(len(self.stages)):
@@ -162,8 +155,7 @@ class SwinUNet(nn.Module):
         parts |= {"bottleneck": f"layers.{len(self.stages)}", "norm": "norm"}
         names = {f"{ours}.{key}": f"{theirs}.{key}" for ours, theirs in parts.items()
                  for key in self.get_submodule(ours).state_dict()}  # fmt: skip
-        missing = [theirs for theirs in names.values() if not isinstance(state.get(theirs), Tensor)]
-        if missing:
+        if missing := [theirs for theirs in names.values() if not isinstance(state.get(theirs), Tensor)]:
             raise ValueError("no Swin checkpoint, tensors by name or the same under 'model': "
                              f"{len(missing)} keys are missing, the first {missing[:3]}")  # fmt: skip
         loaded, expected = {}, self.state_dict()

@@ -22,10 +22,9 @@ class Options:
     width: int = option(768, "channels of a token", "section Experiments", limits=(1, 65536))
     depth: int = option(12, "transformer blocks", "adref", limits=(0, 1000), kind="silent", paper="L blocks",
                         why="ViT-Base, as the width and AnoViT imply")  # fmt: skip
-    heads: int = option(
-        8, "attention heads", "section Experiments", limits=(1, INF), kind="contradiction",
-        paper="8 heads at width 768, hence of 96 channels",
-        why="as printed; ViT-Base has 12 of 64: its weights would mean another function")  # fmt: skip
+    heads: int = option(8, "attention heads", "section Experiments", limits=(1, INF), kind="contradiction",
+                        paper="8 heads at width 768, hence of 96 channels",
+                        why="as printed; ViT-Base has 12 of 64: its weights would mean another function")  # fmt: skip
     class_token: Literal["drop", "add", "none"] = option(
         "drop", "the class token attends and is dropped, is added to every patch, or is left out", "Eq 4",
         kind="contradiction", paper="introduces a class token, which Eq 4 leaves out",
@@ -90,10 +89,9 @@ class Options:
 PRESETS = {
     "paper": {},
     # A third of the side, patches of half the side, so the filters shrink with it; an eighth of the width.
-    "tiny": {
-        "size": (128, 128), "patch": 8, "width": 96, "depth": 4, "heads": 4, "memory_items": 200, "decoder_width": 128,
-        "epochs": 100, "batch_size": 4, "learning_rate": 5e-4, "map_sigma": 2.0, "score_sigma": 5.0,
-    },
+    "tiny": {"size": (128, 128), "patch": 8, "width": 96, "depth": 4, "heads": 4, "memory_items": 200,
+             "decoder_width": 128, "epochs": 100, "batch_size": 4, "learning_rate": 5e-4, "map_sigma": 2.0,
+             "score_sigma": 5.0},
 }  # fmt: skip
 
 ABLATIONS = {
