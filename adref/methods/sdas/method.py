@@ -162,7 +162,7 @@ class SDAS(Sampler):
             average.lerp_(new, share)
 
     def load_weights(self, states: list[dict], part: str = "method") -> None:
-        """Loads weights of guided diffusion (256x256_diffusion.pt) or the authors, then a classifier; labels may differ."""
+        """Loads weights of guided diffusion (256x256_diffusion.pt) or the authors, then a classifier (DEVIATIONS)."""
         networks = [n for n in (self.network, self.classifier) if n is not None]
         if not 1 <= len(states) <= len(networks):
             raise UserError(f"--weights takes {len(networks)} file(s) at most for sdas; got {len(states)}")
