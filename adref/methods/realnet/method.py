@@ -102,8 +102,12 @@ class Outcome(NamedTuple):
 class RealNet(Method):
     """Selects and reconstructs features, selects residuals, segments them."""
 
-    Options, presets, ablations, evaluation = Options, PRESETS, ABLATIONS, Evaluation(aupro="realnet")
-    corrupt, statistics = staticmethod(corrupt), staticmethod(foreground_rule)
+    Options = Options
+    presets = PRESETS
+    ablations = ABLATIONS
+    evaluation = Evaluation(aupro="realnet")
+    corrupt = staticmethod(corrupt)
+    statistics = staticmethod(foreground_rule)
 
     def __init__(self, options: Options = Options()):
         super().__init__(options)

@@ -83,7 +83,11 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
 class SDAS(Sampler):
     """A diffusion model of normal images, and its samplers."""
 
-    Options, presets, ablations, sampling, corrupt = Options, PRESETS, ABLATIONS, SAMPLING, staticmethod(corrupt)
+    Options = Options
+    presets = PRESETS
+    ablations = ABLATIONS
+    sampling = SAMPLING
+    corrupt = staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):
         super().__init__(options)

@@ -115,7 +115,10 @@ class Outcome(NamedTuple):
 class SeRNet(Method):
     """Segments large defects, repairs them from a similar image, reconstructs the rest."""
 
-    Options, presets, ablations, corrupt = Options, PRESETS, ABLATIONS, staticmethod(corrupt)
+    Options = Options
+    presets = PRESETS
+    ablations = ABLATIONS
+    corrupt = staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):
         super().__init__(options)
