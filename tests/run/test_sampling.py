@@ -1,7 +1,7 @@
 """python -m adref.synthesize RUN: drawing goes on where it was stopped; what does not fit is refused."""
 
 import pytest
-from conftest import interrupt, write_category
+from conftest import write_category
 from PIL import Image
 
 from adref.evaluate import main as evaluate
@@ -37,7 +37,7 @@ def test_drawing_goes_on_and_writes_no_file_twice(run, tmp_path, capsys, monkeyp
     def stopped(*arguments):
         calls.append(arguments)
         if len(calls) == 2:
-            interrupt()
+            raise KeyboardInterrupt
         return draw(*arguments)
 
     monkeypatch.setattr(sampling, "BATCH", 3)
