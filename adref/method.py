@@ -84,7 +84,7 @@ class Trainable(nn.Module):
     """A model that `python -m adref.train` can train.
 
     `Options` has `size` (height, width), `resize`, `batch_size` and `learning_rate`, and `categories` if one model can
-    learn several categories.
+    learn several categories, `source_resize` if textures and anomalous images are resized in another way than others.
     """
 
     Options: type

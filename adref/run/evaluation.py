@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from adref.data.examples import resize, to_tensor
 from adref.data.layouts import Category, Record, digest
 from adref.data.reader import read_image, read_mask
 from adref.ops import metrics as metric
@@ -23,7 +22,7 @@ from adref.run.directory import Run, read_log
 from adref.run.files import csv_text, with_filename, write_json
 from adref.run.measures import Lazy, all_metrics, resized_mask
 from adref.run.report import Picture, write_report
-from adref.run.scoring import as_batch, as_bytes, at_size, decision, map_scale, score_image
+from adref.run.scoring import as_batch, as_bytes, at_size, decision, map_scale, resize_and_hash, score_image
 from adref.run.tiles import Tiling
 
 
@@ -126,14 +125,15 @@ def conclude(run: Run, category: Category, digests: dict[Path, str], rows: list[
 @torch.inference_mode()
 def report(run: Run, metrics: dict, category: Category, rows: list[tuple], curve: tuple, rules: Rules) -> None:
     """Writes RUN/report.html; image, mask and map of the images that are shown are read again, one after the other."""
-    tiling, o, method = rules.tiling, run.method.options, run.method
+    tiling, method = rules.tiling, run.method
 
     def picture(index: int) -> Picture:
         record = category.test[index]
         image = read_image(record.path)
-        resized, image_hash = resize(to_tensor(image), tiling.size or o.size, o.resize), method.image_hash(image, o)
-        batch, context = as_batch(method, resized, image_hash, run.config["flags"]["seed"], index)
-        steps = {} if tiling.tile else as_bytes(method.figures(batch, context))
+        steps = {}
+        if not tiling.tile:
+            inputs = resize_and_hash(method, image, tiling)
+            steps = as_bytes(method.figures(*as_batch(method, *inputs, run.config["flags"]["seed"], index)))
         mask = read_mask(record.mask) if record.mask else None if record.label else np.zeros(image.shape[:2], bool)
         return Picture(*rows[index], image, steps, mask, np.load(map_file(run, record)))
 

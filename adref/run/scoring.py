@@ -25,8 +25,7 @@ def score_image(method: Method, image: np.ndarray, seed: int, index: int,
     stream of a method that draws at test time. Returns the score, and the map (1, 1, h, w) float32 on the CPU at the
     method's size; UserError if one is not finite, TrainingError if memory does not suffice.
     """
-    resized = resize(to_tensor(image), tiling.size or method.options.size, method.options.resize)
-    return score_resized(method, resized, method.image_hash(image, method.options), seed, index, tiling)
+    return score_resized(method, *resize_and_hash(method, image, tiling), seed, index, tiling)
 
 
 @torch.inference_mode()
@@ -45,6 +44,12 @@ def score_resized(method: Method, resized: Tensor, image_hash: np.ndarray | None
     if not math.isfinite(score) or not torch.isfinite(maps).all():
         raise UserError(f"image {index} of the list gets the score {score}: the weights of this run are not usable")
     return score, maps.float().cpu()
+
+
+def resize_and_hash(method: Method, image: np.ndarray, tiling: Tiling) -> tuple[Tensor, np.ndarray | None]:
+    """Resizes an image, uint8 (H, W, 3), to the size it is scored at: uint8 (3, h, w); and hashes it as it was."""
+    o = method.options
+    return resize(to_tensor(image), tiling.size or o.size, o.resize), method.image_hash(image, o)
 
 
 def as_batch(method: Method, resized: Tensor, image_hash: np.ndarray | None, seed: int,
