@@ -29,6 +29,8 @@ from adref.data.layouts import find_category, inspect, list_images, raise_if_any
 from adref.data.reader import read_mask
 from adref.method import Sources, Stage, Trainable
 from adref.methods import METHODS, find_method
+from adref.ops.filters import grain
+from adref.ops.metrics import average_precision
 from adref.options import UserError
 from adref.run.cli import run_cli
 from adref.run.config import RunSettings, new_config
@@ -39,7 +41,7 @@ from adref.run.scoring import as_bytes
 from adref.run.sources import open_sources, read_images, split
 
 SETTINGS = ("data", "category", "textures", "defect_sizes", "anomaly_images", "seed", "holdout", "memory_limit")
-VISIBLE = 1 / 255  # mean over the channels; a smaller change is none
+CHANGED = 1 / 255  # mean over the channels; a smaller change is none
 SHEET_ROWS = 32
 TRIES = 100  # draws for each example that is asked for
 
@@ -142,12 +144,18 @@ def draw_examples(method: Trainable, stage: Stage, sources: Sources,
 
 
 def describe(clean: Tensor, corrupted: Tensor, mask: Tensor, seconds: float, notes: dict) -> Example:
-    """Makes pictures and numbers of one corrupted example: clean and corrupted (3, H, W), mask (1, H, W)."""
+    """Makes pictures and numbers of one corrupted example: clean and corrupted (3, H, W), mask (1, H, W).
+
+    "changed_share_of_mask" compares with the clean picture, which nobody has of a real defect. The average precision
+    of `grain` asks whether the anomaly can be told in the corrupted picture alone: about "mask_share" if it cannot.
+    """
     change = (corrupted - clean).abs()
     shown = {"clean": clean, **{k: torch.from_numpy(v)[None] for k, v in notes.items() if np.ndim(v)},
              "corrupted": corrupted.clamp(0, 1), "mask": mask, "change x 4": (4 * change).clamp(0, 1)}  # fmt: skip
-    visible = (change.mean(dim=0) > VISIBLE)[mask[0] > 0].float().mean().item()
-    numbers = {"mask_share": mask.mean().item(), "visible_share_of_mask": visible, "milliseconds": 1000 * seconds}
+    changed = (change.mean(dim=0) > CHANGED)[mask[0] > 0].float().mean().item()
+    numbers = {"mask_share": mask.mean().item(), "changed_share_of_mask": changed, "milliseconds": 1000 * seconds}
+    for kind, found in zip(("colour", "grey"), grain(corrupted[None]) if not mask.all() else ()):
+        numbers[f"ap_of_{kind}_grain"] = average_precision(found.numpy(), mask[None].numpy())
     return Example(as_bytes(shown), numbers | {k: float(v) for k, v in notes.items() if not np.ndim(v)})
 
 

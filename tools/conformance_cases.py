@@ -571,8 +571,10 @@ def of_layers() -> Iterator[Case]:
         yield piece(f"{width}", aspp.ASPP, wide, width=16, branch_width=width, rates=(1, 2, 6))
     widths = (2, 4, 6)
     scales = {"tokens": [h(f"tokens {c}", 2, 12, c, shift=-0.5) for c in widths]}
-    code = {"heads": 4, "attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official"}
-    text = {"heads": 2, "attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14"}
+    code = {"heads": 4, "attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official",
+            "output": True, "bias": False}  # fmt: skip
+    text = {"heads": 2, "attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14",
+            "output": False, "bias": False}  # fmt: skip
     for label, form in (("channel", code), ("token-eq14", text)):
         yield piece(label, channel_cross_attention.CrossAttentionLayer, scales, widths=widths, dropout=0.1, **form)
     levels = {"maps": [h(f"map {c}", 2, c, 32 // 2**i, 64 // 2**i, shift=-0.5) for i, c in enumerate(widths)]}

@@ -182,8 +182,10 @@ def channel_cross_attention() -> list[float]:
     widths = (2, 4, 6)
     tokens = [hashed(f"tokens {c}", 2, 12, c) for c in widths]
     maps = [hashed(f"map {c}", 2, c, 32 // 2**i, 64 // 2**i) for i, c in enumerate(widths)]
-    code = {"heads": 4, "attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official"}
-    text = {"heads": 2, "attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14"}
+    code = {"heads": 4, "attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official",
+            "output": True, "bias": False}  # fmt: skip
+    text = {"heads": 2, "attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14",
+            "output": False, "bias": False}  # fmt: skip
     layers = [CrossAttentionLayer(widths=widths, dropout=0.1, **form) for form in (code, text)]
     outputs = [output for layer in layers for output in fill(layer)(tokens)]
     form = {"size": (32, 64), "patches": (16, 8, 4), "layers": 2, "add_input": True, "dropout": 0.1, **code}
@@ -191,8 +193,19 @@ def channel_cross_attention() -> list[float]:
 
 
 def res_se_unet() -> list[float]:
-    form = {"heads": 4, "attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official"}
-    form |= {"patches": (16, 8, 4, 2), "layers": 1, "add_input": True, "dropout": 0.1}
+    form = {
+        "heads": 4,
+        "attention": "channel",
+        "scale": "sum",
+        "instance_norm": True,
+        "residual": "official",
+        "output": True,
+        "bias": False,
+        "patches": (16, 8, 4, 2),
+        "layers": 1,
+        "add_input": True,
+        "dropout": 0.1,
+    }
     fusion = CrossFusion(size=(64, 32), widths=(4, 8, 16, 32), **form)
     network = fill(ResSEUNet(width=4, fusion=fusion))
     return digest(network(hashed("pairs", 1, 6, 64, 32)), fill(ResSE(32))(hashed("map", 2, 32, 6, 10)))

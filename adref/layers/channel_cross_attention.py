@@ -21,34 +21,37 @@ class CrossAttentionLayer(nn.Module):
         widths: channels C_i of the scales; S is their sum.
         heads: full-width heads, averaged, not concatenated.
         attention: "channel": softmax(psi(Q_i^T K / scale)), (C_i x S); "token": softmax(psi(Q_i K^T / scale)), (N x N),
-            queries, keys and values all of width d = S // number of scales.
+            queries, keys, values and results all of width d = S // number of scales.
         scale: "sum": sqrt(S); "own": sqrt(C_i), for tokens sqrt(d).
         instance_norm: psi normalises each (image, head) matrix of scores; else it is the identity.
         residual: "official": H = T + CA, T <- H + MLP(LN H); "eq14": T <- CA + MLP(LN(Q + CA)), Q the mean of the
-            queries over the heads, as both papers print it: T itself is not added.
+            queries over the heads, as both papers print it: T itself is not added, as it must be for "token".
+        output: multiplies CA, the mean over the heads, by a matrix.
+        bias: of queries, keys and values.
         dropout: rate on the attention matrices.
     """
 
     def __init__(self, *, widths: tuple[int, ...], heads: int, attention: Literal["channel", "token"],
                  scale: Literal["sum", "own"], instance_norm: bool, residual: Literal["official", "eq14"],
-                 dropout: float):  # fmt: skip
+                 output: bool, bias: bool, dropout: float):  # fmt: skip
         super().__init__()
         self.heads, self.attention, self.dropout = heads, attention, dropout
         self.instance_norm, self.residual = instance_norm, residual
         total, common = sum(widths), sum(widths) // len(widths)
-        inner = widths if attention == "channel" else [common] * len(widths)  # channels of each query
+        inner = widths if attention == "channel" else (common,) * len(widths)  # channels of each query and result
         shared = total if attention == "channel" else common
         self.scales = [(total if scale == "sum" else d) ** 0.5 for d in inner]
         self.norms = nn.ModuleList(nn.LayerNorm(c, eps=1e-6) for c in widths)
         self.norm_all = nn.LayerNorm(total, eps=1e-6)
-        self.queries = nn.ModuleList(nn.Linear(c, heads * d, bias=False) for c, d in zip(widths, inner))
-        self.key, self.value = (nn.Linear(total, heads * shared, bias=False) for _ in range(2))
-        self.outs = nn.ModuleList(nn.Linear(d, c, bias=False) for d, c in zip(inner, widths))
-        self.mlp_norms = nn.ModuleList(nn.LayerNorm(c, eps=1e-6) for c in widths)
-        self.mlps = nn.ModuleList(MLP(c, 4 * c) for c in widths)
+        self.queries = nn.ModuleList(nn.Linear(c, heads * d, bias=bias) for c, d in zip(widths, inner))
+        self.key, self.value = (nn.Linear(total, heads * shared, bias=bias) for _ in range(2))
+        self.outs = nn.ModuleList(nn.Linear(d, d, bias=False) if output else nn.Identity() for d in inner)
+        self.mlp_norms = nn.ModuleList(nn.LayerNorm(d, eps=1e-6) for d in inner)
+        self.mlps = nn.ModuleList(MLP(d, 4 * d) for d in inner)
+        self.widths = inner  # of the results
 
     def forward(self, scales: list[Tensor]) -> list[Tensor]:
-        """Maps T_i, (B, N, C_i) each, to the same shapes."""
+        """Maps T_i, (B, N, C_i) each, to the same shapes, or, attending to tokens, to (B, N, d)."""
         everything = self.norm_all(torch.cat(scales, dim=-1))  # T_S, (B, N, S)
         keys, values = self._split(self.key(everything)), self._split(self.value(everything))  # (B, K, N, S or d)
         result = []
@@ -59,8 +62,7 @@ class CrossAttentionLayer(nn.Module):
                 tokens = tokens + attended
                 result.append(tokens + self.mlps[i](self.mlp_norms[i](tokens)))
             else:
-                mean = queries.mean(dim=1) if self.attention == "channel" else self.outs[i](queries.mean(dim=1))
-                result.append(attended + self.mlps[i](self.mlp_norms[i](mean + attended)))
+                result.append(attended + self.mlps[i](self.mlp_norms[i](queries.mean(dim=1) + attended)))
         return result
 
     def weights(self, queries: Tensor, keys: Tensor, scale: float) -> Tensor:
@@ -109,10 +111,13 @@ class CrossFusion(nn.Module):
         self.patches, self.add_input, self.dropout = patches, add_input, dropout
         self.embeds = nn.ModuleList(nn.Conv2d(c, c, p, stride=p) for c, p in zip(widths, patches))
         self.positions = nn.ParameterList(nn.Parameter(torch.zeros(1, tokens, c)) for c in widths)
-        self.layers = nn.ModuleList(CrossAttentionLayer(widths=widths, dropout=dropout, **form) for _ in range(layers))
-        self.norms = nn.ModuleList(nn.LayerNorm(c, eps=1e-6) for c in widths)
-        rebuilds = (nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.ReLU(inplace=True)) for c in widths)
-        self.rebuilds = nn.ModuleList(rebuilds)
+        self.layers, inner = nn.ModuleList(), widths
+        for _ in range(layers):
+            self.layers.append(CrossAttentionLayer(widths=inner, dropout=dropout, **form))
+            inner = self.layers[-1].widths
+        self.norms = nn.ModuleList(nn.LayerNorm(d, eps=1e-6) for d in inner)
+        pairs = ((nn.Conv2d(d, c, 1), nn.BatchNorm2d(c)) for d, c in zip(inner, widths))
+        self.rebuilds = nn.ModuleList(nn.Sequential(*pair, nn.ReLU(inplace=True)) for pair in pairs)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps X_i, (B, C_i, H / 2^i, W / 2^i) each, to the same shapes."""
@@ -123,7 +128,7 @@ class CrossFusion(nn.Module):
             tokens = layer(tokens)
         outputs = []
         for i, x in enumerate(maps):
-            grid = self.norms[i](tokens[i]).transpose(1, 2).reshape(grids[i].shape)
+            grid = self.norms[i](tokens[i]).transpose(1, 2).unflatten(2, grids[i].shape[2:])
             # Copying pixels commutes with a 1x1 convolution and with batch statistics (except for the factor n/(n - 1)
             # of the running variance): each token is convolved once, not P^2 times.
             back = F.interpolate(self.rebuilds[i](grid), scale_factor=self.patches[i], mode="nearest")

@@ -15,14 +15,15 @@ from adref.layers.channel_cross_attention import CrossAttentionLayer, CrossFusio
 PAPER = (40, 80, 160, 320)
 SMALL = (6, 8, 10, 12)
 PATCHES = (16, 8, 4, 2)
-CODE = {"heads": 4, "attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official"}
+CODE = {"heads": 4, "attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official",
+        "output": True, "bias": False}  # fmt: skip
 READINGS = [  # each value meets each other value of another reading at least once
     {},
     {"residual": "eq14"},
     {"scale": "own", "instance_norm": False},
-    {"attention": "token", "instance_norm": False},
-    {"attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14"},
-    {"attention": "token", "scale": "own"},
+    {"attention": "token", "residual": "eq14"},
+    {"attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14", "output": False},
+    {"output": False, "bias": True},
 ]
 
 # Sourced: mean, standard deviation and two hash-weighted means of the four outputs of UCTransNet's ChannelTransformer
@@ -60,8 +61,8 @@ def gelu(x: float) -> float:
     return x * (1 + math.erf(x / 2**0.5)) / 2
 
 
-def slow(layer: CrossAttentionLayer, scales, attention, scale, instance_norm, residual) -> list[np.ndarray]:
-    """Equations 12 to 14 for each image, scale and head, one score and one sum at a time."""
+def slow(layer: CrossAttentionLayer, scales, attention, scale, instance_norm, residual, output, bias):
+    """Equations 11 to 14 for each image, scale and head, one score and one sum at a time."""
     state = {name: tensor.numpy() for name, tensor in layer.state_dict().items()}
     widths, total = [t.shape[-1] for t in scales], sum(t.shape[-1] for t in scales)
 
@@ -74,7 +75,7 @@ def slow(layer: CrossAttentionLayer, scales, attention, scale, instance_norm, re
         hidden = x @ state[f"mlps.{i}.fc1.weight"].T + state[f"mlps.{i}.fc1.bias"]
         return np.vectorize(gelu)(hidden) @ state[f"mlps.{i}.fc2.weight"].T + state[f"mlps.{i}.fc2.bias"]
 
-    results = [np.zeros(t.shape) for t in scales]
+    results = [np.zeros((*t.shape[:2], d)) for t, d in zip(scales, layer.widths)]
     for image in range(len(scales[0])):
         every = [t[image].numpy() for t in scales]
         count, joined = len(every[0]), norm(np.concatenate(every, axis=1), "norm_all")
@@ -87,6 +88,9 @@ def slow(layer: CrossAttentionLayer, scales, attention, scale, instance_norm, re
                 own, shared = slice(n * narrow, (n + 1) * narrow), slice(n * wide, (n + 1) * wide)
                 q = norm(tokens, f"norms.{i}") @ state[f"queries.{i}.weight"][own].T
                 k, v = joined @ state["key.weight"][shared].T, joined @ state["value.weight"][shared].T
+                if bias:
+                    q = q + state[f"queries.{i}.bias"][own]
+                    k, v = k + state["key.bias"][shared], v + state["value.bias"][shared]
                 a = np.zeros((narrow, total) if attention == "channel" else (count, count))
                 for j, m in np.ndindex(a.shape):
                     pairs = zip(q[:, j], k[:, m]) if attention == "channel" else zip(q[j], k[m])
@@ -100,19 +104,17 @@ def slow(layer: CrossAttentionLayer, scales, attention, scale, instance_norm, re
                     pairs = zip(a[j], v[p]) if attention == "channel" else zip(a[p], v[:, j])
                     attended[p, j] += sum(x * y for x, y in pairs) / layer.heads
                 mean += q / layer.heads
-            out = attended @ state[f"outs.{i}.weight"].T
+            out = attended @ state[f"outs.{i}.weight"].T if output else attended
             if residual == "official":
                 between = tokens + out
                 results[i][image] = between + mlp(norm(between, f"mlp_norms.{i}"), i)
             else:
-                if attention == "token":  # back to C_i channels, as the attended values
-                    mean = mean @ state[f"outs.{i}.weight"].T
                 results[i][image] = out + mlp(norm(mean + out, f"mlp_norms.{i}"), i)
     return results
 
 
 @pytest.mark.parametrize("changes", READINGS, ids=str)
-@pytest.mark.holds("srdad", "12", "13", "14")
+@pytest.mark.holds("srdad", "11", "12", "13", "14")
 def test_layer_against_a_slow_loop(changes):
     layer = golden.fill(layer_of((2, 3, 5), heads=3, **changes)).double()
     tokens = [t.double() for t in tokens_of((2, 3, 5), 4, 2)]
@@ -146,7 +148,7 @@ def authors_names(ours: str, heads: int) -> list[str]:
     }[part]]  # fmt: skip
 
 
-@pytest.mark.holds("srdad", "11", "12", "13", "14")
+@pytest.mark.holds("srdad", "11", "12", "13", "14", "Tokens")
 def test_fusion_against_uctransnet():
     """Two layers of four heads, on 64 x 64."""
     widths = (3, 4, 6, 8)
@@ -166,9 +168,11 @@ def test_parameters_of_a_layer(widths, heads):
     rest = squares + 6 * total + 8 * squares + 5 * total  # output linears, norms, MLPs
     with torch.device("meta"):
         assert parameters(layer_of(widths, heads=heads)) == attention + rest
-        common = total // len(widths)
-        tokens = heads * (total * common + 2 * total * common) + common * total
-        assert parameters(layer_of(widths, heads=heads, attention="token")) == tokens + rest - squares
+        counted = layer_of(widths, heads=heads, output=False, bias=True)
+        assert parameters(counted) == attention + rest - squares + heads * 3 * total
+        d, n = total // len(widths), len(widths)  # of tokens: width of queries, keys, values and results
+        tokens = heads * 3 * total * d + 4 * total + n * (2 * d + 8 * d * d + 5 * d)
+        assert parameters(layer_of(widths, heads=heads, attention="token", output=False)) == tokens
 
 
 def test_parameters_at_width_40():

@@ -14,8 +14,8 @@ from adref.methods.srdad.discriminator import ResSE, ResSEUNet, cross_fusion
 SOURCED = [0.1341377024, 0.1757640021, 0.06742469571, 0.06726317607]
 
 
-def fusion(width: int, size=(256, 256), dropout: float = 0.1):
-    return cross_fusion(size=size, width=width, attention="uctransnet", dropout=dropout)
+def fusion(width: int, size=(256, 256), attention: str = "uctransnet"):
+    return cross_fusion(size=size, width=width, attention=attention, dropout=0.1)
 
 
 def test_parameters_of_each_part_at_width_40():
@@ -33,6 +33,9 @@ def test_parameters_of_the_variants():
         assert parameters(ResSEUNet(width=32, fusion=fusion(32))) == 18_133_026
         assert parameters(ResSEUNet(width=48, fusion=fusion(48))) == 40_680_722
         assert parameters(ResSEUNet(width=40, fusion=None)) == 7_733_402
+        # the article's 27.8 M, and 47.2 M with the 19,408,023 of the reconstructor
+        assert parameters(ResSEUNet(width=40, fusion=fusion(40, attention="counted"))) == 27_768_202
+        assert 19_408_023 + 27_768_202 == 47_176_225
 
 
 def test_res_se_against_timm():

@@ -134,6 +134,7 @@ def slow_ap_and_f1(scores, labels):
         ([0, 1], [0.0, -0.0], 0.5),
     ],
 )
+@pytest.mark.holds("srdad", "21")
 def test_auroc_by_hand(labels, scores, expected):
     assert auroc(scores, labels) == expected
 

@@ -10,6 +10,7 @@ from PIL import Image
 from adref.data.examples import Images, random_stream
 from adref.data.layouts import find_category
 from adref.method import Sources
+from adref.methods.srdad import anomalies
 from adref.methods.srdad.anomalies import object_side
 from adref.methods.srdad.method import corrupt
 from adref.methods.srdad.options import Options
@@ -31,10 +32,10 @@ def test_shows_the_examples_of_training(data, tmp_path, capsys):
     told = json.loads((out / "statistics.json").read_text())
     assert told["corrupted"] == 5 <= told["examples"] and told["options"]["recipe"] == "srdad"
     rows = (out / "statistics.csv").read_text().splitlines()
-    assert len(rows) == 6 and rows[0].startswith("example,mask_share,visible_share_of_mask,milliseconds,patches")
+    assert len(rows) == 6 and rows[0].startswith("example,mask_share,changed_share_of_mask,milliseconds,ap_of_c")
     assert "Sheet: " in capsys.readouterr().out
-    assert set(told) >= {"mask_share", "visible_share_of_mask", "milliseconds", "patches", "no_source", "no_place",
-                         "too_small", "solve_milliseconds"}  # fmt: skip
+    assert set(told) >= {"mask_share", "changed_share_of_mask", "milliseconds", "ap_of_colour_grain", "patches",
+                         "ap_of_grey_grain", "no_source", "no_place", "too_small", "solve_milliseconds"}  # fmt: skip
     # The first corrupted example, made again from the parts of training.
     category = find_category(data, "part")
     options = Options(size=(64, 64), window=4, width=12)
@@ -86,7 +87,6 @@ def test_no_weights_are_made(data, tmp_path, monkeypatch):
         (["srdad", "--data", "DATA/none"], "DATA/none"),
         (["srdad", "--rotation", "-10,10"], "--rotation: expected at least one argument (a value that begins with"),
         (["srdad", "--patch-size", "histogram"], "this method needs --defect-sizes FILE"),
-        (["srdad", "--patch-size", "histogram", "--defect-sizes", "DATA/sizes.csv"], "came out empty: {'patches'"),
         (["srdad", "--size", "200,64", "--window", "8"], "--size: a height of 200 does not fit"),
         (["--sizes-from", "DATA/part/ground_truth", "--out", "DATA/none/a.csv"], "DATA/none/a.csv is in no folder"),
         (["--sizes-from", "DATA/part/test/none"], "DATA/part/test/none"),
@@ -99,13 +99,18 @@ def test_refuses(arguments, words, data, tmp_path, capsys):
     base = {"--data": data, "--n": 1, "--out": tmp_path / "out"}
     if arguments and arguments[0] == "srdad":
         base |= dict(zip(SMALL[::2], SMALL[1::2]))
-    (data / "sizes.csv").write_text("2,2,1\n")  # patches without an inside
     before = sorted(tmp_path.rglob("*"))
     arguments += [word for key, value in base.items() if key not in arguments for word in (key, value)]
     assert call(*arguments) == 2
     error = capsys.readouterr().err
     assert words.replace("DATA", str(data)) in error and error.startswith("error: ") and error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before, "something was written"
+
+
+def test_counts_what_came_out_empty(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(anomalies, "SOURCE_SHARE", 1.1)
+    assert call("srdad", "--data", data, "--n", 1, "--out", tmp_path / "out", *SMALL) == 2
+    assert "came out empty: {'patches'" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_sizes_of_masks(tmp_path, capsys):

@@ -16,16 +16,18 @@ from adref.ops import patches
 from adref.ops.image import frame_share, grey, morphology, otsu
 from adref.ops.poisson import poisson_blend
 from adref.ops.texture_anomaly import blend, draw_mask, draw_texture
-from adref.options import UserError
 
-BRIGHTNESS, SCALE = 0.2, (0.8, 1.2)  # equation 4: delta from U(-0.2, 0.2), s from U(0.8, 1.2)
+SCALE, BRIGHTNESS = (0.8, 1.2), 0.2  # equations 3 and 4: s from U(0.8, 1.2), delta from U(-0.2, 0.2)
 
 # Guesses of this code where the paper is silent; see DEVIATIONS.
-SEPARABILITY, OBJECT_SHARES = 0.75, (0.03, 0.97)  # Otsu's eta and shares beyond which auto takes the full image
+SEPARABILITY = 0.75  # median of Otsu's eta, below which auto takes the full image
+FRAME_SHARES = (0.2, 0.8)  # shares of the frame on the brighter side, between which auto takes the full image
 LEAST_OBJECT = 64  # pixels, below which the full image is taken
 # of a patch's sides, in pixels of an image of side 256
 LOGNORMAL = {"median": 28.0, "sigma": 0.75, "limits": (4.0, 128.0), "aspect_sigma": 0.4, "aspect_limit": 3.0,
              "longest": 160.0}  # fmt: skip
+THIN = {"aspect_sigma": 1.2, "aspect_limit": 12.0}
+RIM = 3  # pixels by which a patch is cut larger: the warp takes one a side in all, dR up to one on each
 
 # NSA's code.
 MOST_PATCHES = (3, 4)  # n of N = 1 + Binomial(n - 1, 0.5), on an object and on a full image
@@ -42,20 +44,25 @@ MVTEC_OBJECTS = {
 def object_side(images: Sequence[Tensor], category: str, options: Options) -> str:
     """Decides on which side of Otsu's threshold the objects of a category are: "bright", "dark" or "full".
 
-    "auto" measures the frame, 5 pixels wide, of every training image: where more than half of it is on the brighter
-    side on average, the ground is bright and the object dark.
+    "auto" measures the frame, 5 pixels wide, of every training image: if almost all of it is on one side, that side is
+    the ground, else the full image is taken. MVTec AD's names have their side, unless the frames show the opposite.
     """
     if options.anomaly == "draem":  # needs no object
         return "full"
-    if options.object_mask == "mvtec":
-        if category not in MVTEC_OBJECTS:
-            known = ", ".join(MVTEC_OBJECTS)
-            raise UserError(f"--object-mask mvtec knows MVTec AD's categories alone ({known}); got {category}")
-        return MVTEC_OBJECTS[category]
     if options.object_mask != "auto":
         return options.object_mask
-    greys = (grey(image.permute(1, 2, 0).numpy(), "luma") for image in images)
-    return "dark" if np.mean([frame_share(g > otsu(g).threshold) for g in greys]) > 0.5 else "bright"
+    shares, separabilities = [], []
+    for image in images:
+        values = grey(image.permute(1, 2, 0).numpy(), "luma")
+        found = otsu(values)
+        shares.append(frame_share(values > found.threshold))
+        separabilities.append(found.separability)
+    share, (low, high) = np.mean(shares), FRAME_SHARES
+    side = "dark" if share > high else "bright"
+    if low <= share <= high or np.median(separabilities) < SEPARABILITY:
+        side = "full"
+    known = MVTEC_OBJECTS.get(category, side)
+    return side if {side, known} == {"dark", "bright"} else known
 
 
 def object_mask(image: np.ndarray, options: Options, polarity: str) -> np.ndarray:
@@ -70,12 +77,8 @@ def object_mask(image: np.ndarray, options: Options, polarity: str) -> np.ndarra
     if polarity == "full":
         return everything
     values = grey(np.rint(image.transpose(1, 2, 0) * 255).astype(np.uint8), "luma")
-    found, (low, high) = otsu(values), OBJECT_SHARES
-    mask = values > found.threshold if polarity == "bright" else values <= found.threshold
-    doubtful = found.separability < SEPARABILITY or not low <= mask.mean() <= high
-    if options.object_mask == "auto" and doubtful:
-        return everything
-    mask = morphology(mask, options.mask_morphology)
+    bright = values > otsu(values).threshold
+    mask = morphology(bright if polarity == "bright" else ~bright, options.mask_morphology)
     return mask if mask.sum() >= LEAST_OBJECT else everything
 
 
@@ -110,7 +113,8 @@ def natural_anomaly(image: np.ndarray, mask: np.ndarray, rng: np.random.Generato
     covered &= mask
     if options.label == "changed":
         covered &= np.abs(blended - image).mean(axis=0) > 1 / 255
-        covered = scipy.ndimage.median_filter(covered, size=5, mode="nearest") & mask
+        side = 2 * round((5 * min(mask.shape) / 256 - 1) / 2) + 1  # 5 pixels of 256, odd
+        covered = scipy.ndimage.median_filter(covered, size=side, mode="nearest") & mask
     if sources.notes is not None:
         sources.notes.append(notes)
     return (blended if covered.any() else image), covered
@@ -130,20 +134,21 @@ def draw_patch(image: np.ndarray, rng: np.random.Generator, pixels: patches.Obje
 
 
 def draw_size(rng: np.random.Generator, shape: tuple[int, int], options: Options, sources: Sources) -> tuple[int, int]:
-    """Draws height and width of a patch in pixels of an image of this shape; at least 2, at most the image's."""
+    """Draws height and width to cut in an image of this shape, RIM more than the region's; at most the image's."""
     if options.patch_size == "nsa_gamma":
         units, size = shape, patches.draw_gamma_size(rng, height=GAMMA_LIMITS, width=GAMMA_LIMITS)
     elif options.patch_size == "histogram":
         units, size = [side / 256 for side in shape], patches.draw_listed_size(rng, sources.sizes, jitter=0.1)
     else:
-        units, size = [min(shape) / 256] * 2, patches.draw_lognormal_size(rng, **LOGNORMAL)
-    return tuple(min(max(round(unit * n), 2), side) for unit, n, side in zip(units, size, shape))
+        form = LOGNORMAL | (THIN if options.patch_size == "thin" else {})
+        units, size = [min(shape) / 256] * 2, patches.draw_lognormal_size(rng, **form)
+    return tuple(min(max(round(unit * n), 1) + RIM, side) for unit, n, side in zip(units, size, shape))
 
 
 class Alteration(NamedTuple):
-    """Holds the random numbers of one patch (equation 4)."""
+    """Holds the random numbers of one patch (equations 3 and 4)."""
 
-    noise: np.ndarray | float  # (3, h, w), added
+    noise: np.ndarray | float  # (3, h, w) or (1, h, w), added
     factor: float  # of the brightness
     offset: float
     angle: float  # radians, counter-clockwise
@@ -151,27 +156,28 @@ class Alteration(NamedTuple):
 
 
 def draw_alteration(rng: np.random.Generator, shape: tuple[int, ...], options: Options) -> Alteration:
-    """Draws noise, brightness, rotation and scale for a patch (3, h, w) (equation 4).
+    """Draws noise, brightness, rotation and scale for a patch (3, h, w) (equations 3 and 4).
 
     All numbers are drawn whether or not they are used, so that a reading changes no later draw.
     """
-    level = options.noise_level
-    if options.noise == "drawn":
-        level = abs(rng.normal(0.0, level))
-    elif options.noise == "variance":
-        level = math.sqrt(level)
-    noise, delta = rng.normal(0.0, level, size=shape), rng.uniform(-BRIGHTNESS, BRIGHTNESS)
-    angle, scale = math.radians(rng.uniform(*options.rotation)), rng.uniform(*SCALE)
-    first, second = rng.random(2) < 0.5
-    if options.transformations == "one":
+    o, level = options, options.noise_level
+    levels = {"fixed": level, "variance": math.sqrt(level), "uniform": rng.uniform(0.0, level),
+              "normal": abs(rng.normal(0.0, level))}  # fmt: skip
+    noise, delta = levels[o.noise] * rng.standard_normal(shape), rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+    angle, scale = math.radians(rng.uniform(*o.rotation)), rng.uniform(*SCALE)
+    first, second, third = rng.random(3) < 0.5
+    if o.noise_channels == "alike" or (o.noise_channels == "half" and third):
+        noise = noise[:1]
+    if o.transformations != "all":
         noise, delta = (noise, 0.0) if first else (0.0, delta)
+    if o.transformations == "one_each":
         angle, scale = (angle, 1.0) if second else (0.0, scale)
-    factor, offset = (1 + delta, 0.0) if options.brightness_mode == "multiply" else (1.0, delta)
+    factor, offset = (1 + delta, 0.0) if o.brightness_mode == "multiply" else (1.0, delta)
     return Alteration(noise, factor, offset, angle, scale)
 
 
 def alter(patch: np.ndarray, numbers: Alteration) -> patches.Warped:
-    """Changes brightness and noise of a patch (3, h, w), then warps it, which smooths the noise (equations 3 and 4)."""
+    """Changes brightness and noise of a patch (3, h, w), then warps it, which smooths the noise (equations 4, 3)."""
     return patches.warp(patch * numbers.factor + numbers.offset + numbers.noise, numbers.angle, numbers.scale)
 
 

@@ -14,10 +14,14 @@ from adref.layers.unet import convolution_block, init_convolutions, upsampling_b
 
 SE_RATIO = 16  # squeeze and excitation's
 TOKEN_SIDES, LAYERS, ATTENTION_HEADS = (16, 8, 4, 2), 4, 4  # UCTransNet's code; a token's side in pixels at each level
-ATTENTION = {  # reading -> arguments of `CrossFusion`; "printed": equations 12 and 14, nothing added to the outputs
-    "uctransnet": {"attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official",
-                   "add_input": True},
-    "printed": {"attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14", "add_input": False},
+UCTRANSNET = {"attention": "channel", "scale": "sum", "instance_norm": True, "residual": "official", "add_input": True,
+              "output": True, "bias": False}  # fmt: skip
+ATTENTION = {  # reading -> arguments of `CrossFusion`
+    "uctransnet": UCTRANSNET,
+    "counted": {**UCTRANSNET, "output": False, "bias": True},
+    # equations 11 to 14: tokens of d channels from the first layer on, which the last 1 x 1 convolution takes back
+    "printed": {"attention": "token", "scale": "own", "instance_norm": False, "residual": "eq14", "add_input": False,
+                "output": False, "bias": False},
 }  # fmt: skip
 
 
@@ -73,7 +77,7 @@ class ResSEUNet(nn.Module):
         return self.out(x)
 
 
-def cross_fusion(*, size: tuple[int, int], width: int, attention: Literal["uctransnet", "printed"],
+def cross_fusion(*, size: tuple[int, int], width: int, attention: Literal["uctransnet", "counted", "printed"],
                  dropout: float) -> CrossFusion:  # fmt: skip
     """Builds the cross attention of a `ResSEUNet` of this width for images of this size."""
     c = width

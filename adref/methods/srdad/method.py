@@ -8,10 +8,11 @@ A patch of a normal image is altered and blended in elsewhere on the object. A S
 restores the clean image; a U-Net with Res-SE blocks and cross attention sees both images and marks the patches. The
 rows of table 4 are the ablations draem, draem+, srdad- and srdad; `--recipe` and `--anomaly` give all rows the same.
 
-What an audit should know
+An audit should know
 - On ASPP's 8 x 8 map only the centre tap of the rate-12 branch reads data: it is a 1x1 convolution (see `ASPP`).
 - Brightness as an added constant has no effect: Poisson blending cancels it (option brightness_mode).
-- Noise on every patch gives the patches away: a small network learns the noise and nothing else (NOTES.md).
+- Noise that is drawn for each channel gives the patches away: a filter without parameters finds them (NOTES.md). The
+  article names ImgAug, whose noise is alike in the channels, and one of noise and brightness for a patch.
 - A size distribution "of real defects" taken from test masks would leak the test set; the default is a guess.
 - The article gives DRAEM 26.5 M parameters and calls SRDAD the heavier; DRAEM's code has 97.4 M and does 5.9 times the
   multiplications. Its 19.4 M and 27.8 M leave few readings of SRDAD's networks (DEPTHS, option discriminator_width).
@@ -24,31 +25,35 @@ Symbols
 Equations
     (1) B = [I > tau], tau by Otsu                              anomalies.object_mask, image.otsu
     (2) M = closing(B)                                          anomalies.object_mask, image.morphology
-    (3) P_hat = T_geom(T_photo(P))                              anomalies.alter
-    (4) noise, brightness; rotation, scale                      anomalies.alter, anomalies.draw_alteration
+    (3) T_geom: rotation by theta, scale s                      anomalies.draw_alteration, anomalies.alter
+    (4) T_photo in {P + noise, P (1 + delta)}                   anomalies.draw_alteration, anomalies.alter
     (5) min |grad f - grad P_hat|^2 + lambda |f - I|^2 on dR    anomalies.natural_anomaly, poisson.poisson_blend
     (6) patches of 4 x 4 pixels, embedded                       reconstructor.SwinUNet.forward
     (7) F_ASPP = [conv_3, conv_6, conv_12, mean](E_4)           aspp.ASPP.forward
     (8) D = Stage(X) + W X                                      reconstructor.Stage.forward
     (9) F_l = sigmoid(W1 [E_l, D_l]) * (W2 E_l)                 reconstructor.GatedSkip.forward
     (10) I_hat from D_1 + sum of F_l, l = 1 to 4                reconstructor.SwinUNet.sum_skips
-    (11) T_i = embedding of X_i, T_S = [T_1, ..., T_4]          channel_cross_attention.CrossFusion.forward,
-                                                                channel_cross_attention.CrossAttentionLayer.forward
-    (12) softmax(psi(Q_i^T K / sqrt(S))) V^T                    channel_cross_attention.CrossAttentionLayer.weights
-    (13) mean over the heads                                    channel_cross_attention.CrossAttentionLayer.attend
-    (14) T_i <- MCA + MLP(Q + MCA)                              channel_cross_attention.CrossAttentionLayer.forward
+    (11) Q_i = T_i W_i, K = T_S W_K, V = T_S W_V                channel_cross_attention.CrossAttentionLayer.forward
+    (12) CA_i = softmax(Q_i K^T / sqrt(d)) V; by default
+         softmax(psi(Q_i^T K / sqrt(S))) V^T, psi a norm        channel_cross_attention.CrossAttentionLayer.weights
+    (13) MCA_i = mean of CA_i over the heads                    channel_cross_attention.CrossAttentionLayer.attend
+    (14) T_i <- MCA_i + MLP(Q_i + MCA_i); by default
+         T_i <- H + MLP(LN(H)), H = T_i + MCA_i W               channel_cross_attention.CrossAttentionLayer.forward
     (15) score = max of the s x s mean filter of M_pre          SRDAD.image_scores, filters.filtered_maximum
     (16) L_MSE = mean (I - I_hat)^2                             SRDAD.loss
-    (17) L_SSIM = 1 - SSIM(I, I_hat)                            SRDAD.loss, losses.ssim
-    (18) L_rec = 0.9 L_MSE + 0.1 L_SSIM                         SRDAD.loss
+    (17) SSIM(I, I_hat)                                         SRDAD.loss, losses.ssim
+    (18) L_rec = 0.9 L_MSE + 0.1 (1 - SSIM)                     SRDAD.loss
     (19) L_focal = mean -alpha_t (1 - p_t)^gamma ln p_t         SRDAD.loss, losses.focal
     (20) L = L_rec + L_focal                                    SRDAD.loss
+    (21) AUROC                                                  metrics.auroc
 
 Algorithms and tables
+    (Transformation) P_hat = T_geom(T_photo(P))                 anomalies.alter
+    (Tokens) T_i embeds X_i, T_S = [T_1, ..., T_4]              channel_cross_attention.CrossFusion.forward
     (Table 4) the four rows and their training recipes          ABLATIONS, RECIPES
 
 Not built
-    Tables 1 to 3 and all curves: the source has no numbers of them.
+    Algorithm 1, a figure without text. Tables 1 to 3 and all curves: the source has no numbers of them.
     Blending with OpenCV's seamlessClone in place of the exact solution of equation 5.
 """
 
@@ -123,7 +128,8 @@ class SRDAD(Method):
         else:
             form = {"size": o.size, "width": o.width, "window": o.window, "aspp_width": o.aspp_width, "gates": o.gates,
                     "residual": o.residual, "skips": o.skips, "skip_levels": o.skip_levels}  # fmt: skip
-            self.reconstructor = SwinUNet(**form | (SWIN_UNET if o.reconstructor == "swin_unet" else {}))
+            plain = SWIN_UNET | {"bottleneck_depth": 0}  # as srdad's
+            self.reconstructor = SwinUNet(**form | (plain if o.reconstructor == "swin_unet" else {}))
         if o.discriminator == "draem":
             self.discriminator = UNet(o.unet_width)
         else:

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from adref.layers.unet import UNet
 from adref.method import Deviation
-from adref.methods.srdad.reconstructor import HEADS, SWIN_UNET, next_valid_side
+from adref.methods.srdad.reconstructor import HEADS, next_valid_side
 from adref.options import UserError, option, require_ascending
 
 INF = math.inf
@@ -22,29 +22,37 @@ class Options:
         "bilinear", "filter that resizes images to --size", "DRAEM's code", kind="silent", paper="resize to 256 x 256",
         why="DRAEM's filter: half-pixel centres, no antialias")  # fmt: skip
     # anomalies
-    object_mask: Literal["auto", "bright", "dark", "full", "mvtec"] = option(
-        "auto", "side of Otsu's threshold that is the object, or the full image; auto: by the frames of the training "
-        "images, mvtec: by the category's name", "Eq 1", kind="mistake", paper="the brighter side is the object",
-        why="a dark part on a bright ground would have its anomalies on the ground")  # fmt: skip
+    object_mask: Literal["auto", "bright", "dark", "full"] = option(
+        "auto", "side of Otsu's threshold that is the object, or the full image; auto: by the frames of all training "
+        "images and the names of MVTec AD's categories", "Eq 1", kind="mistake",
+        paper="the brighter side is the object", why="a dark part on a bright ground would have its anomalies on the "
+        "ground; decided once for a category, so that no image is cut in another way than the rest")  # fmt: skip
     mask_morphology: Literal["closing", "opening"] = option(
         "closing", "of the object's mask, 3 x 3, once", "Eq 2", kind="contradiction",
         paper="'closing', with the sign of opening", why="the text names it twice")  # fmt: skip
     anomaly: Literal["natural", "draem"] = option("natural", "patches of the image itself, or DRAEM's textures",
                                                   "section Method, table 4")  # fmt: skip
-    patch_size: Literal["lognormal", "nsa_gamma", "histogram"] = option(
-        "lognormal", "distribution of patch sizes; histogram: of --defect-sizes", "adref", kind="silent",
-        paper="an empirical distribution of real defects, not given",
+    patch_size: Literal["lognormal", "thin", "nsa_gamma", "histogram"] = option(
+        "lognormal", "distribution of patch sizes; thin: with aspects up to 12; histogram: of --defect-sizes", "adref",
+        kind="silent", paper="an empirical distribution of real defects, not given",
         why="masks of the test set would leak it; these sizes are guessed, not measured")  # fmt: skip
-    transformations: Literal["all", "one"] = option(
-        "all", "of each patch: noise, brightness, rotation and scale; one: noise or brightness, and rotation or scale",
-        "Eq 3", kind="ambiguous", paper="a set of transformations", why="shorter; one is drawn evenly")  # fmt: skip
-    noise: Literal["fixed", "drawn", "variance"] = option(
-        "fixed", "standard deviation of the noise: L (--noise-level), |N(0, L^2)| for each patch, or sqrt(L)", "Eq 4",
-        kind="mistake", paper="sigma ~ N(0, 0.05)", why="a standard deviation cannot be negative")  # fmt: skip
-    noise_level: float = option(0.05, "L, of each pixel and channel of a patch", "Eq 4", limits=(0, 1))
+    transformations: Literal["one_photometric", "all", "one_each"] = option(
+        "one_photometric", "of each patch: noise or brightness, drawn evenly, and rotation and scale; all: both and "
+        "both; one_each: noise or brightness, and rotation or scale", "Eqs 3, 4", kind="ambiguous",
+        paper="T_photo from {add noise, adjust brightness}, made with ImgAug", why="one of a set")  # fmt: skip
+    noise: Literal["uniform", "fixed", "normal", "variance"] = option(
+        "uniform", "standard deviation of a patch's noise: U(0, L), L itself (--noise-level), |N(0, L^2)| or sqrt(L)",
+        "Eq 4", kind="mistake", paper="sigma ~ N(0, 0.05)", why="a standard deviation cannot be negative; 0.05, "
+        "0.2 and 0.8 to 1.2 are in ImgAug's first example, with noise of scale=(0, 0.05 * 255), U(0, L)")  # fmt: skip
+    noise_channels: Literal["alike", "each", "half"] = option(
+        "alike", "noise alike in the three channels, drawn for each, or for each in half of the patches",
+        "ImgAug's default (per_channel=False)", kind="silent", paper="noise, made with ImgAug",
+        why="drawn for each channel it gives the patches away (NOTES.md); ImgAug's example has half")  # fmt: skip
+    noise_level: float = option(0.05, "L", "Eq 4", limits=(0, 1))
     brightness_mode: Literal["multiply", "add"] = option(
         "multiply", "P (1 + delta) or P + delta, delta from U(-0.2, 0.2)", "Eq 4", kind="ambiguous",
-        paper="adjusted by U(-0.2, 0.2)", why="blending cancels a constant: P + delta has P's gradients")  # fmt: skip
+        paper="adjusted by U(-0.2, 0.2)", why="ImgAug's example has Multiply((0.8, 1.2)); and blending cancels a "
+        "constant: P + delta has P's gradients")  # fmt: skip
     rotation: tuple[float, float] = option(
         (0.0, 360.0), "degrees, drawn uniformly from here (write --rotation=-10,10)", "Eq 4", limits=(-360, 360),
         kind="contradiction", paper="U(0, 2 pi), and 'angles seen in production'", why="the formula")  # fmt: skip
@@ -87,12 +95,13 @@ class Options:
     discriminator: Literal["srdad", "draem"] = option("srdad", "with Res-SE and cross attention, or DRAEM's", "table 4")
     discriminator_width: int = option(
         40, "channels of the first level of SRDAD's", "adref", limits=(1, INF), kind="ambiguous",
-        paper="27.8 M parameters, no widths", why="28,283,402: the multiple of 8 that comes nearest")  # fmt: skip
-    attention: Literal["uctransnet", "printed"] = option(
-        "uctransnet", "cross attention of channels as UCTransNet's code, or of tokens as Eqs 12 and 14 "
-        "(discriminator.ATTENTION)", "UCTransNet's code", kind="contradiction",
-        paper="'channel' attention; softmax(Q K^T / sqrt(d)) V of tokens, no norm, no path from T itself",
-        why="the module that it cites, and Eq 11's unequal widths")  # fmt: skip
+        paper="27.8 M parameters, no widths", why="28,283,402: the multiple of 8 that comes nearest; 27,768,202, and "
+        "47,176,225 of the printed 47.2 M in all, with --attention counted")  # fmt: skip
+    attention: Literal["uctransnet", "counted", "printed"] = option(
+        "uctransnet", "cross attention of channels as UCTransNet's code; counted: without the matrix behind the mean "
+        "of the heads, which no equation has, and with biases on Q, K, V; printed: of tokens, as Eqs 11 to 14",
+        "UCTransNet's code", kind="contradiction", paper="'channel' attention; softmax(Q K^T / sqrt(d)) V of tokens, "
+        "no norm, no output matrix, no path from T itself", why="the module that it cites")  # fmt: skip
     attention_dropout: float = option(0.1, "rate on tokens and attention", "UCTransNet's code", limits=(0, 0.99))
     unet_width: int = option(64, "channels of the first level of DRAEM's U-Net", "DRAEM's code", limits=(1, INF))
     discriminator_input: Literal["image_first", "reconstruction_first"] = option(
@@ -144,31 +153,36 @@ def recipe_of(o: Options) -> Recipe:
 
 PRESETS = {
     "paper": {},
-    # Half the side, a quarter of the first width; more steps, larger ones. No noise on patches, which is all that so
-    # short a training would learn to find, and labels only where something shows (see DEVIATIONS).
+    # Half the side, a quarter of the first width; more steps, larger ones; labels only where something shows.
     "tiny": {"size": (128, 128), "width": 24, "window": 4, "aspp_width": 48, "autoencoder_width": 16,
              "discriminator_width": 8, "unet_width": 8, "score_window": 11, "epochs": 100, "batch_size": 4,
-             "learning_rate": 1e-3, "rotation_probability": 0.0, "own_texture_share": 0.5, "noise_level": 0.0,
-             "label": "changed"},
+             "learning_rate": 1e-3, "rotation_probability": 0.0, "own_texture_share": 0.5, "label": "changed"},
 }  # fmt: skip
 
+DRAEM = {"reconstructor": "draem", "discriminator_input": "reconstruction_first", "anomaly": "draem",
+         "recipe": "draem"}  # fmt: skip
 ABLATIONS = {
     # the rows of table 4
-    "draem": {"reconstructor": "draem", "discriminator": "draem", "discriminator_input": "reconstruction_first",
-              "anomaly": "draem", "recipe": "draem"},
-    "draem+": {"reconstructor": "draem"},
+    "draem": {**DRAEM, "discriminator": "draem"},
+    "draem+": DRAEM,
     "srdad-": {"reconstructor": "swin_unet", "discriminator": "draem"},
     "srdad": {},
     # sigma and lambda as near to the print as can be run: |N(0, 0.05^2)|, and 1 for the value that is not given
-    "literal": {"object_mask": "bright", "noise": "drawn", "brightness_mode": "add", "poisson_lambda": 1.0,
+    "literal": {"object_mask": "bright", "noise": "normal", "brightness_mode": "add", "poisson_lambda": 1.0,
                 "attention": "printed", "length_unit": "iterations"},
 }  # fmt: skip
 
 DEVIATIONS = (
-    Deviation("anomalies.object_mask", "silent", "a grey image; nothing on textures or on parts that fill the image",
-              "8-bit luma; auto takes the full image where Otsu's eta is below 0.75 or the object covers less than 3 % "
-              "or more than 97 %, every mask below 64 pixels becomes it",
+    Deviation("anomalies.object_side", "silent", "nothing on textures or on parts that fill the image",
+              "auto takes the full image where 20 to 80 % of the frames are bright, or the median of Otsu's eta is "
+              "below 0.75; MVTec AD's names have NSA's table, unless the frames show the opposite side",
               "eta is 0.637 of a Gaussian histogram, 0.75 of a uniform one, 1 of two clean levels"),
+    Deviation("anomalies.object_mask", "silent", "a grey image", "8-bit luma; a mask below 64 pixels becomes the full "
+              "image", "ITU-R 601, as most programs"),
+    Deviation("anomalies.natural_anomaly", "silent", "Algorithm 1, a figure without text", "equations 1 to 5 in the "
+              "order of the text; all patches are cut from the clean image I, new ones at every step", "nothing else"),
+    Deviation("anomalies.RIM", "silent", "'precisely marks' the region", "a patch is cut larger than the size that is "
+              "drawn, by the pixels that its warp and dR take", "the labelled region then has the drawn size"),
     Deviation("anomalies.MOST_PATCHES", "silent", "N patches", "1 + Binomial(n - 1, 0.5), n 3 on objects, 4 on full "
               "images", "as NSA, whose 4 is for textures; here parts that fill the image count with them"),
     Deviation("anomalies.draw_patch", "silent", "patches of the target object", "of the same image, half on the object "
@@ -177,21 +191,28 @@ DEVIATIONS = (
     Deviation("anomalies.natural_anomaly", "silent", "equation 5 alone", "source gradients, clipped, not rounded",
               "NSA mixes the gradients on textures, OpenCV rounds to 8 bits"),
     Deviation("method.ANOMALY_PROBABILITY", "silent", "nothing said", "half of the examples are corrupted", "DRAEM"),
-    Deviation("reconstructor.DEPTHS", "silent", "no depths, no heads", "2, 2, 2 blocks with 3, 6, 12 heads, none in "
-              "the bottleneck, no stochastic depth, skips from behind the blocks, a linear output",
-              "19,408,023 parameters for the paper's 19.4 M; Swin-Unet's 2, 2, 2, 2 alone has 27.2 M"),
+    Deviation("reconstructor.DEPTHS", "contradiction", "Swin-Unet, whose 2, 2, 2, 2 blocks alone have 27.2 M, with "
+              "additions; 19.4 M parameters", "2, 2, 2 blocks, none in the bottleneck, in the rows srdad and srdad-",
+              "19,408,023; so the two rows of table 4 differ by what the article names"),
+    Deviation("reconstructor.SwinUNet", "silent", "no heads, no output; equation 6 has no norm", "3, 6, 12 heads, no "
+              "stochastic depth, skips from behind the blocks, a linear output; LayerNorm behind the embedding",
+              "Swin's code; skips of plain Swin-Unet start before the blocks, as in its code"),
     Deviation("reconstructor.SwinUNet", "silent", "branches of ASPP", "batch norm on the convolutions, no projection",
               "DeepLabv3's, whose projection the widths make unnecessary"),
-    Deviation("discriminator.ResSE", "silent", "the name Res-SE", "a convolution, then two with squeeze and excitation "
-              "(ratio 16) beside the identity", "the shortest layout with both parts of the name"),
+    Deviation("discriminator.ResSE", "ambiguous", "the name Res-SE; 'residual attention' in figure 7", "a convolution, "
+              "then two with squeeze and excitation (ratio 16) beside the identity, x + s u(x)",
+              "the shortest layout with both parts of the name; the figure's would be x + s x"),
     Deviation("discriminator.TOKEN_SIDES", "silent", "no sizes", "tokens of 16, 8, 4, 2 pixels, 4 layers, 4 heads; X_i "
               "is added to what returns", "UCTransNet's at 256 pixels, without the dropout behind its attention and "
               "its initialisation of the MLPs"),
     Deviation("SRDAD.forward", "silent", "an anomaly map", "the softmax of two logits, no detach between the networks",
               "DRAEM"),
-    Deviation("SRDAD.loss", "silent", "SSIM of 'the means of the images'; gamma 'typically' 2, the symbol alpha_t",
-              "local SSIM (Gaussian 11 / 1.5, zeros outside, L = 1); gamma 2, no alpha, smoothing 1e-5",
-              "DRAEM's code, without its guess of L from the network's output"),
+    Deviation("SRDAD.loss", "silent", "SSIM of 'the means of the images'", "local SSIM (Gaussian 11 / 1.5, zeros "
+              "outside, L = 1)", "DRAEM's code, without its guess of L from the network's output"),
+    Deviation("SRDAD.loss", "ambiguous", "gamma 'typically' 2, the symbol alpha_t", "gamma 2, no alpha, smoothing 1e-5",
+              "DRAEM's code; no value of alpha_t is printed"),
+    Deviation("SRDAD.loss", "contradiction", "the word 'contrastive'", "equations 16 to 20 alone",
+              "no equation contrasts two examples"),
     Deviation("SRDAD.loss", "contradiction", "error of the 'masked patch'", "of the whole image",
               "words left over from another method: nothing is masked here"),
     Deviation("RECIPES", "silent", "no weight decay, no pretraining", "0.01; none", "PyTorch's AdamW; --weights takes "
@@ -199,17 +220,16 @@ DEVIATIONS = (
     Deviation("ABLATIONS", "mistake", "DRAEM has 26.5 M parameters, SRDAD is heavier",
               "97,422,725, and 198.0 against SRDAD's 33.8 G multiply-adds an image",
               "counted, attention's products among them (without: 30.9); srdad- has more in its reconstructor"),
-    Deviation("PRESETS", "substitution", "one size, noise on all patches", "tiny: no noise, labels only where "
-              "something shows, a higher rate", "at an eighth of the steps, with noise it learns to find noise alone"),
+    Deviation("PRESETS", "substitution", "one size", "tiny: labels only where something shows, a higher rate",
+              "an eighth of the steps"),
 )  # fmt: skip
 
 
 def check(o: Options) -> None:
     """Raises UserError for options that do not fit together."""
     swin = o.reconstructor != "draem"
-    bottleneck = SWIN_UNET["bottleneck_depth"] if o.reconstructor == "swin_unet" else 0
     for axis, side in zip(("height", "width"), o.size):
-        fits = next_valid_side(side, o.window, bottleneck) if swin else side
+        fits = next_valid_side(side, o.window, 0) if swin else side
         if "draem" in (o.reconstructor, o.discriminator):
             fits = math.ceil(fits / UNet.stride) * UNet.stride
         if fits != side:
