@@ -198,9 +198,9 @@ def test_texture_weight_and_threshold_readings(monkeypatch):
     assert np.mean(areas) > 2 * np.mean(fixed) and max(areas) > 0.4
 
 
-@pytest.mark.holds("draem", "6")
+@pytest.mark.holds("draem", "Mask")
 def test_mask_is_rotated_noise_above_a_threshold():
-    """Equation 6 from the same random numbers, by slow loops; black outside."""
+    """The mask from the same random numbers, by slow loops; black outside."""
     areas = []
     for seed in range(6):
         rng = np.random.default_rng(seed)

@@ -72,7 +72,7 @@ def test_small_images_get_cells_of_two_pixels_or_more():
         assert perlin(draw_perlin(rng, shape), shape).shape == shape
 
 
-@pytest.mark.holds("draem", "6")
+@pytest.mark.holds("draem", "Mask")
 def test_threshold_is_strict():
     np.testing.assert_array_equal(threshold(np.array([[0.5, 0.51, -1.0]], np.float32)), [[0, 1, 0]])
     np.testing.assert_array_equal(threshold(np.array([[0.5, 0.51, -1.0]], np.float32), 0.6), [[0, 0, 0]])

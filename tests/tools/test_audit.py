@@ -61,6 +61,17 @@ def test_callers_of_the_same_file_count():
     assert audit.reaching(method, "DRAEM.image_scores") == {"image_scores", "score"}  # `score` is of adref/method.py
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_header_has_every_printed_equation_by_its_number(name):
+    """equations.json: the numbers of the paper in order, each with what its formula must contain."""
+    printed = json.loads((audit.TESTS / "equations.json").read_text())[name]
+    header = ast.get_docstring(ast.parse((audit.PACKAGE / "methods" / name / "method.py").read_text()))
+    numbered = {entry.label: entry.formula for entry in audit.entries(header) if entry.label.isdigit()}
+    assert list(numbered) == list(printed)
+    missing = [(n, term) for n, terms in printed.items() for term in terms if term not in numbered[n]]
+    assert not missing and all(printed.values())
+
+
 def test_names_of_helpers_count_and_those_of_other_tests_do_not():
     text = "def helper(x):\n    return ssim(x)\ndef test_a(pair):\n    helper(1)\ndef test_b():\n    m.focal(2)\n"
     functions = {node.name: node for node in ast.parse(text).body}

@@ -19,7 +19,9 @@ Equations (source: the code; the article's own numbers are not known, these foll
     (3) L = L_rec + L_seg(M, M_o), L_seg the focal loss         DRAEM.loss, losses.focal
     (4) I_a = (1 - M) I + M ((1 - beta) I + beta A)             corrupt, texture_anomaly.blend
     (5) eta = max(M_o * f), f a mean filter                     DRAEM.image_scores, filters.filtered_maximum
-    (6) M = [Perlin noise, rotated, > t]                        texture_anomaly.draw_mask, perlin.perlin, perlin.rotate,
+
+Algorithms and tables
+    (Mask) M = [Perlin noise, rotated, > t]                     texture_anomaly.draw_mask, perlin.perlin, perlin.rotate,
                                                                 perlin.threshold
 
 Not built
@@ -52,7 +54,7 @@ class Batch(NamedTuple):
 
 
 def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: Sources) -> Batch:
-    """Pastes a texture under a Perlin mask into half of the images (equations 4 and 6); see `Trainable.corrupt`.
+    """Pastes a texture under a Perlin mask into half of the images (equation 4); see `Trainable.corrupt`.
 
     Needs `sources.textures`, and `images` where --own-texture-share is above 0. In a normal example the mask is 0 and
     corrupted equal to clean.
