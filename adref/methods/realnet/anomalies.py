@@ -39,7 +39,7 @@ def nsa_anomaly(image: Tensor, rng: Generator, sources: Sources, category: str) 
     same = [i for i, name in enumerate(sources.categories) if name == category and i != sources.index]
     others, rule = same or [sources.index], NSA_RULES.get(category, NSARule())
     other = (sources.images[others[int(rng.integers(len(others)))]].float() / 255).numpy()
-    corrupted, mask = nsa(image.numpy(), other, draw_nsa(rng, image.numpy(), other, rule), rule.mixed)
+    corrupted, mask = nsa(image.numpy(), other, draw_nsa(rng, image.numpy(), other, rule), rule)
     return torch.from_numpy(corrupted), torch.from_numpy(mask)
 
 

@@ -108,7 +108,7 @@ DEVIATIONS = (
     Deviation("selection", "silent", "normalisation in AFS; sets of channels and a batch norm in RRS",
               "min-max over the batch, 1e-4 added; descending order, maxima first, duplicates kept; momentum 0.9",
               "the code's, whose order among equals is undefined: here the smaller index comes first"),
-    Deviation("add_anomaly", "silent", "NSA and CutPaste, no details", "their authors' constants, NSA's mask as label",
+    Deviation("add_anomaly", "silent", "NSA and CutPaste, no details", "their authors' constants and labels",
               "unknown categories: NSA's widest bounds, no condition; colours change in a fixed order; see nsa.py"),
     Deviation("networks.enlarge", "silent", "up-sampling", "bilinear, corners aligned; rectangles are allowed",
               "the code's; it takes squares only, because its decoder computes its size from the width"),
