@@ -45,10 +45,11 @@ UNCHANGED = {
     ("srdad", "ablation", "srdad"): "the whole method, a row of its table",
     ("vit_autoencoder", "ablation", "+m+ca"): "the whole method, a row of its table",
     ("noise_to_norm", "ablation", "lambda-0.3"): "the default, a row of its table",
+    **{("realnet", "ablation", f"strength-{s}"): "the strength is that of the user's images" for s in ("0", 0.1, 0.2)},
 }
 # Readings that need the widths of the paper or millions of weights: built on the meta device only.
 LARGE = {
-    ("realnet", "ablation", "half"),
+    *(("realnet", "ablation", name) for name in ("half", "high-resolution")),
     *(("realnet", "backbone", name) for name in ("wide_resnet50_2", "resnet50", "efficientnet_b4")),
 }
 

@@ -80,6 +80,7 @@ def stream(purpose: str, *key: int) -> np.random.Generator:
     return random_stream(0, purpose, *key)
 
 
+@pytest.mark.holds("realnet", "Table of widths")
 def test_parameter_counts_of_parts():
     with torch.device("meta"):
         numbers = {64: 3_250_944, 128: 12_975_616, 256: 51_846_144, 512: 207_271_936, 768: 466_277_376}
@@ -90,10 +91,7 @@ def test_parameter_counts_of_parts():
     assert [*map(count, judges.values())] == [5_872_662, 1_645_590, 998_422, 566_550, 48_995_350]
     d = judges[512]
     assert (count(d.units) + count(d.reduce[:3]), count(d.reduce[3:]), count(d.out)) == (5_833_088, 39_208, 366)
-    half, r34, tiny = (
-        on_meta(**changes)
-        for changes in (PRESETS["half"], {"backbone": "resnet34", "widths": (64, 128, 256, 128)}, PRESETS["tiny"])
-    )
+    half, r34, tiny = (on_meta(**PRESETS[name]) for name in ("half", "resnet34", "tiny"))
     assert [(m.rrs.by_max, m.rrs.by_mean) for m in (half, r34, tiny)] == [(128, 128), (96, 96), (43, 43)]
     assert (count(r34.networks), count(r34.discriminator), count(r34)) == (81_048_320, 998_422, 103_331_414)
     b4 = on_meta(**PRESETS["b4"])
@@ -461,12 +459,20 @@ def test_rows_of_the_table_of_anomaly_sources(name, kind, field):
             anomalous(image, 0, options, alone)
 
 
+@pytest.mark.holds("realnet", "Table of strengths")
+def test_rows_of_the_table_of_strengths():
+    """They differ from the method in the user's images alone."""
+    names = [name for name in ABLATIONS if name.startswith("strength-")]
+    assert len(names) == 3 and all(row(name) == Options() for name in names)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "channels", "networks", "total"),
     [(None, {}, [256, 512, 512, 256], 518_236_160, 590_943_062),
      ("b", {"architecture": "B"}, [1536], 1_864_771_584, 1_937_478_486),
      ("c", {"architecture": "C"}, [768, 768], 932_554_752, 1_005_261_654),
-     ("half", {"widths": (128, 256, 256, 128)}, [128, 256, 256, 128], 129_643_520, 198_123_350)],
+     ("half", {"widths": (128, 256, 256, 128)}, [128, 256, 256, 128], 129_643_520, 198_123_350),
+     ("high-resolution", {"size": (512, 512)}, [256, 512, 512, 256], 518_236_160, 590_943_062)],
 )  # fmt: skip
 @pytest.mark.holds("realnet", "Table of architectures")
 def test_rows_of_the_table_of_architectures(name, changes, channels, networks, total):

@@ -37,7 +37,9 @@ Equations
 Algorithms and tables
     (Table of selections) AFS, RDR, RLPR, with RRS and without                    ABLATIONS
     (Table of anomaly sources) SDAS, DTD, NSA, CutPaste                           ABLATIONS
-    (Table of architectures) A, B, C, and half the widths                         ABLATIONS
+    (Table of strengths) s of the SDAS images                                     ABLATIONS
+    (Table of widths) ResNet34, EfficientNet-B4, and half the widths              PRESETS
+    (Table of architectures) A, B, C, half the widths, high resolution            ABLATIONS
 
 Not built
     The choice of the best checkpoint on the test set, and the flipping of an AUROC below 0.5.
