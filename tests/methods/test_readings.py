@@ -29,7 +29,7 @@ SMALL = {
     "noise_to_norm": {"size": (32, 32), "width": 4, "levels": 2, "sigmas": (0.5, 1.0)},
     "sdas": {"size": (16, 16), "categories": CATEGORIES, "width": 8, "groups": 4, "multipliers": (1, 2), "blocks": 1,
              "attention_factors": (2,), "head_width": 8, "batch_size": 6, "accumulation": 2, "classifier_width": 8,
-             "sampling_steps": 3},
+             "sampling_steps": 3, "steps": 3},
     "realnet": {"size": (128, 128), "categories": CATEGORIES, "backbone": "resnet18", "widths": (8, 8, 8, 8),
                 "groups": 4, "afs_batches": 1, "batch_size": 4, "network": "simple", "score_window": 4,
                 "anomaly_sources": ("sdas", "textures", "nsa")},

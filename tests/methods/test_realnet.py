@@ -108,8 +108,8 @@ def test_untrained_networks_reconstruct_0():
     assert loss == pytest.approx(sum(phi.square().mean().item() for phi in features), rel=1e-5)
 
 
-@pytest.mark.holds("realnet", "2")
-def test_residuals_are_equation_2():
+@pytest.mark.holds("realnet", "residuals")
+def test_residuals():
     """(phi - G(phi))^2 of every block, the coarser ones enlarged: bilinear, corners aligned, weights written out."""
     method, sizes = golden.fill(small()), ((16, 24), (8, 12), (4, 8), (4, 4))
     features = [2 * golden.hashed(f"phi {k}", 2, width, *size) - 1
@@ -137,7 +137,7 @@ def test_areas_of_masks():
     assert areas.mean() == pytest.approx(0.050, abs=0.003) and (areas == 0).mean() == pytest.approx(0.043, abs=0.015)
 
 
-@pytest.mark.holds("realnet", "1")
+@pytest.mark.holds("realnet", "blending")
 def test_blending():
     image, other = torch.full((3, 4, 4), 100 / 255), torch.full((3, 4, 4), 201, dtype=torch.uint8)
     mask = torch.zeros(4, 4)
@@ -276,7 +276,7 @@ def test_random_selection_and_projection():
     assert torch.allclose(phi, method.projections[0](method.backbone(image)[0])) and phi.shape[1] == 16
 
 
-@pytest.mark.holds("realnet", "7")
+@pytest.mark.holds("realnet", "residual selection")
 def test_residual_selection():
     b1, b2 = torch.zeros(2, 3, 4, 4), torch.zeros(2, 2, 2, 2)
     b1[0, 0, 0, 0], b1[0, 1], b1[0, 2] = 9, 1.5, 0.1
@@ -294,7 +294,7 @@ def test_residual_selection():
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-@pytest.mark.holds("realnet", "7")
+@pytest.mark.holds("realnet", "residual selection")
 def test_ranking_is_that_of_batch_norm(normalised):
     """In training and evaluation; with the gradient through the statistics where they are applied."""
     norm = nn.BatchNorm2d(12, affine=False, momentum=0.9)
@@ -326,7 +326,7 @@ def test_shares_of_the_layers():
     assert float(shares["layer_3"]) == pytest.approx(float(((place >= 32) & (place < 64)).float().mean()))
 
 
-@pytest.mark.holds("realnet", "3")
+@pytest.mark.holds("realnet", "score")
 def test_image_score():
     lone = torch.zeros(1, 1, 64, 64)
     lone[0, 0, 30, 30] = 1
@@ -344,8 +344,8 @@ def test_image_score():
     assert method.image_scores(maps)["max"].tolist() == pytest.approx([1, 1, 0.3], abs=1e-6)
 
 
-@pytest.mark.holds("realnet", "8")
-def test_map_is_equation_8():
+@pytest.mark.holds("realnet", "anomaly map")
+def test_map():
     """The anomalous one of two logits, by a sigmoid of their difference; the logits are those of what RRS selects."""
     method, images = golden.fill(small()), torch.stack(pictures(2)).float() / 255
     with torch.no_grad():
@@ -356,7 +356,7 @@ def test_map_is_equation_8():
     assert torch.allclose(maps[:, 0].double(), 1 / (1 + (z[:, 0] - z[:, 1]).exp()), rtol=1e-5)
 
 
-@pytest.mark.holds("realnet", "5", "6", "8")
+@pytest.mark.holds("realnet", "5", "6", "anomaly map")
 def test_loss_is_equations_5_and_6():
     """In float64: G_k of the corrupted image's features against the clean one's; and cross-entropy."""
     method = golden.fill(small())

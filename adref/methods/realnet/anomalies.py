@@ -44,7 +44,7 @@ def nsa_anomaly(image: Tensor, rng: Generator, sources: Sources, category: str) 
 
 
 def blend(image: Tensor, picture: Tensor, mask: Tensor, opacity: float) -> Tensor:
-    """Computes equation 1 of I in [0, 1], P uint8 (3, H, W), M (H, W), in truncated 8-bit values; exactly I off M."""
+    """Blends I in [0, 1] with P, uint8 (3, H, W), under M (H, W), in truncated 8-bit values; exactly I off M."""
     mixed = ((1 - opacity) * to_bytes(image).double() + opacity * picture.double()).floor().float() / 255
     return torch.where(mask > 0, mixed, image)
 
