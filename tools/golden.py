@@ -49,7 +49,7 @@ from adref.methods.realnet.cut_paste import CutPasteNumbers, cut_paste
 from adref.methods.realnet.foreground import RULES, foreground, triangle
 from adref.methods.realnet.method import RealNet
 from adref.methods.realnet.networks import Discriminator, FeatureResidual, FeatureUNet, ResidualUnit, SimpleNetwork
-from adref.methods.realnet.nsa import NSAPatch, nsa
+from adref.methods.realnet.nsa import NSAPatch, NSARule, nsa
 from adref.methods.realnet.selection import ResidualSelection, afs_losses
 from adref.methods.sdas import method as sdas_method
 from adref.methods.sdas.method import SDAS
@@ -440,7 +440,7 @@ def sdas() -> list[float]:
     for changes in ({}, {"sampler": "ddim"}):
         method.options = dataclasses.replace(options, sampling_steps=4, **changes)
         numbers += digest(method.sample([0, 1], [Hashed("first"), Hashed("second")], [0.0, 0.2]))
-    return numbers + digest(method.invert(batch.image, [0, 1]), method.average.out[2].weight)
+    return numbers + digest(method.average.out[2].weight)
 
 
 def cut_and_paste() -> list[float]:
@@ -448,7 +448,8 @@ def cut_and_paste() -> list[float]:
     image, other = hashed("image", 3, 64, 48), hashed("other", 3, 64, 48)
     numbers = CutPasteNumbers((5, 7), (20, 12), 30.0, (30, 20), (1.1, 0.9, 1.05), 0.08)
     patches = [NSAPatch((3, 4), (12, 16), (15, 20), (10, 12)), NSAPatch((30, 20), (10, 9), (8, 7), (40, 30))]
-    blends = [torch.from_numpy(x) for mixed in (False, True) for x in nsa(image.numpy(), other.numpy(), patches, mixed)]
+    blends = [torch.from_numpy(x) for mixed in (False, True)
+              for x in nsa(image.numpy(), other.numpy(), patches, NSARule(mixed=mixed))]  # fmt: skip
     picture = (255 * image.permute(1, 2, 0)).byte().numpy()
     found = [torch.from_numpy(foreground(picture, RULES[name]).astype(np.float32)) for name in ("pcb1", "01", "pill")]
     return digest(*cut_paste(image, numbers), *blends, *found, torch.tensor([float(triangle(picture[..., 1]))]))

@@ -125,7 +125,7 @@ def test_without_object_there_is_no_patch():
     rule = NSARule(background=(200, 60), least_object=0.3, patches=1)
     for image, other in ((full, empty), (empty, full)):
         drawn = draw_nsa(np.random.default_rng(4), image, other, rule)
-        corrupted, mask = nsa(image, other, drawn)
+        corrupted, mask = nsa(image, other, drawn, rule)
         assert drawn == [] and corrupted is not image and mask.sum() == 0 and mask.dtype == np.float32
         np.testing.assert_array_equal(corrupted, image)
     assert draw_nsa(np.random.default_rng(4), full, full, rule)
@@ -166,7 +166,7 @@ def test_blending_is_poissons_with_the_resized_patch(mixed):
         region[y : y + p.resized[0], x : x + p.resized[1]] = True
         source[:, region] = slow_resize(other[:, a : a + h, b : b + w], p.resized).reshape(3, -1)
         expected = np.clip(poisson_blend(source, expected, region, mixed=mixed, solver="sparse").values, 0, 1)
-    corrupted, mask = nsa(image, other, patches, mixed)
+    corrupted, mask = nsa(image, other, patches, NSARule(mixed=mixed))
     np.testing.assert_allclose(corrupted, expected, rtol=0, atol=1e-10)
     changed = 255 * np.abs(expected - image).mean(axis=0) > 1
     np.testing.assert_array_equal(mask, ndimage.median_filter(changed, 5, mode="nearest"))
@@ -180,7 +180,7 @@ def test_masks_match_the_changed_pixels(name, shape):
         image, other = picture(shape, seed), picture(shape, seed + 50)
         kept = np.stack((image, other))
         patches = draw_nsa(rng, image, other, rule)
-        corrupted, mask = nsa(image, other, patches, rule.mixed)
+        corrupted, mask = nsa(image, other, patches, rule)
         np.testing.assert_array_equal(kept, np.stack((image, other)))
         assert corrupted.dtype == np.float32 and corrupted.min() >= 0 and corrupted.max() <= 1
         inside = np.zeros(shape, bool)
@@ -193,11 +193,29 @@ def test_masks_match_the_changed_pixels(name, shape):
     assert seen >= 11
 
 
+def test_labels_leave_out_what_is_object_in_neither_image():
+    """Each patch cuts an object, so that its ground changes, too; the second one decides where both lie."""
+    (image, there), (other, here) = disc((60, 50), 30), disc((64, 110), 30, inside=0.1)
+    patches = [NSAPatch((40, 60), (40, 50), (40, 50), (45, 60)), NSAPatch((20, 60), (30, 40), (30, 40), (70, 80))]
+    rule, region = NSARule(background=(200, 60)), np.zeros(SHAPE, bool)
+    there, here = (ndimage.median_filter(mask, 7, mode="nearest") for mask in (there, here))
+    for p in patches:
+        at = box(p.place, p.resized)[1:]
+        region[at] = there[at] | here[box(p.source, p.size)[1:]]
+    corrupted, mask = nsa(image, other, patches, rule)
+    same, every = nsa(image, other, patches)  # without a background everything is object
+    np.testing.assert_array_equal(corrupted, same)
+    changed = 255 * np.abs(corrupted.astype(np.float64) - image).mean(axis=0) > 1
+    np.testing.assert_array_equal(mask, ndimage.median_filter(changed & region, 5, mode="nearest"))
+    np.testing.assert_array_equal(every, ndimage.median_filter(changed, 5, mode="nearest"))
+    assert 0 < mask.sum() < 0.8 * every.sum()
+
+
 def test_single_colours_are_no_anomaly():
     image, other = np.full((3, 64, 64), 0.3, np.float32), np.full((3, 64, 64), 0.7, np.float32)
     for name in (None, "carpet", "bottle", "hazelnut"):
         rule = NSA_RULES.get(name, NSARule())
-        corrupted, mask = nsa(image, other, draw_nsa(np.random.default_rng(9), image, other, rule), rule.mixed)
+        corrupted, mask = nsa(image, other, draw_nsa(np.random.default_rng(9), image, other, rule), rule)
         np.testing.assert_array_equal(corrupted, image)
         assert mask.sum() == 0
 

@@ -29,7 +29,7 @@ SMALL = {
     "noise_to_norm": {"size": (32, 32), "width": 4, "levels": 2, "sigmas": (0.5, 1.0)},
     "sdas": {"size": (16, 16), "categories": CATEGORIES, "width": 8, "groups": 4, "multipliers": (1, 2), "blocks": 1,
              "attention_factors": (2,), "head_width": 8, "batch_size": 6, "accumulation": 2, "classifier_width": 8,
-             "sampling_steps": 3},
+             "sampling_steps": 3, "steps": 3},
     "realnet": {"size": (128, 128), "categories": CATEGORIES, "backbone": "resnet18", "widths": (8, 8, 8, 8),
                 "groups": 4, "afs_batches": 1, "batch_size": 4, "network": "simple", "score_window": 4,
                 "anomaly_sources": ("sdas", "textures", "nsa")},
@@ -45,10 +45,11 @@ UNCHANGED = {
     ("srdad", "ablation", "srdad"): "the whole method, a row of its table",
     ("vit_autoencoder", "ablation", "+m+ca"): "the whole method, a row of its table",
     ("noise_to_norm", "ablation", "lambda-0.3"): "the default, a row of its table",
+    **{("realnet", "ablation", f"strength-{s}"): "the strength is that of the user's images" for s in ("0", 0.1, 0.2)},
 }
 # Readings that need the widths of the paper or millions of weights: built on the meta device only.
 LARGE = {
-    ("realnet", "ablation", "half"),
+    *(("realnet", "ablation", name) for name in ("half", "high-resolution")),
     *(("realnet", "backbone", name) for name in ("wide_resnet50_2", "resnet50", "efficientnet_b4")),
 }
 

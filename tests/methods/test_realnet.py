@@ -80,6 +80,7 @@ def stream(purpose: str, *key: int) -> np.random.Generator:
     return random_stream(0, purpose, *key)
 
 
+@pytest.mark.holds("realnet", "Table of widths")
 def test_parameter_counts_of_parts():
     with torch.device("meta"):
         numbers = {64: 3_250_944, 128: 12_975_616, 256: 51_846_144, 512: 207_271_936, 768: 466_277_376}
@@ -90,10 +91,7 @@ def test_parameter_counts_of_parts():
     assert [*map(count, judges.values())] == [5_872_662, 1_645_590, 998_422, 566_550, 48_995_350]
     d = judges[512]
     assert (count(d.units) + count(d.reduce[:3]), count(d.reduce[3:]), count(d.out)) == (5_833_088, 39_208, 366)
-    half, r34, tiny = (
-        on_meta(**changes)
-        for changes in (PRESETS["half"], {"backbone": "resnet34", "widths": (64, 128, 256, 128)}, PRESETS["tiny"])
-    )
+    half, r34, tiny = (on_meta(**PRESETS[name]) for name in ("half", "resnet34", "tiny"))
     assert [(m.rrs.by_max, m.rrs.by_mean) for m in (half, r34, tiny)] == [(128, 128), (96, 96), (43, 43)]
     assert (count(r34.networks), count(r34.discriminator), count(r34)) == (81_048_320, 998_422, 103_331_414)
     b4 = on_meta(**PRESETS["b4"])
@@ -110,8 +108,8 @@ def test_untrained_networks_reconstruct_0():
     assert loss == pytest.approx(sum(phi.square().mean().item() for phi in features), rel=1e-5)
 
 
-@pytest.mark.holds("realnet", "2")
-def test_residuals_are_equation_2():
+@pytest.mark.holds("realnet", "residuals")
+def test_residuals():
     """(phi - G(phi))^2 of every block, the coarser ones enlarged: bilinear, corners aligned, weights written out."""
     method, sizes = golden.fill(small()), ((16, 24), (8, 12), (4, 8), (4, 4))
     features = [2 * golden.hashed(f"phi {k}", 2, width, *size) - 1
@@ -139,7 +137,7 @@ def test_areas_of_masks():
     assert areas.mean() == pytest.approx(0.050, abs=0.003) and (areas == 0).mean() == pytest.approx(0.043, abs=0.015)
 
 
-@pytest.mark.holds("realnet", "1")
+@pytest.mark.holds("realnet", "blending")
 def test_blending():
     image, other = torch.full((3, 4, 4), 100 / 255), torch.full((3, 4, 4), 201, dtype=torch.uint8)
     mask = torch.zeros(4, 4)
@@ -278,7 +276,7 @@ def test_random_selection_and_projection():
     assert torch.allclose(phi, method.projections[0](method.backbone(image)[0])) and phi.shape[1] == 16
 
 
-@pytest.mark.holds("realnet", "7")
+@pytest.mark.holds("realnet", "residual selection")
 def test_residual_selection():
     b1, b2 = torch.zeros(2, 3, 4, 4), torch.zeros(2, 2, 2, 2)
     b1[0, 0, 0, 0], b1[0, 1], b1[0, 2] = 9, 1.5, 0.1
@@ -296,7 +294,7 @@ def test_residual_selection():
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-@pytest.mark.holds("realnet", "7")
+@pytest.mark.holds("realnet", "residual selection")
 def test_ranking_is_that_of_batch_norm(normalised):
     """In training and evaluation; with the gradient through the statistics where they are applied."""
     norm = nn.BatchNorm2d(12, affine=False, momentum=0.9)
@@ -328,7 +326,7 @@ def test_shares_of_the_layers():
     assert float(shares["layer_3"]) == pytest.approx(float(((place >= 32) & (place < 64)).float().mean()))
 
 
-@pytest.mark.holds("realnet", "3")
+@pytest.mark.holds("realnet", "score")
 def test_image_score():
     lone = torch.zeros(1, 1, 64, 64)
     lone[0, 0, 30, 30] = 1
@@ -346,8 +344,8 @@ def test_image_score():
     assert method.image_scores(maps)["max"].tolist() == pytest.approx([1, 1, 0.3], abs=1e-6)
 
 
-@pytest.mark.holds("realnet", "8")
-def test_map_is_equation_8():
+@pytest.mark.holds("realnet", "anomaly map")
+def test_map():
     """The anomalous one of two logits, by a sigmoid of their difference; the logits are those of what RRS selects."""
     method, images = golden.fill(small()), torch.stack(pictures(2)).float() / 255
     with torch.no_grad():
@@ -358,7 +356,7 @@ def test_map_is_equation_8():
     assert torch.allclose(maps[:, 0].double(), 1 / (1 + (z[:, 0] - z[:, 1]).exp()), rtol=1e-5)
 
 
-@pytest.mark.holds("realnet", "5", "6", "8")
+@pytest.mark.holds("realnet", "5", "6", "anomaly map")
 def test_loss_is_equations_5_and_6():
     """In float64: G_k of the corrupted image's features against the clean one's; and cross-entropy."""
     method = golden.fill(small())
@@ -461,12 +459,20 @@ def test_rows_of_the_table_of_anomaly_sources(name, kind, field):
             anomalous(image, 0, options, alone)
 
 
+@pytest.mark.holds("realnet", "Table of strengths")
+def test_rows_of_the_table_of_strengths():
+    """They differ from the method in the user's images alone."""
+    names = [name for name in ABLATIONS if name.startswith("strength-")]
+    assert len(names) == 3 and all(row(name) == Options() for name in names)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "channels", "networks", "total"),
     [(None, {}, [256, 512, 512, 256], 518_236_160, 590_943_062),
      ("b", {"architecture": "B"}, [1536], 1_864_771_584, 1_937_478_486),
      ("c", {"architecture": "C"}, [768, 768], 932_554_752, 1_005_261_654),
-     ("half", {"widths": (128, 256, 256, 128)}, [128, 256, 256, 128], 129_643_520, 198_123_350)],
+     ("half", {"widths": (128, 256, 256, 128)}, [128, 256, 256, 128], 129_643_520, 198_123_350),
+     ("high-resolution", {"size": (512, 512)}, [256, 512, 512, 256], 518_236_160, 590_943_062)],
 )  # fmt: skip
 @pytest.mark.holds("realnet", "Table of architectures")
 def test_rows_of_the_table_of_architectures(name, changes, channels, networks, total):

@@ -21,7 +21,7 @@ from adref.run.directory import read_log
 from adref.train import main
 
 slow = pytest.mark.slow
-COMMON = ["--batch-size", "3", "--epochs", "2", "--workers", "0", "--device", "cpu"]
+COMMON = ["--batch-size", "3", "--workers", "0", "--device", "cpu"]
 METHODS = {
     "draem": ["--size", "64,64", "--reconstruction-width", "4", "--discriminator-width", "4", "--score-window", "5"],
     "srdad": ["--size", "64,64", "--width", "12", "--window", "4", "--aspp-width", "24",
@@ -41,6 +41,7 @@ METHODS = {
 
 def command(name: str, data: Path, textures: Path, out: Path) -> list[str]:
     more = ["--textures", str(textures)] if name in ("draem", "realnet") else []
+    more += ["--steps", "5"] if name == "sdas" else ["--epochs", "2"]
     return [name, "--data", str(data), "--out", str(out), *COMMON, *METHODS[name], *more]
 
 

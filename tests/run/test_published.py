@@ -7,6 +7,8 @@ from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
+import pytest
+
 import adref
 from adref.methods import METHODS
 from adref.run.summary import METRICS, aggregate, read_published
@@ -18,7 +20,7 @@ ROWS = list(csv.DictReader(io.StringIO(TEXT)))
 KNOWN = {
     "draem": (75, "65.644", ",paper,MVTec AD,cable,pixel_ap,0.524"),
     "noise_to_norm": (83, "77.1377", "lambda-0,paper,MPDD,tubes,image_auroc,0.3945"),
-    "realnet": (442, "422.8818", "cut-paste,paper,MPDD,bracket_black,aupro_0.3_realnet,0.5653"),
+    "realnet": (502, "480.8517", "cut-paste,paper,MPDD,bracket_black,aupro_0.3_realnet,0.5653"),
     "sernet": (1, "0.996", ",paper,MVTec AD,mean,image_auroc,0.996"),
     "srdad": (9, "8.966", ",paper,MVTec AD,mean,pixel_auroc,0.980"),
     "vit_autoencoder": (72, "65.740", "base,paper,MVTec AD,mean,aupro_0.3,0.796"),
@@ -49,7 +51,7 @@ def test_form_and_names():
 
 
 def test_sums_and_one_cell_of_each_paper():
-    assert len(ROWS) == 682 and set(KNOWN) == {row["method"] for row in ROWS}
+    assert len(ROWS) == 742 and set(KNOWN) == {row["method"] for row in ROWS}
     for method, (count, total, cell) in KNOWN.items():
         rows = [row for row in ROWS if row["method"] == method]
         assert (len(rows), str(sum(Decimal(row["value"]) for row in rows))) == (count, total), method
@@ -70,11 +72,17 @@ def test_printed_means_are_those_of_the_printed_categories():
     assert exceptions == EXCEPTIONS
 
 
-def test_a_run_on_a_whole_data_set_finds_its_column():
-    cells = [{"variant": "realnet-paper", "method": "realnet", "preset": "paper", "ablation": None, "category": name,
-              "seed": 0, "reason": None, **dict.fromkeys(METRICS, 0.5)} for name in ("01", "02", "03")]  # fmt: skip
+@pytest.mark.parametrize(
+    ("ablation", "preset", "dataset", "count"),
+    [("", "paper", "BTAD", 4), ("", "resnet34", "MVTec AD", 16), ("strength-0.1", "paper", "MVTec AD", 1),
+     ("high-resolution", "paper", "MVTec AD", 1)],
+)  # fmt: skip
+def test_a_run_on_a_whole_data_set_finds_its_column(ablation, preset, dataset, count):
+    names = {row["category"] for row in ROWS if row["dataset"] == dataset} - {"mean"}
+    cells = [{"variant": "a", "method": "realnet", "preset": preset, "ablation": ablation or None,
+              "category": name, "seed": 0, "reason": None, **dict.fromkeys(METRICS, 1)} for name in names]  # fmt: skip
     found = {line["category"]: line["published"] for line in aggregate(cells, read_published())
-             if line["metric"] == "image_auroc"}  # fmt: skip
-    assert found == {row["category"]: float(row["value"]) for row in ROWS
-                     if [row[name] for name in HEADER[:6] if name != "category"] == ["realnet", "", "paper", "BTAD",
-                                                                                    "image_auroc"]}  # fmt: skip
+             if line["metric"] == "image_auroc" and line["published"]}  # fmt: skip
+    own = [row for row in ROWS if row["metric"] == "image_auroc" and row["dataset"] == dataset]
+    own = [row for row in own if (row["method"], row["ablation"], row["preset"]) == ("realnet", ablation, preset)]
+    assert found == {row["category"]: float(row["value"]) for row in own} and len(found) == count

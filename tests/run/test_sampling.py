@@ -13,7 +13,7 @@ from adref.synthesize import main as synthesize
 from adref.train import main as train
 
 FLAGS = ["--size", "8,8", "--width", "8", "--groups", "4", "--multipliers", "1", "--blocks", "1", "--head-width", "8",
-         "--attention-factors", "1", "--batch-size", "4", "--accumulation", "1", "--epochs", "0", "--workers", "0",
+         "--attention-factors", "1", "--batch-size", "4", "--accumulation", "1", "--steps", "0", "--workers", "0",
          "--device", "cpu"]  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_refuses_other_settings_folders_and_commands(run, small_run, tmp_path, c
         ("settings.json cannot be read", synthesize, run, "--out", tmp_path / "damaged"),
         ("--n takes 1 or more", synthesize, run, *new, "--n", 0),
         ("draws other, part; got none", synthesize, run, *new, "--category", "none"),
-        ("--classifier-epochs", synthesize, run, *new, "--guidance-scale", 1),
+        ("--classifier-steps", synthesize, run, *new, "--guidance-scale", 1),
         ("unknown option --strenght; known: --strength", synthesize, run, *new, "--strenght", 0.3),
         ("DRAEM, which draws no images", synthesize, small_run, *new),
         ("sdas, which scores no images", evaluate, run),

@@ -243,7 +243,7 @@ def losses(g, r) -> None:
         ours = method.loss(sdas.Batch(image, noise, drawn, labels))
         print(f"    means {digits(*means.values())} ours {digits(*(ours[k] for k in ('simple', 'vlb', 'total')))}")
     classifier = their_classifier(g)
-    method = sdas.SDAS(sdas_options.Options(**{**LEAST, "classifier_epochs": 1}))
+    method = sdas.SDAS(sdas_options.Options(**{**LEAST, "classifier_steps": 1}))
     copy_weights(classifier, method.classifier)
     noisy = diffusion(g).q_sample(image, drawn, noise)
     ours = method.loss(sdas.Batch(image, noise, drawn, labels), "classify")["total"]
@@ -251,7 +251,7 @@ def losses(g, r) -> None:
 
 
 def samplers(g, r) -> None:
-    """Compares both samplers, guided and unguided, and the inversion."""
+    """Compares both samplers, guided and unguided, and the gradient that guides."""
     unet, classifier = their_unet(g, 3), their_classifier(g)
 
     def towards(scale):
@@ -263,13 +263,11 @@ def samplers(g, r) -> None:
 
         return gradient
 
-    def ours(inverted=None, s=0.0, **changes):
+    def ours(s=0.0, **changes):
         method = sdas.SDAS(sdas_options.Options(**{**LEAST, **changes}))
         copy_weights(unet, method.average)
         if method.classifier is not None:
             copy_weights(classifier, method.classifier)
-        if inverted is not None:
-            return method.invert(inverted, LABELS.tolist())
         drawn = noises(method.options.sampling_steps + 1)
         return method.sample(LABELS.tolist(), [Listed(drawn, i) for i in range(2)], [s, s])
 
@@ -279,12 +277,12 @@ def samplers(g, r) -> None:
         ("g", "two steps", {"sampling_steps": 2}, {}),
         ("g", "ancestral", plain, {}),
         ("r", "ancestral, s 0.2", plain, {"s": 0.2}),
-        ("g", "ancestral, guided", {**plain, "guidance_scale": 20.0, "classifier_epochs": 1}, {}),
-        ("r", "ancestral, guided, s 0.2", {**plain, "guidance_scale": 20.0, "classifier_epochs": 1}, {"s": 0.2}),
+        ("g", "ancestral, guided", {**plain, "guidance_scale": 20.0, "classifier_steps": 1}, {}),
+        ("r", "ancestral, guided, s 0.2", {**plain, "guidance_scale": 20.0, "classifier_steps": 1}, {"s": 0.2}),
         ("g", "ddim", ddim, {"eta": 0.0}),
         ("r", "ddim, s 0.02", ddim, {"s": 0.02}),
-        ("g", "ddim, guided", {**ddim, "guidance_scale": 20.0, "classifier_epochs": 1}, {"eta": 0.0}),
-        ("r", "ddim, guided, s 0.02", {**ddim, "guidance_scale": 20.0, "classifier_epochs": 1}, {"s": 0.02}),
+        ("g", "ddim, guided", {**ddim, "guidance_scale": 20.0, "classifier_steps": 1}, {"eta": 0.0}),
+        ("r", "ddim, guided, s 0.02", {**ddim, "guidance_scale": 20.0, "classifier_steps": 1}, {"s": 0.02}),
     ]  # fmt: skip
     for source, name, options, arguments in cases:
         count = options["sampling_steps"]
@@ -301,16 +299,7 @@ def samplers(g, r) -> None:
                           **arguments)  # fmt: skip
         compare(f"{name} ({'guided diffusion' if source == 'g' else 'RealNet'})", theirs,
                 ours(s=arguments.get("s", 0.0), **options))  # fmt: skip
-    image = bytes_of("bytes", 2)
-    process = r.spaced.SpacedDiffusionBeatGans(1000, "ddim20", "linear")
-    theirs = process.ddim_reverse_sample_loop(unet, image, model_kwargs={"y": LABELS}, device="cpu")["sample"]
-    compare("invert (RealNet)", theirs, ours(image))
-    process, x = diffusion(g, spacing="ddim20"), image
-    with torch.no_grad():
-        for j in range(20):
-            x = process.ddim_reverse_sample(unet, x, torch.tensor([j, j]), model_kwargs={"y": LABELS})["sample"]
-    compare("invert (guided diffusion)", x, ours(image))
-    method = sdas.SDAS(sdas_options.Options(**{**LEAST, "classifier_epochs": 1}))
+    method = sdas.SDAS(sdas_options.Options(**{**LEAST, "classifier_steps": 1}))
     copy_weights(classifier, method.classifier)
     x, t = 4 * hashed("image", 2, 3, *SIZE) - 2, torch.tensor([7, 950])
     compare("pull", towards(1.0)(x, t, LABELS), method.classifier_gradient(x, t, LABELS))

@@ -39,12 +39,12 @@ def nsa_anomaly(image: Tensor, rng: Generator, sources: Sources, category: str) 
     same = [i for i, name in enumerate(sources.categories) if name == category and i != sources.index]
     others, rule = same or [sources.index], NSA_RULES.get(category, NSARule())
     other = (sources.images[others[int(rng.integers(len(others)))]].float() / 255).numpy()
-    corrupted, mask = nsa(image.numpy(), other, draw_nsa(rng, image.numpy(), other, rule), rule.mixed)
+    corrupted, mask = nsa(image.numpy(), other, draw_nsa(rng, image.numpy(), other, rule), rule)
     return torch.from_numpy(corrupted), torch.from_numpy(mask)
 
 
 def blend(image: Tensor, picture: Tensor, mask: Tensor, opacity: float) -> Tensor:
-    """Computes equation 1 of I in [0, 1], P uint8 (3, H, W), M (H, W), in truncated 8-bit values; exactly I off M."""
+    """Blends I in [0, 1] with P, uint8 (3, H, W), under M (H, W), in truncated 8-bit values; exactly I off M."""
     mixed = ((1 - opacity) * to_bytes(image).double() + opacity * picture.double()).floor().float() / 255
     return torch.where(mask > 0, mixed, image)
 

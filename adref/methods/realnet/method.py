@@ -2,8 +2,8 @@
 
 X. Zhang, M. Xu, X. Zhou, "RealNet: A Feature Selection Network with Realistic Synthetic Anomaly for Anomaly Detection",
 CVPR 2024 (arXiv 2403.05897). Code of the authors: github.com/cnulab/RealNet (commit ab75012), called "code" below.
-Source: HTML text without formulas; equations 4 to 6 have the article's numbers and are reconstructed from its words and
-the code, the others are numbered here.
+Source: HTML text without formulas; all equations are reconstructed from its words and the code. Numbers are the
+article's; those of the equations with names are not known, or there are none.
 
 A normal image gets a synthetic anomaly under a mask. A frozen network with ImageNet weights gives features of four
 layers, of which anomaly-aware feature selection (AFS) keeps the channels that respond to anomalies alone. Networks
@@ -25,19 +25,21 @@ Symbols
     S              channels of E that RRS selects                D             the discriminator
 
 Equations
-    (1) A = (1 - M) I + (1 - delta) M I + delta M P                               anomalies.blend
-    (2) E_k = (phi_k(A) - G_k(phi_k(A)))^2                                        RealNet.residuals
-    (3) score = max(box(map))                                                     RealNet.image_scores
+    (blending) A = (1 - M) I + (1 - delta) M I + delta M P                        anomalies.blend
     (4) L_AFS(i) = mean (F((phi_{k,i}(A) - phi_{k,i}(I))^2) - M)^2, F min-max normalises    selection.afs_losses
     (5) L_rec = sum_k |G_k(phi_k(A)) - phi_k(I)|^2                                RealNet.loss
+    (residuals) E_k = (phi_k(A) - G_k(phi_k(A)))^2                                RealNet.residuals
+    (residual selection) S: channels of E with the largest maxima, then means     selection.ResidualSelection.rank
+    (anomaly map) map = softmax(D(S)), L_seg its cross-entropy with M             RealNet.anomaly_map, RealNet.loss
     (6) L = L_rec + L_seg                                                         RealNet.loss
-    (7) S: channels of E with the largest maxima, then means                      selection.ResidualSelection.rank
-    (8) map = softmax(D(S)), L_seg its cross-entropy with M                       RealNet.anomaly_map, RealNet.loss
+    (score) score = max(box(map))                                                 RealNet.image_scores
 
 Algorithms and tables
     (Table of selections) AFS, RDR, RLPR, with RRS and without                    ABLATIONS
     (Table of anomaly sources) SDAS, DTD, NSA, CutPaste                           ABLATIONS
-    (Table of architectures) A, B, C, and half the widths                         ABLATIONS
+    (Table of strengths) s of the SDAS images                                     ABLATIONS
+    (Table of widths) ResNet34, EfficientNet-B4, and half the widths              PRESETS
+    (Table of architectures) A, B, C, half the widths, high resolution            ABLATIONS
 
 Not built
     The choice of the best checkpoint on the test set, and the flipping of an AUROC below 0.5.
@@ -205,7 +207,7 @@ class RealNet(Method):
         return [torch.cat(block, dim=1) for block in blocks]
 
     def residuals(self, features: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Computes equation 2: the reconstructions, and E at the size of the finest block (B, sum C_k, h, w)."""
+        """Computes the reconstructions, and E at the size of the finest block (B, sum C_k, h, w)."""
         rebuilt = [network(phi).float() for network, phi in zip(self.networks, features)]
         squares = ((phi - g).square() for phi, g in zip(features, rebuilt))
         return rebuilt, torch.cat([enlarge(e, features[0].shape[2:]) for e in squares], dim=1)
@@ -242,12 +244,12 @@ class RealNet(Method):
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
-        """Computes equation 8, the softmax's anomalous channel: (B, 3, H, W) in [0, 1] -> (B, 1, H, W) in [0, 1]."""
+        """Computes the map, the softmax's anomalous channel: (B, 3, H, W) in [0, 1] -> (B, 1, H, W) in [0, 1]."""
         check_images(images, size=self.options.size)
         return self(images).logits.softmax(dim=1)[:, 1:]
 
     def image_scores(self, maps: Tensor) -> dict[str, Tensor]:
-        """Computes equation 3, the largest mean of a window inside the map, and the article's score, the maximum."""
+        """Computes the score, the largest mean of a window inside the map, and the article's score, the maximum."""
         scores = {"score": F.avg_pool2d(maps, self.options.score_window, stride=1).amax(dim=(1, 2, 3))}
         return scores | ({"max": maps.amax(dim=(1, 2, 3))} if self.options.score_window > 1 else {})
 

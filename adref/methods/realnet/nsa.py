@@ -34,7 +34,7 @@ class NSARule(NamedTuple):
     background: tuple[float, float] | None = None  # grey b and threshold, of 255: object where |grey - b| > threshold
     least_object: float = 0.0  # with a background: share of object pixels that a patch must exceed
     least_overlap: float = 0.25  # with a background: share of the patch's object that must lie on object
-    mixed: bool = False  # mixed gradients instead of the patch's
+    mixed: bool = False  # the larger in magnitude of both images' gradients instead of the patch's
 
 
 # By the category's name in MVTec AD.
@@ -114,20 +114,23 @@ def draw_corner(rng: Generator, size: tuple, shape: tuple, accepts: Callable[[tu
 
 
 def nsa(image: np.ndarray, other: np.ndarray, patches: Sequence[NSAPatch],
-        mixed: bool = False) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        rule: NSARule = NSARule()) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Blends patches of `other` into `image`, (3, H, W) in [0, 1], which keeps its colours along a patch's border.
 
-    `mixed` takes the larger in magnitude of both images' gradients, instead of the patch's. Returns corrupted (3, H, W)
-    of `image`'s dtype, with an empty mask a copy of it, and the mask (H, W), float32 in {0, 1}.
+    Returns corrupted (3, H, W) of `image`'s dtype, with an empty mask a copy of it, and the mask (H, W), float32 in
+    {0, 1}: visible changes where a patch or the image under it is object. Where patches overlap, the last one decides.
     """
     if image.ndim != 3 or image.shape[0] != 3 or image.shape != other.shape:
         raise ValueError(f"expected (3, H, W) in [0, 1] twice, got {image.shape} and {other.shape}")
-    corrupted = image.astype(np.float64)
+    corrupted, labelled = image.astype(np.float64), np.zeros(image.shape[1:], bool)
+    target, source = (object_pixels(picture, rule.background) for picture in (image, other))
     for patch in patches:
         values, there = resize(other[box(patch.source, patch.size)], patch.resized), box(patch.place, patch.resized)
-        blend = poisson_blend(values, corrupted[there], np.ones(patch.resized, bool), mixed=mixed)
+        blend = poisson_blend(values, corrupted[there], np.ones(patch.resized, bool), mixed=rule.mixed)
         corrupted[there] = np.clip(blend.values, 0, 1)
-    mask = median(255 * np.abs(corrupted - image).mean(axis=0) > LEAST_CHANGE, LABEL_MEDIAN)
+        moved = resize(source[None][box(patch.source, patch.size)], patch.resized)[0] >= 0.5
+        labelled[there[1:]] = target[there[1:]] | moved
+    mask = median(labelled & (255 * np.abs(corrupted - image).mean(axis=0) > LEAST_CHANGE), LABEL_MEDIAN)
     return (corrupted.astype(image.dtype) if mask.any() else image.copy()), mask.astype(np.float32)
 
 

@@ -28,7 +28,7 @@ class Options:
         "mostly not torchvision's, with other features, selection and results. mobilenet_v2 is an extension for CPUs")
     widths: tuple[int, ...] = option((256, 512, 512, 256), "m_k, channels kept of each layer", "table of widths",
         limits=(1, 4096), kind="silent", paper="a width for each layer", why="the code's, which keep layers 1 and 2 "
-        "whole. ResNet34's fourth is 128 in the table, 256 in a configuration of the authors")
+        "whole. ResNet34's fourth is 128 in the table (preset resnet34), 256 in a configuration of the authors")
     architecture: Literal["A", "B", "C"] = option("A", "G_k for each layer, for all, or for two", "table of efficiency")
     network: Literal["unet", "simple"] = option("unet", "G_k: U-Net, or the network that only the code has", "code",
         kind="contradiction", paper="one architecture for all backbones", why="the authors use the simple one for "
@@ -78,6 +78,7 @@ PRESETS = {
     "paper": {},
     "half": {"widths": (128, 256, 256, 128)},
     "c": {"architecture": "C"},
+    "resnet34": {"backbone": "resnet34", "widths": (64, 128, 256, 128)},
     "b4": {"backbone": "efficientnet_b4", "widths": (24, 32, 56, 160), "network": "simple", "retention": 0.5},
     "multi-class": {"backbone": "resnet50", "network": "simple", "anomaly_sources": ("textures",),
                     "foreground": "none"},
@@ -93,8 +94,10 @@ ABLATIONS = {
     # table of anomaly sources; SDAS is the default
     "dtd": {"anomaly_sources": ("textures",)}, "nsa": {"anomaly_sources": ("nsa",)},
     "cut-paste": {"anomaly_sources": ("cut_paste",)},
+    # table of strengths; the strength is that of the images in --anomaly-images
+    "strength-0": {}, "strength-0.1": {}, "strength-0.2": {},
     # table of architectures
-    "b": {"architecture": "B"}, "c": PRESETS["c"], "half": PRESETS["half"],
+    "b": {"architecture": "B"}, "c": PRESETS["c"], "half": PRESETS["half"], "high-resolution": {"size": (512, 512)},
     "literal": {"afs_align": "feature", "rrs_forward": "normalised", "texture_opacity": (0.5, 1.0),
                 "discriminator": "mlp", "score_window": 1},
 }  # fmt: skip
@@ -103,12 +106,13 @@ DEVIATIONS = (
     Deviation("RealNet.evaluation", "contradiction", "PRO as in Bergmann et al.", "that, and the code's beside it",
               "the code's depends on the scale of the scores and can exceed 1: 1000 even thresholds, holes as hits, a "
               "stretched range. Not built: an AUROC x < 0.5 becomes 1 - x, labels come from resized masks"),
+    Deviation("ABLATIONS", "silent", "a row of high resolution, no size", "512 x 512", "twice the side; a guess"),
     Deviation("RealNet.prepare", "contradiction", "AFS on 64 batches", "the same 64 for all layers, the last one full",
               "the code draws 64 batches for each block: the same distribution at four times the cost"),
     Deviation("selection", "silent", "normalisation in AFS; sets of channels and a batch norm in RRS",
               "min-max over the batch, 1e-4 added; descending order, maxima first, duplicates kept; momentum 0.9",
               "the code's, whose order among equals is undefined: here the smaller index comes first"),
-    Deviation("add_anomaly", "silent", "NSA and CutPaste, no details", "their authors' constants, NSA's mask as label",
+    Deviation("add_anomaly", "silent", "NSA and CutPaste, no details", "their authors' constants and labels",
               "unknown categories: NSA's widest bounds, no condition; colours change in a fixed order; see nsa.py"),
     Deviation("networks.enlarge", "silent", "up-sampling", "bilinear, corners aligned; rectangles are allowed",
               "the code's; it takes squares only, because its decoder computes its size from the width"),

@@ -63,7 +63,7 @@ class ResidualSelection(nn.Module):
 
     @torch.no_grad()
     def rank(self, residuals: Tensor) -> Tensor:
-        """Ranks the channels of (B, C, H, W) by equation 7; in training it updates the running statistics.
+        """Ranks the channels of (B, C, H, W) as RRS does; in training it updates the running statistics.
 
         Returns indices (B, by_max + by_mean), by descending maximum, then mean; a channel may be in both parts.
         """

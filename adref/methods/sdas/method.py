@@ -4,17 +4,18 @@ X. Zhang, M. Xu, X. Zhou, "RealNet: A Feature Selection Network with Realistic S
 CVPR 2024 (arXiv 2403.05897), section on strength-controllable diffusion anomaly synthesis. Code of the authors:
 github.com/cnulab/RealNet (commit ab75012), called "code" below. Source: HTML text without formulas; all equations are
 reconstructed from its words, the code and the works that it builds on: DDPM (Ho et al., 2020), improved DDPM (Nichol,
-Dhariwal, 2021), guided diffusion (Dhariwal, Nichol, 2021), DDIM (Song et al., 2021).
+Dhariwal, 2021), guided diffusion (Dhariwal, Nichol, 2021), DDIM (Song et al., 2021). They
+have names here, because the article's numbers for them are not known.
 
 A diffusion model learns the normal images of one or of many categories. Sampled with more variance it draws whole
 images that depart from them; `python -m adref.synthesize RUN` writes them to files, and `realnet` blends them into
 normal images. It scores no images.
 
 An audit should know
-- s multiplies the variance, hence sqrt(1 + s) the standard deviation, in text and code (equation 7).
+- s multiplies the variance, hence sqrt(1 + s) the standard deviation, in text and code.
 - At t = 50 of 20 steps the learned variance spans a factor of 300, and the last step, which follows, removes noise of
   std 0.01 at most: grainy images at s = 0 mean that variance or average are not trained yet.
-- Equation 6 weighs a sum over all T steps by 0.001; the loss of one drawn step therefore weighs 0.001 T = 1.
+- The loss weighs a sum over all T steps by 0.001; the loss of one drawn step therefore weighs 0.001 T = 1.
 - With the code's fixed decay 23 % of the first weights are still in the average after 14,560 updates: harmless from
   ImageNet weights, useless from random ones.
 
@@ -23,16 +24,17 @@ Symbols
     eps, v         predicted noise, predicted variance           btilde        variance of q(x_{t-1} | x_t, x_0)
     s              strength of the anomaly                       Sigma         variance of a reverse step
 
-Equations (numbered here)
-    (1) x_t = sqrt(abar) x_0 + sqrt(1 - abar) noise                                            SDAS.loss
-    (2) q(x_{t-1} | x_t, x_0) = N(c1 x_0 + c2 x_t, btilde)                                     schedule.schedule_of
-    (3) x_0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar), mu = c1 x_0 + c2 x_t; sampling clamps x_0
+Equations
+    (forward process) x_t = sqrt(abar) x_0 + sqrt(1 - abar) noise                              SDAS.loss
+    (posterior) q(x_{t-1} | x_t, x_0) = N(c1 x_0 + c2 x_t, btilde)                             schedule.schedule_of
+    (mean) x_0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar), mu = c1 x_0 + c2 x_t; sampling clamps x_0
                                                                                  SDAS.variational, SDAS.sample, clamped
-    (4) Sigma = exp(f log beta + (1 - f) log btilde), f = (v + 1) / 2                          SDAS.log_variance
-    (5) L_t = KL(q || N(mu, Sigma)), L_0 = -log p(x_0 | mu, Sigma)                             SDAS.variational
-    (6) L = |noise - eps|^2 + lambda sum_t L_t                                                 SDAS.loss
-    (7) x_{t-1} = mu + sqrt((1 + s) Sigma) noise                                               SDAS.sample
-    (8) x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1}) eps + sqrt(s V) noise            SDAS.sample
+    (variance) Sigma = exp(f log beta + (1 - f) log btilde), f = (v + 1) / 2                   SDAS.log_variance
+    (variational term) L_t = KL(q || N(mu, Sigma)), L_0 = -log p(x_0 | mu, Sigma)              SDAS.variational
+    (loss) L = |noise - eps|^2 + lambda sum_t L_t                                              SDAS.loss
+    (perturbed step) x_{t-1} = mu + sqrt((1 + s) Sigma) noise                                  SDAS.sample
+    (perturbed DDIM step) x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1}) eps + sqrt(s V) noise
+                                                                                               SDAS.sample
 
 Algorithms and tables
     (Algorithm 1) perturbed ancestral sampling                                                 SDAS.sample
@@ -40,6 +42,7 @@ Algorithms and tables
 
 Not built
     Table S6 (no values in the source), DDIM with eta above 0, other spacings of the steps.
+    DDIM's inversion, by which the authors judge when training may stop.
 """
 
 import copy
@@ -60,7 +63,7 @@ from adref.methods.sdas.options import ABLATIONS, PRESETS, SAMPLING, STEPS, Opti
 from adref.methods.sdas.schedule import Schedule, at, linear_betas, respace, schedule_of, spaced_steps
 from adref.options import Notice, UserError
 
-VLB_WEIGHT = 0.001  # lambda of equation 6 (section on SDAS)
+VLB_WEIGHT = 0.001  # lambda of the loss (section on SDAS)
 CLIP = 1.0  # largest norm of the gradient; 0: any (code)
 EMA_DECAY = 0.9999  # of the moving average of the weights, which samples (code)
 
@@ -99,16 +102,16 @@ class SDAS(Sampler):
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.classifier = None
-        self.stages = (Stage("train", o.epochs, parts=o.accumulation),)
-        if o.classifier_epochs:
+        self.stages = (Stage("train", o.steps, "steps", parts=o.accumulation),)
+        if o.classifier_steps:
             self.classifier = NoisyClassifier(self.classes, o.size, width=o.classifier_width, **form)
-            self.stages += (Stage("classify", o.classifier_epochs, parts=o.accumulation),)
+            self.stages += (Stage("classify", o.classifier_steps, "steps", parts=o.accumulation),)
         self.schedule = schedule_of(linear_betas(STEPS))
 
     def loss(self, batch: Batch, stage: str = "train") -> dict[str, Tensor]:
-        """Computes equation 6 of the drawn steps ("simple", "vlb" unweighted, "total"), or the classifier's loss."""
+        """Computes the loss at the drawn steps ("simple", "vlb" unweighted, "total"), or the classifier's loss."""
         abar = self.schedule.abar
-        noisy = at(abar.sqrt(), batch.step) * batch.image + at((1 - abar).sqrt(), batch.step) * batch.noise  # (1)
+        noisy = at(abar.sqrt(), batch.step) * batch.image + at((1 - abar).sqrt(), batch.step) * batch.noise  # x_t
         if stage == "classify":
             total = F.cross_entropy(self.classifier(noisy, batch.step).float(), batch.label)
             return {"cross_entropy": total, "total": total}
@@ -119,16 +122,16 @@ class SDAS(Sampler):
         return {"simple": simple, "vlb": vlb, "total": simple + weight * vlb}
 
     def log_variance(self, v: Tensor, log_beta: Tensor | float, log_variance: Tensor | float) -> Tensor:
-        """Computes equation 4: log Sigma from the raw output v and the logarithms of its two ends."""
+        """Computes log Sigma from the raw output v and the logarithms of its two ends."""
         share = (v + 1) / 2 if self.options.variance == "half_shift" else v
         return share * log_beta + (1 - share) * log_variance
 
     def variational(self, image: Tensor, noisy: Tensor, step: Tensor, eps: Tensor, v: Tensor) -> Tensor:
-        """Computes equation 5 at each image's step: (B,), a mean over pixels and channels, in bits."""
+        """Computes L_t at each image's step: (B,), a mean over pixels and channels, in bits."""
         table, inverse = self.schedule, 1 / self.schedule.abar
         log_beta, true_log, c1, c2 = (at(t, step) for t in (table.beta.log(), table.log_variance, table.c1, table.c2))
         log_variance = self.log_variance(v, log_beta, true_log)
-        guess = at(inverse.sqrt(), step) * noisy - at((inverse - 1).sqrt(), step) * eps  # equation 3, not clamped
+        guess = at(inverse.sqrt(), step) * noisy - at((inverse - 1).sqrt(), step) * eps  # of x_0, not clamped
         mean, true_mean = c1 * guess + c2 * noisy, c1 * image + c2 * noisy
         kl = true_log - log_variance
         kl = 0.5 * (kl.exp() - kl - 1 + (true_mean - mean) ** 2 * (-log_variance).exp())
@@ -185,11 +188,11 @@ class SDAS(Sampler):
         self.average.load_state_dict(self.network.state_dict())
 
     @torch.no_grad()
-    def sample(self, labels: Sequence[int], rngs: Sequence, strengths: Sequence[float], start: Tensor | None = None):
+    def sample(self, labels: Sequence[int], rngs: Sequence, strengths: Sequence[float]):
         """Draws images (B, 3, H, W) in about [-1, 1], not clipped, by the averaged weights: Algorithm 1 or S1.
 
-        `labels` (indices of the categories, ignored by a model without labels), `rngs` and `strengths` (s) have an item
-        for each image; `start` is the first noise, (B, 3, H, W), as from `invert`; None: drawn.
+        `labels` (indices of the categories, ignored by a model without labels), `rngs` and `strengths` (s) have
+        an item for each image.
         """
         o, table, device = self.options, self.sampling_schedule(), next(self.average.parameters()).device
         label = torch.tensor(list(labels), device=device)
@@ -198,7 +201,7 @@ class SDAS(Sampler):
         def noise() -> Tensor:
             return torch.from_numpy(np.stack([r.standard_normal((3, *o.size), np.float32) for r in rngs])).to(device)
 
-        x = noise() if start is None else start
+        x = noise()
         for j in reversed(range(len(table.steps))):
             beta, abar, before, _, log_least, c1, c2 = (float(row[j]) for row in table[1:])
             step = table.steps[j].to(device).expand(len(x))
@@ -209,7 +212,7 @@ class SDAS(Sampler):
                 mean = c1 * guess + c2 * x
                 if o.guidance_scale:
                     mean = mean + o.guidance_scale * log_variance.exp() * self.classifier_gradient(x, step, label)
-                spread = ((1 + s) * log_variance.exp()).sqrt()  # equation 7
+                spread = ((1 + s) * log_variance.exp()).sqrt()  # the perturbed step
             else:
                 if o.guidance_scale:
                     eps = eps - math.sqrt(1 - abar) * o.guidance_scale * self.classifier_gradient(x, step, label)
@@ -217,7 +220,7 @@ class SDAS(Sampler):
                 mean = math.sqrt(before) * guess + math.sqrt(1 - before) * eps
                 fixed = {"ddim-beta": math.log(beta), "ddim-btilde": log_least}.get(o.sampler)
                 log_v = log_variance if fixed is None else torch.full_like(v, fixed)
-                spread = (s * log_v.exp()).sqrt()  # equation 8
+                spread = (s * log_v.exp()).sqrt()  # the perturbed DDIM step
             x = mean if j == 0 else mean + spread * noise()
         return x
 
@@ -229,20 +232,6 @@ class SDAS(Sampler):
     def labels(self) -> list[str]:
         """The categories; "all" for a model of several categories without labels."""
         return list(self.options.categories) if self.classes or len(self.options.categories) == 1 else ["all"]
-
-    @torch.no_grad()
-    def invert(self, images: Tensor, labels: Sequence[int]) -> Tensor:
-        """Computes the noise from which DDIM at strength 0 draws given images, (B, 3, H, W) in [-1, 1].
-
-        The authors stop their training once `sample` turns it back into the images.
-        """
-        table, x, label = self.sampling_schedule(), images, torch.tensor(list(labels), device=images.device)
-        abars = [*table.abar.tolist(), 0.0]
-        for step, abar, target in zip(table.steps.to(x.device), abars, abars[1:]):
-            eps = self.average(x, step.expand(len(x)), label if self.classes else None).float()[:, :3]
-            guess, eps = clamped(x, eps, abar)
-            x = math.sqrt(target) * guess + math.sqrt(1 - target) * eps
-        return x
 
     def classifier_gradient(self, x: Tensor, step: Tensor, label: Tensor) -> Tensor:
         """Computes the gradient of the classifier's log-probability of the label: (B, 3, H, W)."""
@@ -257,7 +246,7 @@ class SDAS(Sampler):
 
 
 def clamped(x: Tensor, eps: Tensor, abar: float) -> tuple[Tensor, Tensor]:
-    """Computes x_0 of equation 3, clamped to [-1, 1], and the noise that it implies: (B, 3, H, W) all."""
+    """Computes x_0 of the mean, clamped to [-1, 1], and the noise that it implies: (B, 3, H, W) all."""
     guess = ((x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)).clamp(-1, 1)
     return guess, (x - math.sqrt(abar) * guess) / math.sqrt(1 - abar)
 

@@ -33,13 +33,14 @@ class Options:
         "configuration for factors, guided diffusion converts resolutions: both agree at 256 pixels alone")
     head_width: int = option(64, "channels of an attention head", "code", limits=(1, math.inf))
     variance: Literal["half_shift", "direct"] = option(
-        "half_shift", "f of equation 4: (v + 1) / 2, not clamped, or v itself", "code", kind="ambiguous",
+        "half_shift", "f of Sigma: (v + 1) / 2, not clamped, or v itself", "code", kind="ambiguous",
         paper="Sigma = exp(v log beta + (1 - v) log btilde)", why="as guided diffusion, from whose weights it starts")
     vlb_weight_mode: Literal["sum", "per_step"] = option("sum", "lambda weighs the sum over T steps, or the drawn step",
         "code", kind="ambiguous", paper="L = L_simple + 0.001 L_vlb", why="L_vlb sums T steps: in the code the drawn "
         "term, in bits, has the weight 0.001 T = 1. per_step is the common mistake")
-    epochs: int = option(240, "passes over the training images", "adref", limits=(0, math.inf), kind="silent",
-        paper="no length", why="the released MVTec model's; the others end at 120, 375 and 825, by eye")
+    steps: int = option(14_560, "updates of the weights, of --batch-size images each, fewer at the end of a pass",
+        "released models", limits=(0, math.inf), kind="silent", paper="no length", why="those of MVTec AD's model, 240 "
+        "passes over 3,629 images; the others have 11,250, 12,375 and 17,320 (375, 825, 120 passes), stopped by eye")
     batch_size: int = option(60, "images an update", "code: 5 on each of 4 GPUs, 3 times", limits=(1, math.inf))
     accumulation: int = option(12, "parts of a batch: memory for time", "adref", limits=(1, math.inf))
     accumulation_rule: Literal["mean", "code"] = option(
@@ -51,7 +52,7 @@ class Options:
         kind="substitution", paper="as in guided diffusion", why="the fixed decay keeps 91 % of random first weights "
         "after 1000 updates; from ImageNet weights it is harmless")
     classifier_width: int = option(128, "width of the guiding classifier", "code", limits=(2, math.inf))
-    classifier_epochs: int = option(0, "passes of its training, the second stage; 0: none", "adref",
+    classifier_steps: int = option(0, "updates of its weights, the second stage; 0: none", "adref",
         limits=(0, math.inf), kind="substitution", paper="no classifier", why="trained as the diffusion model; the "
         "code has batches of 20 on each of 2 GPUs and starts from 256x256_classifier.pt")
     guidance_scale: float = option(0.0, "weight of its gradient in sampling; 0: unguided", "adref",
@@ -63,7 +64,7 @@ class Options:
         kind="contradiction", paper="s uniform in [0.1, 0.2]", why="the code draws one for each batch of 16")
     sampling_steps: int = option(20, "steps of sampling, evenly spaced from 0", "section on SDAS", limits=(1, STEPS))
     sampler: Literal["ancestral", "ddim", "ddim-beta", "ddim-btilde"] = option(
-        "ancestral", "Algorithm 1, or S1 with V of equation 8 learned, beta or btilde", "section on SDAS",
+        "ancestral", "Algorithm 1, or S1 with V learned, beta or btilde", "section on SDAS",
         kind="ambiguous", paper="Algorithm 1; S1 with three variances, not named", why="the three are reconstructed; "
         "the code has the learned one alone, with strengths of 0.01 to 0.03")
     file_format: Literal["png", "jpeg75"] = option("png", "format of the sampled files", "adref",
@@ -75,16 +76,17 @@ SAMPLING = ("strength", "strength_per", "sampling_steps", "sampler", "guidance_s
 
 PRESETS = {
     "paper": {},
-    # The published multipliers for 64 pixels.
-    "64": {"size": (64, 64), "width": 64, "multipliers": (1, 2, 3, 4), "attention_factors": (4, 8), "batch_size": 32,
-           "accumulation": 1},
+    # The published multipliers for 64 pixels, and as many images as the paper preset sees.
+    "64": {"size": (64, 64), "width": 64, "multipliers": (1, 2, 3, 4), "attention_factors": (4, 8), "steps": 27_300,
+           "batch_size": 32, "accumulation": 1},
+    # 50 passes over the 120 generated sample pictures.
     "tiny": {"size": (64, 64), "width": 32, "groups": 8, "multipliers": (1, 2, 2, 4), "attention_factors": (4, 8),
-             "head_width": 32, "classifier_width": 32, "epochs": 50, "batch_size": 8, "accumulation": 1,
+             "head_width": 32, "classifier_width": 32, "steps": 750, "batch_size": 8, "accumulation": 1,
              "learning_rate": 5e-4},
 }  # fmt: skip
 
 ABLATIONS = {
-    "code": {"accumulation": 3, "accumulation_rule": "code", "ema_warmup": False, "classifier_epochs": 240,
+    "code": {"accumulation": 3, "accumulation_rule": "code", "ema_warmup": False, "classifier_steps": 14_560,
              "guidance_scale": 1.0, "strength_per": "batch", "file_format": "jpeg75"},
     "unconditional": {"conditional": False},
     "literal": {"variance": "direct"},
@@ -115,7 +117,7 @@ def check(o: Options) -> None:
         if width % o.groups or width % 2:
             raise UserError(f"{flag(name)} takes even multiples of {o.groups} (--groups); got {width}")
         channels = sorted(width * factors[factor] for factor in {*o.attention_factors, stride})
-        if wrong := [c for c in channels if c % o.head_width and (name == "width" or o.classifier_epochs)]:
+        if wrong := [c for c in channels if c % o.head_width and (name == "width" or o.classifier_steps)]:
             where = f"the {wrong[0]} channels where {flag(name)} attends"
             raise UserError(f"--head-width {o.head_width} does not divide {where}")
     if len(o.strength) not in (1, 2) or list(o.strength) != sorted(o.strength):
@@ -124,9 +126,9 @@ def check(o: Options) -> None:
         spaced_steps(STEPS, o.sampling_steps)
     except ValueError as error:
         raise UserError(f"--sampling-steps: {error}") from None
-    if o.classifier_epochs and not classes_of(o):
-        raise UserError("--classifier-epochs needs several categories and --conditional true: there are no labels")
-    if o.guidance_scale > 0 and not o.classifier_epochs:
-        raise UserError("--guidance-scale needs a model that was trained with --classifier-epochs above 0")
+    if o.classifier_steps and not classes_of(o):
+        raise UserError("--classifier-steps needs several categories and --conditional true: there are no labels")
+    if o.guidance_scale > 0 and not o.classifier_steps:
+        raise UserError("--guidance-scale needs a model that was trained with --classifier-steps above 0")
     if o.accumulation > o.batch_size:
         raise UserError(f"--accumulation takes up to --batch-size, {o.batch_size}; got {o.accumulation}")

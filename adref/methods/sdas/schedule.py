@@ -25,7 +25,7 @@ def linear_betas(steps: int = 1000) -> Tensor:
 
 
 def schedule_of(beta: Tensor, steps: Tensor | None = None) -> Schedule:
-    """Computes the schedule (equation 2) from its betas (n,) and original steps (n,), by default 0 to n - 1.
+    """Computes the schedule and the posterior from betas (n,) and original steps (n,), by default 0 to n - 1.
 
     btilde = beta (1 - abar') / (1 - abar),  c1 = beta sqrt(abar') / (1 - abar),
     c2 = (1 - abar') sqrt(1 - beta) / (1 - abar),   abar' the product up to the previous step
