@@ -4,8 +4,8 @@ X. Zhang, M. Xu, X. Zhou, "RealNet: A Feature Selection Network with Realistic S
 CVPR 2024 (arXiv 2403.05897), section on strength-controllable diffusion anomaly synthesis. Code of the authors:
 github.com/cnulab/RealNet (commit ab75012), called "code" below. Source: HTML text without formulas; all equations are
 reconstructed from its words, the code and the works that it builds on: DDPM (Ho et al., 2020), improved DDPM (Nichol,
-Dhariwal, 2021), guided diffusion (Dhariwal, Nichol, 2021), DDIM (Song et al., 2021). They
-have names here, because the article's numbers for them are not known.
+Dhariwal, 2021), guided diffusion (Dhariwal, Nichol, 2021), DDIM (Song et al., 2021). They have names here, because the
+article's numbers for them are not known.
 
 A diffusion model learns the normal images of one or of many categories. Sampled with more variance it draws whole
 images that depart from them; `python -m adref.synthesize RUN` writes them to files, and `realnet` blends them into
