@@ -18,7 +18,7 @@ import torch
 from adref import __version__
 from adref.method import Method, Trainable
 from adref.methods import find_method
-from adref.options import UserError, replace
+from adref.options import UserError, replace, to_json
 from adref.run import distributed
 from adref.run.cli import TrainingError, is_out_of_memory
 from adref.run.files import new_folder, read_json, with_filename, write_atomically, write_json
@@ -46,11 +46,12 @@ class Run:
     config: dict
     method: Trainable
     state: State = field(default_factory=State)
+    changed: dict = field(default_factory=dict)  # options that are not those of the training -> value
 
     @property
     def threshold(self) -> float | None:
-        """The least image score that is called anomalous; None: none is stored."""
-        return self.state.calibration["threshold"] if self.state.calibration else None
+        """The least image score that is called anomalous; None: none is stored, or not for these options."""
+        return self.state.calibration["threshold"] if self.state.calibration and not self.changed else None
 
     def save(self) -> None:
         """Writes checkpoint.pt after the log of its steps; a weight that is not finite raises TrainingError before."""
@@ -88,12 +89,14 @@ def open_run(folder: str | Path, device: str | torch.device = "cpu", kind: type[
     folder, config = Path(folder), read_config(folder)
     if not issubclass(find_method(config["method"]), kind):
         raise UserError(f"{folder} holds {config['method']}, which scores no images; see python -m adref.synthesize")
+    trained = replace(find_method(config["method"]).Options(), config["options"])
     config["options"] |= changes or {}
     method, path = build(config), folder / "checkpoint.pt"
+    changed = {name: value for name, value in to_json(method.options).items() if value != getattr(trained, name)}
     content = read_checkpoint(path)
     load_state(method, content.pop("model"), path)
     method.to(device, memory_format=torch.channels_last).eval()
-    return Run(folder, config, method, State(**content))
+    return Run(folder, config, method, State(**content), changed)
 
 
 def load(folder: str | Path, device: str = "cpu") -> Run:

@@ -27,10 +27,8 @@ Equations (source: text without figures)
     (9) L = alpha L_MS-SSIM + (1 - alpha) G_M |u - v|    NoiseToNorm.loss, NoiseToNorm.map_of, loss.ms_ssim_l1
 
 Algorithms and tables (the network has no numbered equation)
-    (Encoder) f_i = B_i[Down f_(i-1), S(x_i)], x_i the input shrunk i times
-                                                         network.MNet.forward
-    (Decoder) g_i = D_i[Up g_(i+1), conv f_i], the deepest g_i is f_i
-                                                         network.MNet.forward
+    (Encoder) f_i = B_i[Down f_(i-1), S(x shrunk i times)]  network.MNet.forward
+    (Decoder) g_i = D_i[Up g_(i+1), conv f_i], the last f_i  network.MNet.forward
     (Residual attention) r + a v, a from the mean of v   network.ResidualAttention.forward
     (Fusion) sum_i softmax_i(A_i z) m_i                  selective_kernel.SelectiveKernelFusion.forward
     (Table of noise shares) lambda 0, 0.2, 0.3, 0.4      ABLATIONS
@@ -103,6 +101,7 @@ class NoiseToNorm(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
+    scoring = ("ssim_constants", "noise_repeats")
     corrupt = staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):
