@@ -18,7 +18,7 @@ import torch
 from adref import __version__
 from adref.method import Method, Trainable
 from adref.methods import find_method
-from adref.options import UserError, replace, to_json
+from adref.options import UserError, replace
 from adref.run import distributed
 from adref.run.cli import TrainingError, is_out_of_memory
 from adref.run.files import new_folder, read_json, with_filename, write_atomically, write_json
@@ -89,10 +89,9 @@ def open_run(folder: str | Path, device: str | torch.device = "cpu", kind: type[
     folder, config = Path(folder), read_config(folder)
     if not issubclass(find_method(config["method"]), kind):
         raise UserError(f"{folder} holds {config['method']}, which scores no images; see python -m adref.synthesize")
-    trained = replace(find_method(config["method"]).Options(), config["options"])
-    config["options"] |= changes or {}
+    config["options"] = (trained := config["options"]) | (changes or {})
     method, path = build(config), folder / "checkpoint.pt"
-    changed = {name: value for name, value in to_json(method.options).items() if value != getattr(trained, name)}
+    changed = {name: now for name in changes or {} if (now := getattr(method.options, name)) != trained.get(name)}
     content = read_checkpoint(path)
     load_state(method, content.pop("model"), path)
     method.to(device, memory_format=torch.channels_last).eval()

@@ -38,8 +38,7 @@ An audit should know
     The rate 1e-6, annealed to 1e-6, is constant, and hardly moves the network.
     A cosine of period 100 in up to 500 epochs makes the rate rise again after epoch 100.
     Noise of mean 0.5 is added to images in [-1, 1]: it pulls the image towards 0.75 of [0, 1], not mid grey.
-    Its MS-SSIM is not the one in common packages: five windows at full resolution, no pyramid. Its constants are
-    printed as 0.01 and 0.03, where SSIM has their squares (--ssim-constants squared).
+    Its MS-SSIM is not the one in common packages: five windows at full resolution, no pyramid; constants not squared.
     The fusion that it calls spatial has one weight for each channel.
     The module behind its last ablation is only described, and the body of that table is lost: 66.26 and 88.86 are
     computed from the text's gains.

@@ -44,8 +44,7 @@ class Options:
         "PL4NN", limits=(0.01, 1000), kind="silent", paper="sigma_1 to sigma_M", why="PL4NN")  # fmt: skip
     ssim_constants: Literal["printed", "squared"] = option(
         "printed", "C1 and C2 are 0.01 and 0.03, or their squares", "section Method", kind="ambiguous",
-        paper="C1 = 0.01, C2 = 0.03", why="as printed; PL4NN squares numbers of those names and values, which puts "
-        "MS-SSIM near its floor wherever a camera has grain")  # fmt: skip
+        paper="C1 = 0.01, C2 = 0.03", why="PL4NN squares numbers of those names and values: see NOTES.md")  # fmt: skip
     epochs: int = option(500, "passes over the training images, at most", "section Experiments", limits=(0, INF))
     batch_size: int = option(4, "images a step", "adref", limits=(1, INF), kind="silent", paper="no word on it",
                              why="fits 8 GB")  # fmt: skip
@@ -88,10 +87,9 @@ DEVIATIONS = (
     Deviation("SelectiveKernelFusion", "mistake", "kernels chosen for each position",
               "weights for each channel, from a mean over all positions", "the module that is cited"),
     Deviation("ms_ssim_l1", "mistake", "G times L1, a filter times a number", "the filter of |u - v|", "PL4NN"),
-    Deviation("NoiseToNorm.forward", "silent", "images normalised by mean and deviation 0.5; no range of the loss",
-              "loss and map of values in [0, 1], not clipped",
-              "the words suggest the network's [-1, 1], but SSIM takes values from 0 on: there l of 0.4 against 0.5 is "
-              ".20 in place of .98, and negative across mid grey; errors would be twice, variances four times these"),
+    Deviation("NoiseToNorm.forward", "silent", "images normalised to [-1, 1]; no range of loss and map",
+              "[0, 1], not clipped", "the words suggest [-1, 1], but SSIM takes values from 0 on: l of 0.4 against 0.5 "
+              "would be .20, not .98, and negative across mid grey; errors twice, variances four times as large"),
     Deviation("NoiseToNorm.compare", "silent", "no word on border and channels", "mirrored; mean of the channels' maps",
               "zeros make the border of every map bright"),
     Deviation("ALPHA", "silent", "no value", "0.84", "Zhao et al.'s article, as recalled; PL4NN's code has 0.025"),
