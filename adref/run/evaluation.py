@@ -183,7 +183,7 @@ def summary(metrics: dict) -> str:
     names = [name for name in metrics if name.startswith("image_auroc") and "interval" not in name]
     names += ["image_ap", "image_best_f1", "pixel_auroc", "pixel_ap", *(n for n in metrics if n.startswith("aupro_"))]
     reasons, mean = metrics["reasons"], metrics.get("by_category", {}).get("mean of categories", {})
-    changed = (f"changed after training: {name} {value}" for name, value in metrics["changed_after_training"].items())
+    changed = (f"changed after training: {k} {v}; no decisions" for k, v in metrics["changed_after_training"].items())
     return "\n".join([*changed, *(
         f"{name:14s} " + (f"n/a: {reasons[name]}" if name in reasons else f"{metrics[name]:.4f}")
         + (f"   mean of the categories {mean[name]:.4f}" if name in mean else "") for name in names

@@ -174,7 +174,7 @@ def test_options_of_the_map_may_be_changed_after_training(data, tmp_path, capsys
     assert own["changed_after_training"] == {} and own["calibration"] and all(row["decision"] for row in rows)
     capsys.readouterr()
     assert main([str(run), "--ssim-constants", "squared", "--noise-repeats", "2"]) == 0
-    told = [f"changed after training: {words}" for words in ("noise_repeats 2", "ssim_constants squared")]
+    told = [f"changed after training: {name}; no decisions" for name in ("noise_repeats 2", "ssim_constants squared")]
     assert capsys.readouterr().out.splitlines()[:2] == told
     metrics = json.loads((run / "evaluation/metrics.json").read_text())
     assert metrics["changed_after_training"] == {"noise_repeats": 2, "ssim_constants": "squared"}

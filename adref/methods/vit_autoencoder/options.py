@@ -77,7 +77,7 @@ class Options:
         "adref", limits=(1, INF), kind="silent", paper="200 epochs",
         why="AnoViT: at most 200, stops after 12 without a lower squared error on validation images")  # fmt: skip
     score: Literal["l2+ssim", "l2+ssim+entropy"] = option(
-        "l2+ssim+entropy", "terms of the anomaly map; without a memory there is no entropy", "contributions",
+        "l2+ssim+entropy", "terms of the anomaly map; without a memory there is no entropy", "its contributions",
         kind="ambiguous", paper="'the three losses define the score', without a formula", why="weighed as in the loss; "
         "a patch's entropy is interpolated bilinearly; AnoViT takes the squared error alone")  # fmt: skip
     map_sigma: float = option(
