@@ -1,26 +1,32 @@
-"""python -m adref.evaluate RUN [--data ROOT] [--resolution native|method] [--gt-mode nearest|draem]
+"""python -m adref.evaluate RUN [--data ROOT] [--resolution native|method] [--gt-mode nearest|draem] [options of map]
 
 Scores the test images of a run's category, writes RUN/evaluation (metrics.json, scores.csv, maps) and RUN/report.html.
+Options that make map and score, but no weight, may be changed after training; `RUN --help` lists those of its method.
 """
 
-import argparse
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 from adref.data.layouts import check_images, find_category, raise_if_any
 from adref.method import Method
+from adref.methods import find_method
 from adref.ops.metrics import CONVENTIONS
-from adref.options import UserError
+from adref.options import Parser, UserError, add_flags, flags_given, parse_known
 from adref.run import distributed, tiles
 from adref.run.cli import run_cli
-from adref.run.directory import find_device, lock, open_run
+from adref.run.directory import find_device, lock, open_run, read_config
 from adref.run.evaluation import Rules, evaluate, summary
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m adref.evaluate", description=__doc__.split("\n\n", 1)[1])
+    return run_cli(lambda: run_command(sys.argv[1:] if argv is None else argv), processes=True)
+
+
+def run_command(argv: list[str]) -> int:
+    """Evaluates in one process or in those of torchrun."""
+    parser = Parser(prog="python -m adref.evaluate", description=__doc__.split("\n\n", 1)[1])
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run directory of python -m adref.train")
     add("--data", type=Path, help="the data set, if it is no longer where the run was trained")
@@ -32,16 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--convention", choices=sorted(CONVENTIONS), help="AUPRO in another paper's reading, reported beside the exact "
         "one [that of the method]")  # fmt: skip
     tiles.add_flags(parser)
-    arguments = parser.parse_args(argv)
-    return run_cli(lambda: run_command(arguments), processes=True)
-
-
-def run_command(arguments: argparse.Namespace) -> int:
-    """Evaluates in one process or in those of torchrun."""
+    if argv and not argv[0].startswith("-") and issubclass(kind := find_method(read_config(argv[0])["method"]), Method):
+        add_flags(parser, kind.Options, "options", "options of map and score (else those of the run)", kind.scoring)
+    arguments = parse_known(parser, argv)
     if arguments.gt_mode == "draem" and arguments.resolution != "method":
         raise UserError("--gt-mode draem needs --resolution method: it is a rule for resized masks")
     with distributed.process_group(), ExitStack() as locks:
-        run = open_run(arguments.run, find_device(arguments.device), Method)
+        run = open_run(arguments.run, find_device(arguments.device), Method, flags_given(arguments, "options"))
         distributed.on_rank_zero(lambda: locks.enter_context(lock(run.folder)))
         root = arguments.data or Path(run.config["flags"]["data"])
         if not root.exists():

@@ -142,6 +142,7 @@ class Method(Trainable):
     """A model that scores images."""
 
     evaluation = Evaluation()
+    scoring: tuple[str, ...] = ()  # options that may be changed after training: they make no module, fill no buffer
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
         """Maps images (B, 3, H, W) in [0, 1], each by itself, to scores (B, 1, H, W); higher is more anomalous."""

@@ -141,14 +141,14 @@ def build(options_class, presets: dict, ablations: dict, preset: str, ablation: 
     return replace(options_class(), {**changes, **flags})
 
 
-def add_flags(parser: argparse.ArgumentParser, options_class, kind: str, title: str, only: tuple = ()) -> None:
-    """Adds `--flag VALUE` for the fields `only`, or all that are flags, described in `--help` under a title.
+def add_flags(parser: argparse.ArgumentParser, options_class, kind: str, title: str, only: tuple | None = None) -> None:
+    """Adds `--flag VALUE` for the fields `only`, None: all that are flags, described in `--help` under a title.
 
     `kind` keeps the values of this class apart in the parsed arguments; `flags_given` takes the same word.
     """
     kinds, group = hints(options_class), parser.add_argument_group(title)
     for field in dataclasses.fields(options_class):
-        if field.name not in (only or names(options_class)):
+        if field.name not in (names(options_class) if only is None else only):
             continue
         known, data = choices(kinds[field.name]), field.metadata
         shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
@@ -169,7 +169,7 @@ def parse_known(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Na
     """Parses a command line; UserError lists the options that are near to an unknown one."""
     arguments, unknown = parser.parse_known_args(argv)
     if unknown and not unknown[0].startswith("-"):
-        raise UserError(f"unknown argument {unknown[0]!r}; after the method's name only --options follow")
+        raise UserError(f"unknown argument {unknown[0]!r}; only --options follow the first one")
     if unknown:
         known = [s[2:].replace("-", "_") for action in parser._actions for s in action.option_strings if s[:2] == "--"]
         refuse_unknown(unknown[0].split("=")[0], known)

@@ -298,7 +298,7 @@ def srdad() -> list[float]:
 def vit_autoencoder() -> list[float]:
     """Runs the ViT autoencoder at a small size, both decoders; see `train_step`."""
     own = {"size": (32, 64), "width": 24, "depth": 1, "heads": 2, "memory_items": 20, "decoder_width": 32}
-    method = fill(ViTAutoencoder(ViTAutoencoder.Options(**own, patch=8, learning_rate=1e-3, score="l2+ssim+entropy")))
+    method = fill(ViTAutoencoder(ViTAutoencoder.Options(**own, patch=8, learning_rate=1e-3)))
     images = hashed("images", 2, 3, 32, 64)
     rebuilt, recall = method(images)
     numbers = [*digest(rebuilt, recall.output, recall.weights, *method.score(images), method.anomaly_map(images)),

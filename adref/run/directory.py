@@ -46,11 +46,12 @@ class Run:
     config: dict
     method: Trainable
     state: State = field(default_factory=State)
+    changed: dict = field(default_factory=dict)  # options that are not those of the training -> value
 
     @property
     def threshold(self) -> float | None:
-        """The least image score that is called anomalous; None: none is stored."""
-        return self.state.calibration["threshold"] if self.state.calibration else None
+        """The least image score that is called anomalous; None: none is stored, or not for these options."""
+        return self.state.calibration["threshold"] if self.state.calibration and not self.changed else None
 
     def save(self) -> None:
         """Writes checkpoint.pt after the log of its steps; a weight that is not finite raises TrainingError before."""
@@ -88,12 +89,13 @@ def open_run(folder: str | Path, device: str | torch.device = "cpu", kind: type[
     folder, config = Path(folder), read_config(folder)
     if not issubclass(find_method(config["method"]), kind):
         raise UserError(f"{folder} holds {config['method']}, which scores no images; see python -m adref.synthesize")
-    config["options"] |= changes or {}
+    config["options"] = (trained := config["options"]) | (changes or {})
     method, path = build(config), folder / "checkpoint.pt"
+    changed = {name: now for name in changes or {} if (now := getattr(method.options, name)) != trained.get(name)}
     content = read_checkpoint(path)
     load_state(method, content.pop("model"), path)
     method.to(device, memory_format=torch.channels_last).eval()
-    return Run(folder, config, method, State(**content))
+    return Run(folder, config, method, State(**content), changed)
 
 
 def load(folder: str | Path, device: str = "cpu") -> Run:

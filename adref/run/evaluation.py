@@ -96,11 +96,11 @@ def conclude(run: Run, category: Category, digests: dict[Path, str], rows: list[
     seed, convention = run.config["flags"]["seed"], rules.convention or method.evaluation.aupro
     numbers, curve = all_metrics(test, scores, maps, Lazy(known_mask, test), seed, convention)
     metrics = {
-        "method": run.config["method"], "category": category.name, "selected_on_test": "nothing",
+        "method": run.config["method"], "category": category.name, "selected_on_test": "nothing", "size": size,
         "device": str(next(method.parameters()).device), "checkpoint": checkpoint, "finished": state.finished,
-        "resolution": rules.resolution, "gt_mode": None if native else rules.gt_mode, "size": size,
-        "tile": rules.tiling.tile, "overlap": rules.tiling.overlap, "test_digest": digest(test, digests),
-        "map_scale": map_scale(maps), **numbers, "calibration": state.calibration,
+        "resolution": rules.resolution, "gt_mode": None if native else rules.gt_mode, "tile": rules.tiling.tile,
+        "overlap": rules.tiling.overlap, "changed_after_training": run.changed, "test_digest": digest(test, digests),
+        "map_scale": map_scale(maps), **numbers, "calibration": None if run.changed else state.calibration,
         **{f"image_auroc_{name}": metric.auroc(np.array([row[name] for row in rows]), labels) for name in others},
     }  # fmt: skip
     table = [(f"{r.defect}/{r.path.name}", r.defect, r.label, score) for r, score in zip(test, scores)]
@@ -157,6 +157,7 @@ def facts(run: Run, metrics: dict) -> dict[str, str]:
         value, count, rate = (calibration[key] for key in ("threshold", "images", "false_alarm_rate"))
         threshold = f"{value:.6g}: {count} held-out normal images, false-alarm rate {rate:.3g} asked for "
         threshold += f"({count} can promise no less than 1 in {count + 1})"
+        threshold += f"; it does not hold for another {', '.join(run.changed)}: no decisions" if run.changed else ""
     if tile or [height, width] != list(run.config["options"]["size"]):
         threshold += ", set on whole images at the run's size"
     pixels = f"{metrics['resolution']} resolution" + (f" ({metrics['gt_mode']} masks)" if metrics["gt_mode"] else "")
@@ -182,7 +183,8 @@ def summary(metrics: dict) -> str:
     names = [name for name in metrics if name.startswith("image_auroc") and "interval" not in name]
     names += ["image_ap", "image_best_f1", "pixel_auroc", "pixel_ap", *(n for n in metrics if n.startswith("aupro_"))]
     reasons, mean = metrics["reasons"], metrics.get("by_category", {}).get("mean of categories", {})
-    return "\n".join(
+    changed = (f"changed after training: {k} {v}; no decisions" for k, v in metrics["changed_after_training"].items())
+    return "\n".join([*changed, *(
         f"{name:14s} " + (f"n/a: {reasons[name]}" if name in reasons else f"{metrics[name]:.4f}")
         + (f"   mean of the categories {mean[name]:.4f}" if name in mean else "") for name in names
-    )  # fmt: skip
+    )])  # fmt: skip

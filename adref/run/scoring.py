@@ -90,9 +90,9 @@ def map_scale(maps: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def stored_map_scale(folder: Path) -> tuple[float, float] | None:
-    """Reads the colour scale of a run's evaluation, with which other overlays compare; None before one."""
+    """Reads the colour scale of the evaluation, with which overlays compare; None before one by the run's options."""
     try:
-        low, high = map(float, read_json(folder / "evaluation" / "metrics.json")["map_scale"])
+        low, high = map(float, (metrics := read_json(folder / "evaluation" / "metrics.json"))["map_scale"])
     except (UserError, KeyError, TypeError, ValueError):
         return None
-    return (low, high) if low <= high else None
+    return (low, high) if low <= high and not metrics.get("changed_after_training") else None

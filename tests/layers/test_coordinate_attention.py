@@ -29,7 +29,7 @@ def a_map(width: int = 40) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("width", SOURCED)
-@pytest.mark.holds("vit_autoencoder", "b", "c")
+@pytest.mark.holds("vit_autoencoder", "Coordinate attention")
 def test_output_equals_timms_and_the_authors(width):
     inner, count, numbers = SOURCED[width]
     attention = filled(width)
@@ -45,7 +45,7 @@ def test_parts_and_names():
     assert CoordinateAttention(width=330, reduction=32).conv1.out_channels == 10
 
 
-@pytest.mark.holds("vit_autoencoder", "c")
+@pytest.mark.holds("vit_autoencoder", "Coordinate attention")
 def test_all_weights_zero_give_a_quarter():
     """sigmoid(0)^2 = 0.25, and nothing is added."""
     attention = filled()
@@ -56,7 +56,7 @@ def test_all_weights_zero_give_a_quarter():
     assert torch.equal(attention(x), 0.25 * x) and torch.equal(attention.train()(x), 0.25 * x)
 
 
-@pytest.mark.holds("vit_autoencoder", "b")
+@pytest.mark.holds("vit_autoencoder", "Coordinate attention")
 def test_pools():
     """[[0, 1, 2], [3, 4, 5]] has the row means 1, 4 and the column means 1.5, 2.5, 3.5, in this order."""
     attention, seen = filled(8), []
@@ -66,7 +66,7 @@ def test_pools():
     assert seen[0][0, 0].flatten().tolist() == pytest.approx([1, 4, 1.5, 2.5, 3.5], abs=1e-15)
 
 
-@pytest.mark.holds("vit_autoencoder", "b", "c")
+@pytest.mark.holds("vit_autoencoder", "Coordinate attention")
 def test_output_equals_a_slow_formula():
     """out[c, i, j] = x[c, i, j] g_h[c, i] g_w[c, j], one pixel after the other."""
     attention = filled()

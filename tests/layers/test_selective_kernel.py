@@ -33,7 +33,7 @@ SOURCED = {
 
 
 @pytest.mark.parametrize("width", SOURCED)
-@pytest.mark.holds("noise_to_norm", "5")
+@pytest.mark.holds("noise_to_norm", "Fusion")
 def test_against_mirnet_and_srmnet(width):
     fusion = golden.fill(build(width, 4)).double()
     maps = [golden.hashed(f"map {i}", 2, width, 6, 10).double() - 0.5 for i in range(4)]
@@ -46,7 +46,7 @@ def test_parameters_have_mirnets_names_and_shapes():
     assert found == {"conv_du.0.weight": (5, 40, 1, 1), "conv_du.1.weight": (1,), **matrices}
 
 
-@pytest.mark.holds("noise_to_norm", "5")
+@pytest.mark.holds("noise_to_norm", "Fusion")
 def test_zero_last_weights_give_the_arithmetic_mean():
     fusion, maps = build(12, 4).double(), maps_of()
     for fc in fusion.fcs:
@@ -54,7 +54,7 @@ def test_zero_last_weights_give_the_arithmetic_mean():
     torch.testing.assert_close(fusion(maps), torch.stack(maps).mean(dim=0), rtol=0, atol=1e-14)
 
 
-@pytest.mark.holds("noise_to_norm", "5")
+@pytest.mark.holds("noise_to_norm", "Fusion")
 def test_against_a_slow_loop():
     """s, z, logits and softmax in numbers, one channel after the other; the slope of the PReLU is one for all."""
     fusion, maps = golden.fill(build(12, 3, 2)).double(), maps_of(3)

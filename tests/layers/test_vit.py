@@ -35,7 +35,7 @@ def small(**changes) -> VisionTransformer:
     return VisionTransformer(**{**form, **changes})
 
 
-@pytest.mark.holds("vit_autoencoder", "4", "a")
+@pytest.mark.holds("vit_autoencoder", "4", "5", "6")
 def test_encoder_equals_timms():
     network = golden.fill(small(**SIZE)).double()
     output = network(golden.hashed("images", 2, 3, 64, 96).double())
@@ -89,6 +89,7 @@ def test_class_token():
     assert set(with_token.state_dict()) - set(without.state_dict()) == {"cls_token"}
 
 
+@pytest.mark.holds("vit_autoencoder", "1", "2", "3")
 def test_attention_equals_a_slow_formula():
     layer = golden.fill(Attention(12, 3)).double()
     x = golden.hashed("tokens", 2, 5, 12).double() - 0.5

@@ -13,7 +13,7 @@ from conftest import golden
 
 from adref import options as option_tools
 from adref.data.examples import random_stream
-from adref.method import Context, Sampler, Sources
+from adref.method import Context, Method, Sampler, Sources
 from adref.methods import METHODS
 
 CATEGORIES = ("screw", "hazelnut")  # two that have rules of their own
@@ -169,6 +169,18 @@ def test_reading_runs_and_changes_something(reading):
 @pytest.mark.parametrize(("name", "preset"), [(n, p) for n, m in METHODS.items() for p in m.presets])
 def test_presets_build(name, preset):
     assert build(name, preset, {})
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if issubclass(method, Method)])
+def test_options_that_may_change_after_training_make_no_weight(name):
+    method, kinds = METHODS[name], option_tools.hints(METHODS[name].Options)
+    for field in dataclasses.fields(method.Options):
+        for value in alternatives(name, field, kinds[field.name]) if field.name in method.scoring else ():
+            with torch.device("meta"):
+                own, other = (method(option_tools.replace(method.Options(), {**SMALL[name], **changes})).state_dict()
+                              for changes in ({}, {field.name: value}))  # fmt: skip
+            assert {k: t.shape for k, t in own.items()} == {k: t.shape for k, t in other.items()}, field.name
+    assert set(method.scoring) <= set(option_tools.names(method.Options))
 
 
 def test_exceptions_exist():

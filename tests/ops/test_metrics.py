@@ -164,6 +164,7 @@ def test_float32_scores_are_not_merged_or_moved():
     assert pixel_metrics(maps, [np.array([[0, 1]]), np.array([[0]])])["pixel_auroc"] == 1
 
 
+@pytest.mark.holds("vit_autoencoder", "16")
 def test_pro_toy():
     """94 good pixels; at FPR 10/94 the square is covered, at 10/94 the far pixel too, at 0.3 the rest in part."""
     scores, mask = toy()

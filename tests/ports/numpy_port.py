@@ -154,7 +154,7 @@ def softmax(x: Array, axis: int) -> Array:
 
 
 def selective_kernel_fusion(case: Case, name: str, maps: list[Array]) -> Array:
-    """Computes equation 5: sum_i softmax_i(A_i z) m_i."""
+    """Computes the fusion: sum_i softmax_i(A_i z) m_i."""
     z = case.convolve(f"{name}conv_du.0", sum(m.mean(axis=(2, 3), keepdims=True) for m in maps))
     z = case.keep(f"{name}conv_du.1", np.where(z > 0, z, case.weights[f"{name}conv_du.1.weight"][0] * z))  # PReLU
     weights = softmax(np.stack([case.convolve(f"{name}fcs.{i}", z) for i in range(len(maps))]), axis=0)
@@ -162,7 +162,7 @@ def selective_kernel_fusion(case: Case, name: str, maps: list[Array]) -> Array:
 
 
 def residual_attention(case: Case, name: str, x: Array) -> Array:
-    """Computes equation 4: r + a v."""
+    """Computes residual attention: r + a v."""
     v = case.convolve(f"{name}body.0", x)
     v = case.keep(f"{name}body.2", relu(case.convolve(f"{name}body.1", v, padding=1)))
     v = case.convolve(f"{name}body.3", v, padding=1)
@@ -173,7 +173,7 @@ def residual_attention(case: Case, name: str, x: Array) -> Array:
 
 
 def m_net(case: Case, x: Array, levels: int, root: str) -> Array:
-    """Computes equations 2 and 3, with one first convolution for all levels and a block behind it on the first."""
+    """Applies the M-net, with one first convolution for all levels and a block behind it on the first."""
 
     def enlarge(level: int, g: Array) -> Array:
         m = case.convolve(f"{root}outs.{level}", g, padding=1)
@@ -209,7 +209,7 @@ def blurred(x: Array, sigma: float, reach: int, border: str) -> Array:
 
 
 def ms_ssim_l1(a: Array, b: Array, sigmas: list[float], constants: tuple[float, float], border: str) -> tuple:
-    """Computes equations 6 to 8 and the blurred error of equation 9, as means over the channels."""
+    """Computes equations 2 to 7 and the blurred error of equation 9, as means over the channels."""
     (c1, c2), reach, similarity = constants, int(np.ceil(2 * max(sigmas))), 1.0
     for sigma in sigmas:
         mu_a, mu_b, aa, bb, ab = (blurred(p, sigma, reach, border) for p in (a, b, a * a, b * b, a * b))
@@ -225,7 +225,7 @@ def noise_to_norm(case: Case) -> None:
     o, images = case.options, case.inputs["images"]
     noisy = (1 - o["noise_share"]) * images + o["noise_share"] * (case.inputs["noise"] + 1) / 2
     v = (case.keep("network", m_net(case, 2 * noisy - 1, o["levels"], "network.")) + 1) / 2
-    similarity, error = ms_ssim_l1(v, images, o["sigmas"], (0.01**2, 0.03**2), "reflect")
+    similarity, error = ms_ssim_l1(v, images, o["sigmas"], (0.01, 0.03), "reflect")
     maps = 0.84 * (1 - similarity) + 0.16 * error
     scores = maps.max(axis=(1, 2, 3))
     case.arrays |= {"out:scores": scores, "out:maps": maps, "out:reconstruction": np.clip(v, 0, 1)}

@@ -1,5 +1,6 @@
 """Evaluation: what it writes, the numbers against independent ones, masks at other sizes, missing classes."""
 
+import dataclasses
 import json
 import shutil
 import tracemalloc
@@ -16,7 +17,8 @@ from adref.evaluate import main
 from adref.ops import metrics
 from adref.run.evaluation import Rules, conclude, score_test_images
 from adref.run.measures import Lazy, all_metrics, resized_mask
-from adref.run.scoring import at_size, decision, map_scale, score_image
+from adref.run.scoring import at_size, decision, map_scale, score_image, stored_map_scale
+from adref.train import main as train
 
 
 def test_run_directory_holds_what_the_architecture_says(small_run):
@@ -160,3 +162,28 @@ def test_refusals(more, words, small_run, capsys):
     assert main([str(small_run), *more]) == 2
     assert words in capsys.readouterr().err
     assert (small_run / "evaluation/metrics.json").read_bytes() == before
+
+
+def test_options_of_the_map_may_be_changed_after_training(data, tmp_path, capsys):
+    """Scores are those of the changed options; the stored threshold decides about none of them."""
+    run = tmp_path / "run"
+    flags = "--size 32,32 --width 4 --levels 2 --sigmas 0.5,1 --epochs 1 --batch-size 2 --workers 0 --device cpu"
+    assert train(["noise_to_norm", "--data", str(data), "--out", str(run), "--holdout", "0.3", *flags.split()]) == 0
+    assert main([str(run), "--ssim-constants", "printed"]) == 0  # the run's own
+    own, rows = json.loads((run / "evaluation/metrics.json").read_text()), rows_of(run / "evaluation/scores.csv")
+    assert own["changed_after_training"] == {} and own["calibration"] and all(row["decision"] for row in rows)
+    capsys.readouterr()
+    assert main([str(run), "--ssim-constants", "squared", "--noise-repeats", "2"]) == 0
+    told = [f"changed after training: {name}; no decisions" for name in ("noise_repeats 2", "ssim_constants squared")]
+    assert capsys.readouterr().out.splitlines()[:2] == told
+    metrics = json.loads((run / "evaluation/metrics.json").read_text())
+    assert metrics["changed_after_training"] == {"noise_repeats": 2, "ssim_constants": "squared"}
+    assert metrics["calibration"] is None and stored_map_scale(run) is None
+    report = (run / "report.html").read_text()
+    assert "it does not hold for another noise_repeats, ssim_constants: no decisions" in report
+    method, image = load(run).method, read_image(data / "part/test/good/000.png")
+    method.options = dataclasses.replace(method.options, ssim_constants="squared", noise_repeats=2)
+    first = rows_of(run / "evaluation/scores.csv")[0]
+    assert float(first["score"]) == score_image(method, image, 0, 0)[0] != float(rows[0]["score"])
+    assert first["decision"] == "" and rows[0]["decision"]
+    assert main([str(run), "--width", "8"]) == 2 and "unknown option --width" in capsys.readouterr().err

@@ -28,7 +28,7 @@ SMALL = {
     "draem": {"size": (64, 64), "reconstruction_width": 4, "discriminator_width": 4, "score_window": 5},
     "srdad": {"size": (64, 64), "width": 12, "window": 4, "aspp_width": 24, "unet_width": 4, "score_window": 5},
     "vit_autoencoder": {"size": (32, 64), "width": 24, "depth": 1, "heads": 2, "memory_items": 20, "decoder_width": 32,
-                        "patch": 8, "score": "l2+ssim+entropy"},
+                        "patch": 8},
     "sernet": {"size": (32, 64), "width": 4, "msgms_scales": 1, "smooth_side": 5, "threshold": 0.505},
     "noise_to_norm": {"size": (32, 64), "width": 8, "levels": 2, "sigmas": (0.5,)},
     "sdas": {"size": (16, 24), "width": 32, "multipliers": (1,), "blocks": 1, "attention_factors": (1,),

@@ -11,7 +11,7 @@ from adref.ops.losses import gaussian_window, local_mean, ssim_factors, window_p
 
 def ms_ssim_l1(a: Tensor, b: Tensor, *, sigmas: Sequence[float],
                constants: tuple[float, float]) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Computes multi-scale SSIM and blurred absolute error at every pixel (equations 6 to 9).
+    """Computes multi-scale SSIM and blurred absolute error at every pixel (equations 2 to 7, the error of 9).
 
     H. Zhao et al., "Loss Functions for Image Restoration with Neural Networks", IEEE TCI 2017. The loss is
     alpha (1 - similarity) + (1 - alpha) error with

@@ -41,7 +41,7 @@ class MNet(nn.Module):
         self.last = conv3x3(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes equations 2 and 3: (B, 3, H, W) in [-1, 1] -> (B, 3, H, W)."""
+        """Reconstructs an image: (B, 3, H, W) in [-1, 1] -> (B, 3, H, W)."""
         maps, f = [], self.encoder[0](self.stems[0](x))
         for i, down in enumerate(self.downs):
             maps.append(f)
@@ -94,7 +94,7 @@ class ResidualAttention(nn.Module):
                                        nn.Conv2d(inner, width_out, 1), nn.Sigmoid())  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes equation 4, as reconstructed from the text: (B, C_in, H, W) -> (B, C_out, H, W)."""
+        """Computes r + a v, as reconstructed from the text: (B, C_in, H, W) -> (B, C_out, H, W)."""
         v = self.body(x)
         return self.shortcut(x) + self.attention(v) * v
 

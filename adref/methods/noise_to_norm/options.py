@@ -42,9 +42,9 @@ class Options:
     sigmas: tuple[float, ...] = option(
         (0.5, 1.0, 2.0, 4.0, 8.0), "deviations of the Gaussian windows, ascending, pixels",
         "PL4NN", limits=(0.01, 1000), kind="silent", paper="sigma_1 to sigma_M", why="PL4NN")  # fmt: skip
-    ssim_constants: Literal["squared", "literal"] = option(
-        "squared", "C1 and C2 are 0.01 and 0.03, or their squares", "adref", kind="ambiguous",
-        paper="C1 = 0.01, C2 = 0.03", why="PL4NN squares numbers of those names and values")  # fmt: skip
+    ssim_constants: Literal["printed", "squared"] = option(
+        "printed", "C1 and C2 are 0.01 and 0.03, or their squares", "section Method", kind="ambiguous",
+        paper="C1 = 0.01, C2 = 0.03", why="PL4NN squares numbers of those names and values: see NOTES.md")  # fmt: skip
     epochs: int = option(500, "passes over the training images, at most", "section Experiments", limits=(0, INF))
     batch_size: int = option(4, "images a step", "adref", limits=(1, INF), kind="silent", paper="no word on it",
                              why="fits 8 GB")  # fmt: skip
@@ -71,7 +71,7 @@ PRESETS = {
 ABLATIONS = {
     **{f"lambda-{share}": {"noise_share": float(share)} for share in ("0", "0.2", "0.3", "0.4")},
     "no-attention": {"block": "conv1x1"},  # table 5
-    "literal": {"ssim_constants": "literal", "learning_rate": 1e-6},
+    "literal": {"learning_rate": 1e-6},
 }
 
 DEVIATIONS = (
@@ -87,9 +87,11 @@ DEVIATIONS = (
     Deviation("SelectiveKernelFusion", "mistake", "kernels chosen for each position",
               "weights for each channel, from a mean over all positions", "the module that is cited"),
     Deviation("ms_ssim_l1", "mistake", "G times L1, a filter times a number", "the filter of |u - v|", "PL4NN"),
-    Deviation("NoiseToNorm.compare", "silent", "no word on range, border and channels",
-              "[0, 1], not clipped; mirrored; mean of the channels' maps",
-              "the constants expect [0, 1]; zeros make the border of every map bright"),
+    Deviation("NoiseToNorm.forward", "silent", "images normalised to [-1, 1]; no range of loss and map",
+              "[0, 1], not clipped", "the words suggest [-1, 1], but SSIM takes values from 0 on: l of 0.4 against 0.5 "
+              "would be .20, not .98, and negative across mid grey; errors twice, variances four times as large"),
+    Deviation("NoiseToNorm.compare", "silent", "no word on border and channels", "mirrored; mean of the channels' maps",
+              "zeros make the border of every map bright"),
     Deviation("ALPHA", "silent", "no value", "0.84", "Zhao et al.'s article, as recalled; PL4NN's code has 0.025"),
     Deviation("NoiseToNorm.optimizer", "silent", "AdamW, no weight decay given", "0.01", "torch's default"),
     Deviation("NoiseToNorm.anomaly_map", "silent", "MS-SSIM and L1 error of each pixel; no weights, no image score",

@@ -42,7 +42,7 @@ class Decoder(nn.Module):
                 self.layers.append(nn.ReLU())
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Computes equation d: (B, C, h, w) -> (B, 3, H, W) in (-1, 1)."""
+        """Reconstructs an image: (B, C, h, w) -> (B, 3, H, W) in (-1, 1)."""
         maps = self.layers(maps)
         if maps.shape[2:] != self.size:
             maps = F.interpolate(maps, self.size, mode="bilinear", align_corners=True)

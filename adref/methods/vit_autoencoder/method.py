@@ -14,29 +14,34 @@ Symbols
     F, F', F''  map of the encoder, the memory, CA       w, s, w_hat  weights, after shrinkage, with sum 1
     g_h, g_w    gates of rows and columns                lambda       threshold of the shrinkage
 
-Equations (source: HTML text; those with letters have no number there)
+Equations (source: HTML text)
+    (1) softmax(Q K^T / sqrt(d)) V                            vit.Attention.forward
+    (2) head = (1) of its own Q, K, V, linear in the tokens   vit.Attention.forward
+    (3) MSA = [head_1, ..., head_8] W                         vit.Attention.forward
     (4) z_0 = [class token, patches E] + E_pos                vit.VisionTransformer.forward
-    (a) z' = z + MSA(LN(z)), then z' + MLP(LN(z'))            vit.Block.forward, vit.Attention.forward,
-                                                              vit.VisionTransformer.forward
+    (5) z' = z + MSA(LN(z))                                   vit.Block.forward, vit.VisionTransformer.forward
+    (6) z = z' + MLP(LN(z'))                                  vit.Block.forward, vit.VisionTransformer.forward
     (7) d = cosine(z, m_i)                                    memory.address
     (8) w = softmax(d)                                        memory.address
     (9) z_hat = sum_i w_hat_i m_i                             memory.address
     (10) s = max(w - lambda, 0) w / (|w - lambda| + eps)      memory.address
-    (b) g = sigmoid(W act(BN(W [row means, column means])))   coordinate_attention.CoordinateAttention.forward
-    (c) F''(i, j) = F'(i, j) g_h(i) g_w(j)                    coordinate_attention.CoordinateAttention.forward
-    (d) u_hat = tanh(six transposed convolutions of F'')      decoder.Decoder.forward
     (11) L2 = sum over pixels and channels / (H W)            ViTAutoencoder.loss
     (12) L_SSIM = mean(1 - SSIM)                              ViTAutoencoder.loss, losses.ssim_map
     (13) L_recon = L2 + lambda_ssim L_SSIM                    ViTAutoencoder.loss
     (14) L_ent = -mean sum_i w_hat_i ln w_hat_i               ViTAutoencoder.loss, memory.entropy
     (15) L = lambda_recon L_recon + lambda_ent L_ent          ViTAutoencoder.loss
-    (e) map = blur(mean L2 + lambda_ssim (1 - SSIM)) of each pixel, score = maximum of the same, blurred more
-                                                              ViTAutoencoder.error_map, ViTAutoencoder.score
+    (16) PRO = mean over regions of |found| / |region|        metrics.aupro
+How (1) to (3) divide multi-head attention is a guess.
 
 Algorithms and tables
+    (Coordinate attention) F''(i, j) = F'(i, j) g_h(i) g_w(j), g = sigmoid(W act(BN(W [row means, column means])))
+                                                              coordinate_attention.CoordinateAttention.forward
+    (Decoder) u_hat = tanh(6 transposed convolutions of F'')  decoder.Decoder.forward
+    (Map) blur of (15) / lambda_recon at each pixel           ViTAutoencoder.error_map, ViTAutoencoder.score
     (Table of the ablation) base, +M, +CA, +M+CA              ABLATIONS
 
 An audit should know
+    An image score is the maximum of an error that is smoothed more than the map: not `image_scores(anomaly_map())`.
     Cosine addressing without a temperature is all but uniform: no weight is more than e^2 = 7.4 times another, and a
     threshold of 1 / K keeps about half of the items for every query: the text's "sparse addressing" is not reached.
     The entropy loss (14) is printed without the minus sign: minimised as printed, it makes addressing uniform.
@@ -70,6 +75,7 @@ from adref.options import Notice, UserError
 
 LAMBDA_RECON, LAMBDA_ENT = 1.0, 0.001  # section Experiments
 LAMBDA_SSIM = 1.0  # a guess
+SIGNS = {"corrected": 1, "literal": -1}  # of equation 14
 CA_REDUCTION = 32  # code of coordinate attention
 VALIDATION_SHARE = 0.1  # of the training images, with --patience; a guess
 
@@ -89,6 +95,7 @@ class ViTAutoencoder(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
+    scoring = ("score", "map_sigma", "score_sigma")
     corrupt = staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):
@@ -127,10 +134,11 @@ class ViTAutoencoder(Method):
         return self.coordinate_attention[place](maps) if place in self.coordinate_attention else maps
 
     def compare(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes squared error and SSIM of each pixel and channel, (B, 3, H, W) each."""
+        """Computes what equations 11 and 12 average, squared error and SSIM, of (B, 3, H, W): (B, 1, H, W) each."""
         form = {"window": "gaussian", "size": 11, "sigma": 1.5, "padding": "reflect", "value_range": 1.0}
-        similarity = ssim_map(reconstruction, images, **form)
-        return (images - reconstruction).square(), similarity
+        similarity = ssim_map(reconstruction, images, **form).mean(dim=1, keepdim=True)
+        reduce = torch.sum if self.options.l2_reduction == "sum" else torch.mean
+        return reduce((images - reconstruction).square(), dim=1, keepdim=True), similarity
 
     def loss(self, batch: Batch, stage: str = "train") -> dict[str, Tensor]:
         """Computes equations 11 to 15: the weighted "l2", "ssim", with a memory "entropy", and their "total".
@@ -139,15 +147,13 @@ class ViTAutoencoder(Method):
         "memory/entropy" of a query's weights, in nats; the shares of queries for which no item survives
         ("memory/dead_queries") and of items that survive for no query of the batch ("memory/dead_items").
         """
-        o = self.options
         reconstruction, recall = self(batch.clean)
         error, similarity = self.compare(batch.clean, reconstruction)
-        l2 = error.mean() * (3 if o.l2_reduction == "sum" else 1)
-        terms = {"l2": LAMBDA_RECON * l2, "ssim": LAMBDA_RECON * LAMBDA_SSIM * (1 - similarity.mean())}
+        terms = {"l2": LAMBDA_RECON * error.mean(), "ssim": LAMBDA_RECON * LAMBDA_SSIM * (1 - similarity.mean())}
         if recall is None:
             return {**terms, "total": sum(terms.values())}
         uncertainty = entropy(recall.weights).mean()
-        terms["entropy"] = LAMBDA_ENT * (uncertainty if o.entropy_sign == "corrected" else -uncertainty)
+        terms["entropy"] = LAMBDA_ENT * SIGNS[self.options.entropy_sign] * uncertainty
         used = recall.weights.detach() > 0
         statistics = {"memory/survivors": used.float().mean(), "memory/entropy": uncertainty.detach(),
                       "memory/dead_queries": recall.empty.float().mean(),
@@ -155,29 +161,29 @@ class ViTAutoencoder(Method):
         return {**terms, "total": sum(terms.values()), **statistics}
 
     def optimizer(self, stage: str = "train"):
-        """Makes Adam at a constant rate, its betas from a public copy of AnoViT's script."""
-        optimizer = torch.optim.Adam(self.parameters(), self.options.learning_rate, betas=(0.5, 0.999))
+        """Makes Adam at a constant rate, all else as torch has it."""
+        optimizer = torch.optim.Adam(self.parameters(), self.options.learning_rate, betas=(0.9, 0.999))
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
 
     def error_map(self, images: Tensor) -> Tensor:
-        """Computes equation e before the blur: (B, 3, H, W) in [0, 1] at --size -> (B, 1, H, W)."""
+        """Computes the map before the blur: (B, 3, H, W) in [0, 1] at --size -> (B, 1, H, W)."""
         check_images(images, size=self.options.size)
         reconstruction, recall = self(images)
         error, similarity = self.compare(images, reconstruction)
-        maps = error.mean(dim=1, keepdim=True) + LAMBDA_SSIM * (1 - similarity.mean(dim=1, keepdim=True))
-        if self.options.score == "l2+ssim+entropy":
-            uncertainty = entropy(recall.weights).unsqueeze(1)  # (B, 1, H/p, W/p)
+        maps = error + LAMBDA_SSIM * (1 - similarity)
+        if recall is not None and self.options.score == "l2+ssim+entropy":
+            uncertainty = SIGNS[self.options.entropy_sign] * entropy(recall.weights).unsqueeze(1)  # (B, 1, H/p, W/p)
             uncertainty = F.interpolate(uncertainty, self.options.size, mode="bilinear", align_corners=False)
             maps = maps + LAMBDA_ENT / LAMBDA_RECON * uncertainty
         return maps
 
     def score(self, images: Tensor, context: Context = Context()) -> tuple[Tensor, Tensor]:
-        """Computes equation e: image scores (B,) and maps (B, 1, H, W) of one error, blurred more and less."""
+        """Computes image scores (B,) and maps (B, 1, H, W): not `image_scores` of the maps, which are smoothed less."""
         error, o = self.error_map(images), self.options
         return self.image_scores(gaussian_smooth(error, o.score_sigma))["score"], gaussian_smooth(error, o.map_sigma)
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
-        """Maps (B, 3, H, W) in [0, 1] at --size to scores (B, 1, H, W), blurred by --map-sigma."""
+        """Maps (B, 3, H, W) in [0, 1] at --size to scores (B, 1, H, W), smoothed less than for `score`."""
         return gaussian_smooth(self.error_map(images), self.options.map_sigma)
 
     def figures(self, image: Tensor | None = None, context: Context = Context()) -> dict[str, Tensor]:

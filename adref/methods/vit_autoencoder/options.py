@@ -63,11 +63,11 @@ class Options:
         paper="normalisation and ReLU after each layer, tanh last",
         why="tanh(ReLU(x)) is never negative: nothing below mid grey could be reconstructed")  # fmt: skip
     l2_reduction: Literal["sum", "mean"] = option(
-        "sum", "sum of the squared error over the channels, or mean", "Eq 11", kind="ambiguous",
+        "sum", "sum of the squared error over the channels, or mean, in loss and map", "Eq 11", kind="ambiguous",
         paper="a sum over W and H, divided by W H", why="Eq 11 as printed squares a vector")  # fmt: skip
     entropy_sign: Literal["corrected", "literal"] = option(
-        "corrected", "minimise the entropy; literal: maximise it", "Eq 14", kind="mistake",
-        paper="sum of w ln w, minimised",
+        "corrected", "minimise the entropy; literal: maximise it; the map has the sign, too", "Eq 14",
+        kind="mistake", paper="sum of w ln w, minimised",
         why="this makes the weights uniform, the opposite of the stated purpose")  # fmt: skip
     epochs: int = option(200, "passes over the training images", "section Experiments", limits=(0, INF))
     batch_size: int = option(8, "images a step", "section Experiments", limits=(1, INF))
@@ -77,13 +77,13 @@ class Options:
         "adref", limits=(1, INF), kind="silent", paper="200 epochs",
         why="AnoViT: at most 200, stops after 12 without a lower squared error on validation images")  # fmt: skip
     score: Literal["l2+ssim", "l2+ssim+entropy"] = option(
-        "l2+ssim", "terms of the anomaly map", "adref", kind="ambiguous", paper="'the three losses define the score'",
-        why="no formula; the entropy belongs to a patch; AnoViT takes the squared error alone")  # fmt: skip
+        "l2+ssim+entropy", "terms of the anomaly map; without a memory there is no entropy", "its contributions",
+        kind="ambiguous", paper="'the three losses define the score', without a formula", why="weighed as in the loss; "
+        "a patch's entropy is interpolated bilinearly; AnoViT takes the squared error alone")  # fmt: skip
     map_sigma: float = option(
         6.0, "Gaussian filter of the map, standard deviation in pixels at --size", "AnoViT", limits=(0, 1000),
         kind="silent", paper="Gaussian smoothing", why="AnoViT; as scipy: cut at 4 sigma, mirrored")  # fmt: skip
-    score_sigma: float = option(
-        15.0, "the same for the map whose maximum is the image score", "AnoViT", limits=(0, 1000))  # fmt: skip
+    score_sigma: float = option(15.0, "the same of the error whose maximum is the score", "AnoViT", limits=(0, 1000))
 
 
 PRESETS = {
@@ -103,7 +103,8 @@ ABLATIONS = {
     # places that its text mentions, without numbers
     "ca-before-memory": {"coordinate_attention": "before_memory"},
     "ca-both": {"coordinate_attention": "both"},
-    "literal": {"last_block": "norm_relu", "entropy_sign": "literal", "score": "l2+ssim+entropy"},
+    "dot-addressing": {"addressing": "dot"},  # MemAE's code
+    "literal": {"last_block": "norm_relu", "entropy_sign": "literal"},
 }
 
 DEVIATIONS = (
@@ -113,6 +114,9 @@ DEVIATIONS = (
     Deviation("ViTAutoencoder.load_weights", "contradiction", "trained from scratch, compared with AnoViT",
               "from scratch: truncated normal, std 0.02",
               "AnoViT starts from ImageNet-21k; --weights takes timm's names"),
+    Deviation("VisionTransformer.norm", "silent", "no normalisation after the blocks", "LayerNorm", "ViT, AnoViT"),
+    Deviation("Block.mlp", "silent", "no ratio of the MLP's widths", "4, with GELU; no dropout", "ViT, AnoViT"),
+    Deviation("Memory.weight", "silent", "no initial items", "uniform in +-1 / sqrt(C)", "MemAE's code"),
     Deviation("Recall.weights", "mistake", "w in R^(1 x C)", "(..., K)", "one weight for each item"),
     Deviation("memory.address", "silent", "the weights are divided by their sum",
               "zeros where no item survives; logged", "0 / 0; it happens where all items coincide"),
@@ -124,8 +128,8 @@ DEVIATIONS = (
     Deviation("LAMBDA_SSIM", "silent", "lambda of Eq 13, by a grid search", "1, in loss and map", "no value is given"),
     Deviation("ViTAutoencoder.compare", "silent", "SSIM of blocks", "Gaussian window 11, sigma 1.5, mirrored border",
               "Wang et al. 2004; Eq 12 sums over all W H positions, so each needs a value"),
-    Deviation("ViTAutoencoder.optimizer", "silent", "Adam, 2e-4", "betas 0.5 and 0.999, no decay, constant rate",
-              "a public copy of AnoViT's script"),
+    Deviation("ViTAutoencoder.optimizer", "ambiguous", "Adam, 2e-4; the rest is the network's default configuration",
+              "torch's: betas 0.9 and 0.999, no decay; constant rate", "a copy of AnoViT's script has 0.5 and 0.999"),
     Deviation("ViTAutoencoder.score", "silent", "no word on the image score",
               "maximum of the map smoothed by --score-sigma", "AnoViT"),
     Deviation("ops.metrics.aupro", "ambiguous", "mean overlap of regions when FPR is below 0.3",
@@ -145,5 +149,3 @@ def check(o: Options) -> None:
         raise UserError(f"--heads: {o.heads} heads do not divide --width {o.width}")
     if o.decoder == "pow2" and (o.patch != 16 or o.size == (16, 16)):  # a map of one pixel cannot be normalised
         raise UserError(f"--decoder pow2 takes --patch 16 and a --size above 16,16; got {o.patch} and {o.size}")
-    if o.score == "l2+ssim+entropy" and not o.memory:
-        raise UserError("--score l2+ssim+entropy needs --memory true")
