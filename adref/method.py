@@ -130,6 +130,9 @@ class Trainable(nn.Module):
     def after_backward(self, stage: str, last: bool) -> None:
         """Changes the gradients after each micro-batch, e.g. clips them; `last`: the optimizer steps next."""
 
+    def finish(self, stage: str, statistics: dict[str, float]) -> None:
+        """Looks at a finished stage and may give a Notice; `statistics` are the means of its last epoch's log."""
+
     def load_weights(self, states: list[dict], part: Literal["method", "backbone"] = "method") -> None:
         """Loads published weights before training; UserError for keys or shapes that do not fit.
 

@@ -385,6 +385,7 @@ def of_losses() -> Iterator[Case]:
             yield mean._replace(scale=1.0)  # the mean of noise and noise is next to 0
     yield piece("auto", losses.ssim, pair, value_range="auto")
     yield piece("", losses.gaussian_window, {}, size=11, sigma=1.5)
+    yield piece("", losses.channel_signs, {"output": pair["a"], "target": pair["b"]})
     large = {"a": h("a", 2, 3, 40, 48), "b": h("b", 2, 3, 40, 48)}
     windows = {"sigmas": (0.5, 1.0, 2.0, 4.0, 8.0), "constants": (0.01**2, 0.03**2)}
     yield piece("", noise_to_norm_loss.ms_ssim_l1, large, "variance", **windows)

@@ -1,4 +1,4 @@
-"""Losses that several methods share: SSIM and the focal loss."""
+"""Losses that several methods share, SSIM and the focal loss, and a statistic of reconstructions."""
 
 from typing import Literal
 
@@ -83,6 +83,17 @@ def ssim(a: Tensor, b: Tensor, window: Literal["gaussian", "uniform"] = "gaussia
          value_range: float | Literal["auto"] = 1.0) -> Tensor:  # fmt: skip
     """Averages `ssim_map` over batch, channels and pixels to a scalar; arguments as there. The loss is 1 - ssim."""
     return ssim_map(a, b, window, size, sigma, padding, value_range).mean()
+
+
+def channel_signs(output: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Correlates each colour channel of two (B, 3, H, W), the mean over images: statistics "sign/red" and so on.
+
+    Near 1 for a reconstruction; negative for a channel at its negative, where SSIM has a maximum, too, because mean and
+    covariance both change sign; 0 for a constant.
+    """
+    a, b = (x.detach().float().flatten(2) for x in (output, target))
+    signs = F.cosine_similarity(a - a.mean(dim=2, keepdim=True), b - b.mean(dim=2, keepdim=True), dim=2).mean(dim=0)
+    return dict(zip(("sign/red", "sign/green", "sign/blue"), signs))
 
 
 def focal(probabilities: Tensor, mask: Tensor, gamma: float = 2.0, alpha: float | None = None,

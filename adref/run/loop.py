@@ -24,6 +24,7 @@ from adref.run.directory import Run, load_state, read_log
 from adref.run.scoring import score_resized
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
+LEAST_SIGN, SETTLED_STEPS = -0.5, 100  # see `finish_stage`: settled channels have -0.8, early ones any sign
 
 
 @contextmanager
@@ -57,6 +58,7 @@ def fit(run: Run, sources: Sources, settings: RunSettings, device: torch.device)
                 fit_stage(run, stage, sources._replace(stage=stage.name), settings, device, interrupts)
             if any(distributed.gather(bool(interrupts))):
                 return False
+            distributed.on_rank_zero(partial(finish_stage, run, stage.name))
     return True
 
 
@@ -124,6 +126,21 @@ def fit_stage(run: Run, stage: Stage, sources: Sources, settings: RunSettings, d
         load_state(method, state.best["model"], run.folder / "checkpoint.pt")
         state.selected_steps[stage.name], state.best = state.best["step"], None
     distributed.on_rank_zero(run.save)
+
+
+def finish_stage(run: Run, stage: str) -> None:
+    """Hands the means of a stage's last epoch to the method; TrainingError for a channel that is its own negative."""
+    lines = [line for line in read_log(run.folder) if line["stage"] == stage]
+    last = [line for line in lines if line["epoch"] == lines[-1]["epoch"]]
+    names = sorted({name for line in last for name in line if "/" in name})
+    means = {name: mean(line[name] for line in last if name in line) for name in names}
+    for name in names:
+        if name.startswith("sign/") and means[name] < LEAST_SIGN and len(lines) >= SETTLED_STEPS:
+            text = (
+                f"{run.folder}: the reconstruction's {name[5:]} channel is its negative ({name} is {means[name]:.2f})"
+            )
+            raise TrainingError(f"{text}; try another --seed, or --output sigmoid where there is one, in a new run")
+    run.method.finish(stage, means)
 
 
 def add_gradients(method: Trainable, loss: Callable, parts: list[list], batches: Iterator, stage: str,

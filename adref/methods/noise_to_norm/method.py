@@ -61,6 +61,7 @@ from adref.method import Context, EarlyStop, Method, Sources, Stage, check_image
 from adref.methods.noise_to_norm.loss import ms_ssim_l1
 from adref.methods.noise_to_norm.network import MNet
 from adref.methods.noise_to_norm.options import ABLATIONS, PRESETS, Options, check
+from adref.ops.losses import channel_signs
 from adref.options import Notice
 
 NOISE_MEAN, NOISE_STD = 0.5, 0.5  # section Method
@@ -123,9 +124,10 @@ class NoiseToNorm(Method):
 
     def loss(self, batch: Batch, stage: str = "train") -> dict[str, Tensor]:
         """Computes equation 9: the weighted "ms_ssim" and "l1", and their "total"."""
-        similarity, error = (maps.mean() for maps in self.compare(batch.clean, self(batch.corrupted)))
+        reconstruction = self(batch.corrupted)
+        similarity, error = (maps.mean() for maps in self.compare(batch.clean, reconstruction))
         terms = {"ms_ssim": ALPHA * (1 - similarity), "l1": (1 - ALPHA) * error}
-        return {**terms, "total": sum(terms.values())}
+        return {**terms, "total": sum(terms.values()), **channel_signs(reconstruction, batch.clean)}
 
     def optimizer(self, stage: str = "train"):
         """Makes AdamW, whose rate follows a cosine from `learning_rate` to LEAST_RATE, and back."""

@@ -17,7 +17,8 @@ What an audit should know
   the map then shows the difference of two normal images.
 - Squared error and SSIM of a mask that is mostly empty (equation 3) have an easy answer, the empty mask; at three times
   the default rate it is found, and kept.
-- Gradient similarity has no sign: the negative of an image has no structure term.
+- Gradient similarity has no sign: the negative of an image has no structure term. SSIM has a second maximum there,
+  in which a channel of a network without final activation can settle (--output linear).
 
 Symbols
     I, I_a, M      normal image, with pseudo-anomaly, its mask    S, beta    source image, blending weight
@@ -48,7 +49,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from adref.layers.unet import PlainUNet
 from adref.method import Context, Method, Sources, Stage, Stream, check_images
@@ -57,7 +58,7 @@ from adref.methods.sernet.map import cielab, edgrec_colour, msgms
 from adref.methods.sernet.options import ABLATIONS, PRESETS, Options, check
 from adref.methods.sernet.similar import Bank, draw_similar, perceptual_hash
 from adref.ops.filters import mean_filter
-from adref.ops.losses import ssim
+from adref.ops.losses import channel_signs, ssim
 from adref.ops.texture_anomaly import rotate_randomly
 from adref.options import Notice, UserError
 
@@ -75,19 +76,19 @@ class Batch(NamedTuple):
 def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: Sources) -> Batch:
     """Adds a large pseudo-anomaly (PPA), a small one (DPA), or none, by the mix of the stage.
 
-    Needs `sources.images` or `textures` to paste from; uses `stage`, `index` (no image is pasted into itself), and
-    `hashes` for --train-similar phash.
+    Needs `sources.images` or `textures` to paste from; uses `stage`, `index`, and `hashes` for --train-similar phash.
     """
     o, stage = options, sources.stage or ("segment" if options.segmentation else "reconstruct")
     image = rotate_randomly(image, rng, o.rotation_probability, degrees=90.0)
     mix = np.array(o.segment_mix if stage == "segment" else o.reconstruct_mix)
     kind = (ppa, dpa, None)[rng.choice(3, p=mix / mix.sum())]
-    corrupted, mask, similar = image, np.zeros(image.shape[1:], np.float32), image
+    corrupted, mask = image, np.zeros(image.shape[1:], np.float32)
     if kind is not None:
         corrupted, mask, draws = kind(image, rng, o, sources)
         if sources.notes is not None:
             sources.notes.append({"ppa": int(kind is ppa), "draws": draws})
-    if o.train_similar != "self":
+    similar = {"self": image, "none": corrupted}.get(o.train_similar)  # pasted into itself, an example stays as it is
+    if similar is None:
         similar = sources.images[draw_similar(rng, o, sources)].float() / 255
     return Batch(image, corrupted, torch.from_numpy(mask)[None], similar)
 
@@ -131,7 +132,10 @@ class SeRNet(Method):
         b, skip = o.width, o.segmentation_skip
         self.segmenter = PlainUNet(channels=1, widths=(b, 2 * b, 4 * b), skip=skip) if o.segmentation else None
         self.reconstructor = PlainUNet(channels=3, widths=(b, 2 * b, 4 * b, 8 * b, 8 * b), skip="concat")
-        self.bank = Bank(o.size)  # filled by `prepare`
+        if o.segmentation:
+            nn.init.constant_(self.segmenter.out.bias, o.mask_bias)
+        self.needs_bank = o.segmentation and o.repair == "similar" and o.similar != "self"
+        self.bank = Bank(o.size)  # filled by `prepare` with what test images are repaired from
 
     @staticmethod
     def image_hash(image: np.ndarray, options: Options) -> np.ndarray:
@@ -153,7 +157,8 @@ class SeRNet(Method):
 
     def rebuild(self, repaired: Tensor) -> Tensor:
         """Applies the second network: I_r -> Y, (B, 3, H, W) both."""
-        return self.reconstructor(repaired).float()
+        output = self.reconstructor(repaired).float()
+        return output.sigmoid() if self.options.output == "sigmoid" else output
 
     def forward(self, images: Tensor, similar: Tensor) -> Outcome:
         """Applies all three parts to images and similar images, (B, 3, H, W) in [0, 1] both."""
@@ -164,7 +169,7 @@ class SeRNet(Method):
         """Computes equation 3 of the mask, or of the reconstruction behind the frozen first network.
 
         Statistics of the second stage: "repair/replaced" and "repair/found", the replaced shares of all pixels and of
-        those of pseudo-anomalies, small ones included (NaN: no anomaly).
+        those of pseudo-anomalies, small ones included (NaN: no anomaly); `channel_signs` of the reconstruction.
         """
         if stage == "segment":
             probabilities = self.segmenter(batch.corrupted).float().sigmoid()
@@ -175,7 +180,7 @@ class SeRNet(Method):
             _, mask, repaired = self.segment_and_repair(batch.corrupted, batch.similar)
         anomalous = batch.mask > 0
         statistics = {"repair/replaced": mask.mean(), "repair/found": (mask * anomalous).sum() / anomalous.sum()}
-        return self.terms(self.rebuild(repaired), batch.clean) | statistics
+        return self.terms(y := self.rebuild(repaired), batch.clean) | statistics | channel_signs(y, batch.clean)
 
     def terms(self, output: Tensor, target: Tensor, kind: str = "mse+ssim") -> dict[str, Tensor]:
         """Computes equation 3, or binary cross-entropy, and their sum "total"."""
@@ -219,11 +224,6 @@ class SeRNet(Method):
         difference = difference.square() if self.options.colour == "squared" else difference.abs()
         return mean_filter(difference.sum(dim=1, keepdim=True), self.options.smooth_side, "reflect")
 
-    @property
-    def needs_bank(self) -> bool:
-        """Whether test images are repaired from training images."""
-        return self.options.segmentation and self.options.repair == "similar" and self.options.similar != "self"
-
     def prepare(self, sources: Sources, stage: str, stream: Stream) -> None:
         """Fills the bank of algorithm 2 before the first stage and warns of its size."""
         if stage != self.stages[0].name or not self.needs_bank:
@@ -231,6 +231,13 @@ class SeRNet(Method):
         self.bank.fill(sources.images, sources.hashes)
         mb = sum(buffer.numel() for buffer in self.bank.buffers()) / 1e6
         warnings.warn(f"every checkpoint holds the {len(self.bank)} normal images of the bank, {mb:.2f} MB", Notice, 2)
+
+    def finish(self, stage: str, statistics: dict[str, float]) -> None:
+        """Warns, after the second stage, if less than 5 % of the pseudo-anomalies was found and repaired."""
+        o, found = self.options, statistics.get("repair/found", 1.0)
+        if o.segmentation and o.repair != "none" and found < 0.05:
+            text = f"the first network finds {found:.1%} of the pixels of pseudo-anomalies: hardly anything is repaired"
+            warnings.warn(f"{text}; a --threshold below {o.threshold:g} in a new run may help", Notice, 2)
 
     def find_similar(self, images: Tensor, context: Context = Context()) -> tuple[Tensor, list[str]]:
         """Finds the normal image that repairs each image (algorithm 2); returns (B, 3, H, W) and a caption of each.

@@ -30,24 +30,20 @@ class Options:
         "unit are lost", why="the only scale in the text is DPA's 2.5 %")
     repair: Literal["similar", "zero", "mean", "none"] = option("similar",
         "what replaces a region: a similar image, 0, the image's mean colour, nothing", "section Method")
-    similar: Literal["phash", "random", "first", "self"] = option("phash",
-        "the training image that repairs a test image; self: the test image, so that nothing changes", "algorithm 2",
-        kind="silent", paper="the image with the smallest distance",
-        why="pasted without alignment, as none is described: moved parts get a part in another place")
-    train_similar: Literal["self", "phash", "random"] = option("self", "what repairs a training example: its clean "
-        "image, the nearest other, any other", "adref", kind="ambiguous", paper="'the corresponding region' of an "
-        "image repairs a training sample", why="no search is described for training; 'phash' is closer to the test")
-    segment_mix: tuple[float, float, float] = option((1.0, 0.0, 1.0),
-        "shares of PPA, DPA and clean examples of the first network", "section Training", limits=(0, 1e6),
-        kind="silent", paper="PPA; proportions lost", why="DRAEM corrupts half")
+    similar: Literal["phash", "random", "first", "self"] = option("phash", "the training image that repairs a test "
+        "image; self: the test image, so that nothing changes", "algorithm 2", kind="silent", paper="the image with "
+        "the smallest distance", why="pasted without alignment, as none is described: a moved part gets one elsewhere")
+    train_similar: Literal["self", "phash", "random", "none"] = option("self", "what repairs a training example: its "
+        "clean image, the nearest other, any other, nothing", "adref", kind="ambiguous", paper="'the corresponding "
+        "region' of an image repairs it", why="no search is described for training; 'phash' is closer to the test")
+    segment_mix: tuple[float, float, float] = option((1.0, 0.0, 1.0), "shares of PPA, DPA, clean images: first network",
+        "section Training", limits=(0, 1e6), kind="silent", paper="PPA; proportions lost", why="DRAEM corrupts half")
     reconstruct_mix: tuple[float, float, float] = option((1.0, 1.0, 1.0), "the same of the second network",
-        "section Training", limits=(0, 1e6), kind="silent", paper="PPA and DPA; proportions lost",
-        why="thirds; all pass the first network and the repair")
+        "section Training", limits=(0, 1e6), kind="silent", paper="PPA and DPA; shares lost", why="equal; all repaired")
     rotation_probability: float = option(0.0, "share of clean images that are first rotated by U(-90, 90) degrees",
         "adref", limits=(0, 1), kind="silent", paper="no augmentation mentioned", why="DRAEM rotates 0.3 of them")
-    ppa_source: Literal["category", "textures"] = option("category",
-        "images that PPA pastes: of the category, or --textures (DRAEM)", "section Method", kind="ambiguous",
-        paper="another image of the category", why="any other, uniformly")
+    ppa_source: Literal["category", "textures"] = option("category", "images that PPA pastes; textures: --textures, as "
+        "DRAEM", "section Method", kind="ambiguous", paper="another image of the category", why="any other, uniformly")
     ppa_pieces: Literal["one", "several"] = option("one", "recombines the quarters of one image, or of four", "adref",
         kind="ambiguous", paper="'four pieces, recombined at random'", why="the article speaks of one other image")
     ppa_exponents: tuple[int, int] = option((0, 5),
@@ -56,51 +52,50 @@ class Options:
         "none: --area", "adref", limits=(0, 1), kind="silent", paper="small regions of the Perlin mask are removed; "
         "the area is lost", why="the first network learns what the repair keeps")
     ppa_beta_on: Literal["original", "source"] = option("original", "the image that beta weighs in equation 1", "DRAEM",
-        kind="ambiguous", paper="a weight in [0, 0.8], a complement mask, a product",
-        why="DRAEM's form; confidence high")
-    dpa_attached_to: Literal["total", "each"] = option("total",
-        "two to four attached rectangles are those of all bases, or of each", "adref", kind="ambiguous",
-        paper="one or two rectangles, two to four adjacent ones", why="the smaller reading")
+        kind="ambiguous", paper="a weight in [0, 0.8], a complement mask, a product", why="DRAEM's; confidence high")
+    dpa_attached_to: Literal["total", "each"] = option("total", "two to four attached rectangles in all, or a base",
+        "adref", kind="ambiguous", paper="one or two rectangles, two to four adjacent ones", why="the smaller reading")
     dpa_limit: Literal["bases", "union"] = option("bases", "area that stays below 2.5 % of the image", "adref",
         kind="ambiguous", paper="one or two rectangles below 2.5 %, two to four adjacent ones", why="said of the bases")
     segmentation_loss: Literal["mse+ssim", "bce"] = option("mse+ssim", "loss of the first network", "section Method")
+    mask_bias: float = option(0.0, "bias of the first network's last convolution at the start", "adref",
+        limits=(-20, 20), kind="silent", paper="no word on initial weights", why="as all biases; for tiny see PRESETS")
+    output: Literal["sigmoid", "linear"] = option("sigmoid", "last activation of the second network", "adref",
+        kind="silent", paper="no word on it", why="EdgRec's and DRAEM's have none; a channel can then settle at its "
+        "negative, where SSIM is high, too, as 2 of 22 initialisations did")
     epochs: int = option(800, "passes over the training images, for each network", "EdgRec", limits=(0, INF),
-        kind="silent", paper="trained one after the other; all else is lost",
-        why="Adam, rate, batch, epochs and schedule are EdgRec's and DRAEM's")
+        kind="silent", paper="trained one after the other; all else is lost", why="all else is EdgRec's and DRAEM's")
     batch_size: int = option(8, "images a step", "EdgRec", limits=(1, INF))
     learning_rate: float = option(1e-4, "Adam's step size", "EdgRec", limits=(0, INF))
     score: Literal["sum", "structure", "colour"] = option("sum", "terms of the map", "equation 7")
     colour_weight: float = option(0.001, "c of equation 7", "section Method", limits=(0, 1e6))
     weight_on: Literal["colour", "structure"] = option("colour", "the term that c weighs", "EdgRec", kind="ambiguous",
         paper="c = 0.001 balances the terms", why="squared differences of colour are the larger by far")
-    colour: Literal["squared", "absolute", "edgrec"] = option("squared",
-        "differences of a and b in equation 5; edgrec: its 8-bit code, which overflows, with its filter", "EdgRec",
-        kind="ambiguous", paper="difference of the channels a and b in CIELAB",
-        why="EdgRec squares; confidence medium to high. Its 8 bits make 16^2 = 0 (see map.edgrec_colour)")
-    msgms_variant: Literal["edgrec", "replicate", "riad"] = option("edgrec",
-        "per channel with zero padding, or replicate padding; riad: grey, median-filtered, no padding", "EdgRec",
-        kind="ambiguous", paper="multi-scale gradient magnitude similarity (RIAD)",
-        why="the works that it builds on differ; riad is a port of RIAD. Zero padding marks the frame")
-    msgms_scales: int = option(4, "scales of MSGMS", "RIAD", limits=(1, 12), kind="silent",
-        paper="number of scales not given", why="RIAD has 4, EdgRec's code 2")
-    smooth_side: int = option(21, "side of both terms' mean filter, odd, pixels at --size", "section Method",
-        limits=(1, 65535))
+    colour: Literal["squared", "absolute", "edgrec"] = option("squared", "differences of a and b in equation 5; edgrec:"
+        " its 8-bit code, which overflows, with its filter", "EdgRec", kind="ambiguous", paper="difference of the "
+        "channels a and b in CIELAB", why="EdgRec squares; confidence medium to high. Its 8 bits make 16^2 = 0")
+    msgms_variant: Literal["edgrec", "replicate", "riad"] = option("edgrec", "per channel, zero or replicate padding; "
+        "riad: grey, median-filtered, no padding", "EdgRec", kind="ambiguous", paper="multi-scale gradient "
+        "magnitude similarity (RIAD)", why="its sources differ; riad is a port of RIAD. Zero padding marks the frame")
+    msgms_scales: int = option(2, "scales of MSGMS", "EdgRec", limits=(1, 12), kind="silent",
+        paper="number of scales not given", why="EdgRec's code, as all else of the map; RIAD has 4, a copy of it 3")
+    smooth_side: int = option(21, "side of the mean filters, odd, in pixels", "section Method", limits=(1, 65535))
     # fmt: on
 
 
 PRESETS = {
     "paper": {},
-    # Half the side, so filter, lattices and scales shrink with it; a quarter of the width; fewer steps, larger ones.
+    # Half the side, so filter and lattices shrink with it; a quarter of the width; fewer steps, larger ones.
     "tiny": {"size": (128, 128), "width": 16, "ppa_exponents": (0, 4), "segmentation_loss": "bce", "epochs": 100,
-             "batch_size": 4, "learning_rate": 1e-3, "msgms_scales": 3, "smooth_side": 11},
+             "batch_size": 4, "learning_rate": 1e-3, "mask_bias": 3.0, "smooth_side": 11},
 }  # fmt: skip
 
 ABLATIONS = {
     # All else that the text prints is the default, except a hash of 16 bits (see DEVIATIONS).
     "literal": {"segmentation_skip": "none"},
     "no-segmentation": {"segmentation": False},
-    **{f"repair-{kind}": {"repair": kind} for kind in ("none", "zero", "mean")},
-    "ppa": {"segment_mix": (1, 0, 1), "reconstruct_mix": (2, 0, 1)},
+    **{f"repair-{kind}": {"repair": kind} for kind in ("zero", "mean")},
+    "repair-at-test": {"train_similar": "none"},
     "dpa": {"segment_mix": (0, 1, 1), "reconstruct_mix": (0, 2, 1)},
     "segment-both": {"segment_mix": (1, 1, 2)},
     "segment-dpa": {"segment_mix": (0, 1, 1)},
@@ -112,7 +107,7 @@ ABLATIONS = {
     **{f"area-{share}": {"area": float(share), "ppa_area": 0.025} for share in ("0", "0.005", "0.01", "0.05")},
     **{f"similar-{kind}": {"similar": kind} for kind in ("random", "first", "self")},
     **{f"score-{kind}": {"score": kind} for kind in ("structure", "colour")},
-    **{f"c-{share}": {"colour_weight": float(share)} for share in ("0", "1e-4", "1e-2")},
+    **{f"c-{share}": {"colour_weight": float(share)} for share in ("1e-4", "1e-2")},
 }
 
 DEVIATIONS = (
@@ -126,8 +121,8 @@ DEVIATIONS = (
               "8-connected components, equality counts as above; a hard paste", "confidence of the form high"),
     Deviation("layers.unet.PlainUNet", "silent", "convolutional layers, up-sampling, skip connections",
               "two 3 x 3 convolutions a layer, each with batch norm and ReLU; bilinear, half-pixel centres; "
-              "concatenated; widths b to 8b, 8b; no final activation; weights N(0, 0.02), batch norm N(1, 0.02), "
-              "biases 0", "EdgRec's and DRAEM's, which align the corners and whose biases are not 0"),
+              "concatenated; widths b to 8b, 8b; weights N(0, 0.02), batch norm N(1, 0.02), other biases 0",
+              "EdgRec's and DRAEM's, which align the corners and whose biases are not 0"),
     Deviation("anomalies.draw_source", "silent", "random brightness, contrast, colour and affine change", "factors 0.7 "
               "to 1.3 (Pillow, 8 bits), 45 degrees, scale 0.8 to 1.2, shift 0.1; bilinear, mirrored outside",
               "no range is given"),
@@ -143,9 +138,10 @@ DEVIATIONS = (
               "the input, not the repaired image; clipped", "the repair would hide what it replaced"),
     Deviation("SeRNet.compare", "silent", "filters of size 21", "a mean filter, mirrored at the border",
               "EdgRec's and DRAEM's; EdgRec pads structure with zeros, a port of RIAD has a Gaussian of sigma 7"),
-    Deviation("PRESETS", "substitution", "mean squared error and SSIM for the mask, too", "tiny: cross-entropy",
-              "at its rate of 1e-3 the other loss makes all masks empty within 200 steps, for good; so it does at "
-              "3e-4, not at the paper preset's 1e-4. Found on synthetic defects"),
+    Deviation("PRESETS", "substitution", "mean squared error and SSIM for the mask, too", "tiny: cross-entropy, bias "
+              "from 3", "at tiny's rate of 1e-3 the other loss makes all masks empty within 200 steps, for good; so it "
+              "does at 3e-4, not at 1e-4. With cross-entropy the last features go silent at anomalies: the bias bounds "
+              "the probability, which from 0 stays near .5. The other loss learns more slowly from 3"),
 )  # fmt: skip
 
 

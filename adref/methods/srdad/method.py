@@ -71,7 +71,7 @@ from adref.methods.srdad.discriminator import ResSEUNet, cross_fusion
 from adref.methods.srdad.options import ABLATIONS, PRESETS, Options, check, recipe_of
 from adref.methods.srdad.reconstructor import SWIN_UNET, SwinUNet
 from adref.ops.filters import filtered_maximum
-from adref.ops.losses import focal, ssim
+from adref.ops.losses import channel_signs, focal, ssim
 from adref.ops.texture_anomaly import rotate_randomly
 from adref.options import UserError
 
@@ -154,7 +154,7 @@ class SRDAD(Method):
         terms = {"l2": self.recipe.l2_weight * F.mse_loss(reconstruction, batch.clean),
                  "ssim": self.recipe.ssim_weight * (1 - similarity),
                  "focal": focal(probabilities, batch.mask, gamma=2.0, alpha=None, smooth=1e-5)}  # fmt: skip
-        return {**terms, "total": sum(terms.values())}
+        return {**terms, "total": sum(terms.values()), **channel_signs(reconstruction, batch.clean)}
 
     def optimizer(self, stage: str = "train"):
         """Makes the recipe's optimizer; the rate falls at each milestone of the length."""
