@@ -39,7 +39,8 @@ SMALL = {
 UNCHANGED = {
     **{(name, "resize", None): "images are resized when they are read" for name in SMALL},
     ("realnet", "source_resize", None): "textures are resized when they are read",
-    ("srdad", "object_mask", "full"): "auto takes the full image of these",
+    ("srdad", "object_mask", "bright"): "auto finds these objects bright",
+    ("srdad", "label", "changed"): "every pixel of these patches changes visibly",
     ("sdas", "strength_per", None): "the command draws the strengths",
     ("sdas", "file_format", None): "the command writes the files",
     ("srdad", "ablation", "srdad"): "the whole method, a row of its table",

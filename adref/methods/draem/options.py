@@ -13,11 +13,12 @@ from adref.options import UserError, option, require_ascending
 class Options:
     """The defaults are the paper preset; "code" is the authors' code."""
 
+    # fmt: off
     size: tuple[int, int] = option((256, 256), "height,width of the network's input; multiples of 32", "code",
-                                   limits=(64, 65536))  # fmt: skip
+                                   limits=(64, 65536))
     resize: Literal["bilinear", "antialias"] = option(
         "bilinear", "filter that resizes images to --size", "code", kind="silent", paper="resize to 256 x 256",
-        why="cv2.resize's default: half-pixel centres, no antialias; here rounded once to 8 bits")  # fmt: skip
+        why="cv2.resize's default: half-pixel centres, no antialias; here rounded once to 8 bits")
     reconstruction_width: int = option(128, "channels of the autoencoder's first level", "code", limits=(1, math.inf))
     discriminator_width: int = option(64, "channels of the U-Net's first level", "code", limits=(1, math.inf))
     epochs: int = option(700, "passes over the training images", "code", limits=(0, math.inf))
@@ -25,40 +26,36 @@ class Options:
     learning_rate: float = option(1e-4, "Adam's step size", "code", limits=(0, math.inf))
     milestones: tuple[float, ...] = option(
         (0.8, 0.9), "shares of the epochs after which the rate falls", "code", limits=(0, 1), kind="contradiction",
-        paper="after 400 and 600 of 700 epochs", why="the code's values made the released weights")  # fmt: skip
+        paper="after 400 and 600 of 700 epochs", why="the code's values made the released weights")
     milestone_factor: float = option(0.2, "factor by which the rate falls there", "code", limits=(0, 1),
-                                     kind="contradiction", paper="0.1", why="as --milestones")  # fmt: skip
-    ssim_range: Literal["one", "auto"] = option(
-        "one", "value range L of SSIM; auto: guessed as the code does", "adref", kind="mistake",
-        paper="images in [0, 1]",
-        why="the code guesses L from the network's output: 1, 2, 255 or 256 early in training")  # fmt: skip
+                                     kind="contradiction", paper="0.1", why="as --milestones")
+    ssim_range: Literal["one", "auto"] = option("one", "value range L of SSIM; auto: guessed as the code does", "adref",
+        kind="mistake", paper="images in [0, 1]", why="the code guesses L from the network's output: 1, 2, 255 or 256 "
+        "early in training")
     rotation_probability: float = option(0.3, "share of clean images that are rotated first", "code", limits=(0, 1))
     rotation_degrees: float = option(90.0, "they rotate by U(-d, d), black fill", "code", limits=(0, 180),
                                      kind="contradiction", paper="+-45 degrees, the share of images not given",
-                                     why="the code's values made the released weights")  # fmt: skip
+                                     why="the code's values made the released weights")
     perlin_exponents: tuple[int, int] = option(
-        (0, 5), "the noise lattice has 2^i x 2^j cells, i and j from here", "code", limits=(0, 12))  # fmt: skip
-    mask_threshold: tuple[float, float] = option(
-        (0.5, 0.5), "mask = noise > t, t drawn uniformly from here (write --mask-threshold=-0.1,0.5)", "code",
-        limits=(-1, 1), kind="contradiction", paper="a random uniform threshold, its range not given",
-        why="the code fixes it; the ablation literal draws from U(0, 1), which is a guess")  # fmt: skip
-    texture_weight: tuple[float, float] = option(
-        (0.2, 1.0), "share of the texture under the mask, drawn uniformly from here", "code", limits=(0, 1),
-        kind="contradiction", paper="beta of the texture from U(0.1, 1.0)",
-        why="the code weighs the image with 0.8 u, hence the texture with 1 - 0.8 u")  # fmt: skip
-    own_texture_share: float = option(
-        0.0, "share of textures that are moved training images", "adref", limits=(0, 1), kind="substitution",
-        paper="textures come from another data set",
-        why="an addition, off at full size, .5 at tiny: a short training on foreign textures learns colour and little "
-        "else, and never meets a defect made of the part's own material, such as a short circuit")  # fmt: skip
-    texture_operations: Literal["code", "paper"] = option(
-        "code", "10 kinds of operation, or the paper's 7", "code", kind="contradiction",
-        paper="seven kinds: no gamma, inversion and rotation", why="the code's list")  # fmt: skip
+        (0, 5), "the noise lattice has 2^i x 2^j cells, i and j from here", "code", limits=(0, 12))
+    mask_threshold: tuple[float, float] = option((0.5, 0.5), "mask = noise > t, t drawn uniformly from here (write "
+        "--mask-threshold=-0.1,0.5)", "code", limits=(-1, 1), kind="contradiction", paper="a random uniform threshold, "
+        "its range not given", why="the code fixes it; the ablation literal draws from U(0, 1), which is a guess")
+    texture_weight: tuple[float, float] = option((0.2, 1.0), "share of the texture under the mask, drawn uniformly "
+        "from here", "code", limits=(0, 1), kind="contradiction", paper="beta of the texture from U(0.1, 1.0)",
+        why="the code weighs the image with 0.8 u, hence the texture with 1 - 0.8 u")
+    own_texture_share: float = option(0.0, "share of textures that are moved training images", "adref", limits=(0, 1),
+        kind="substitution", paper="textures come from another data set", why="an addition, off at full size, .5 at "
+        "tiny: a short training on foreign textures learns colour and little else, and never meets a defect made of "
+        "the part's own material, such as a short circuit")
+    texture_operations: Literal["code", "paper"] = option("code", "10 kinds of operation, or the paper's 7", "code",
+        kind="contradiction", paper="seven kinds: no gamma, inversion and rotation", why="the code's list")
     channel_order: Literal["rgb", "bgr"] = option(
         "rgb", "channel order that the colour operations assume", "adref", kind="mistake", paper="RGB",
-        why="the code hands BGR arrays to operations that take them for RGB; bgr repeats that")  # fmt: skip
+        why="the code hands BGR arrays to operations that take them for RGB; bgr repeats that")
     score_window: int = option(21, "side of the score's mean filter, odd, pixels at --size", "code",
-                               limits=(1, math.inf))  # fmt: skip
+                               limits=(1, math.inf))
+    # fmt: on
 
 
 PRESETS = {
@@ -75,14 +72,12 @@ ABLATIONS = {
 }  # fmt: skip
 
 DEVIATIONS = (
-    Deviation("DRAEM.stages", "silent", "the order of the images in an epoch is not given",
-              "each draw is any training image, with replacement",
-              "the code's loader ignores the index that it is asked for"),
-    Deviation("ops.textures", "substitution", "imgaug and OpenCV, 8-bit tables",
-              "formulas in float32, rounded once; Pillow's bilinear rotation",
-              "two dependencies fewer; colours agree with OpenCV's within 2 grey levels on a grid (except Luv codes of "
-              "no colour); OpenCV rotates with 1/32-pixel interpolation into black; a rotated clean image stays "
-              "unrounded here"),
+    Deviation("DRAEM.stages", "silent", "the order of the images in an epoch is not given", "each draw is any training "
+              "image, with replacement", "the code's loader ignores the index that it is asked for"),
+    Deviation("ops.textures", "substitution", "imgaug and OpenCV, 8-bit tables", "formulas in float32, rounded once; "
+              "Pillow's bilinear rotation", "two dependencies fewer; colours agree with OpenCV's within 2 grey levels "
+              "on a grid (except Luv codes of no colour); OpenCV rotates with 1/32-pixel interpolation into black; a "
+              "rotated clean image stays unrounded here"),
     Deviation("ops.perlin.draw_perlin", "silent", "noise at 256 x 256", "lattice cells are never finer than 2 pixels",
               "below 64 pixels the code's finest lattices have no pixel between their points, or fail"),
     Deviation("ops.textures.PAPER_OPERATIONS", "ambiguous", "an operation called colour", "hue and saturation",

@@ -14,52 +14,50 @@ INF = math.inf
 class Options:
     """The defaults are the paper preset; "SRMNet" and "PL4NN" are the code of these earlier works."""
 
+    # fmt: off
     size: tuple[int, int] = option((256, 256), "height,width of the network's input, multiples of 2^(levels - 1)",
-                                   "section Experiments", limits=(2, 65536))  # fmt: skip
+                                   "section Experiments", limits=(2, 65536))
     resize: Literal["bilinear", "antialias"] = option("antialias", "filter that resizes images to --size", "adref",
-        kind="silent", paper="256 x 256", why="no filter is named")  # fmt: skip
+        kind="silent", paper="256 x 256", why="no filter is named")
     noise_share: float = option(0.3, "lambda, share of the noise in the blend", "section Experiments", limits=(0, 1))
     noise_domain: Literal["normalised", "pixel"] = option(
         "normalised", "range in which the noise is N(0.5, 0.5): [-1, 1], or [0, 1]", "adref", kind="ambiguous",
         paper="images normalised by mean and deviation 0.5, noise 'from the same distribution'",
-        why="the formula; pixel is N(0, 1) in [-1, 1]: twice as strong, centred, no shift by lambda / 2")  # fmt: skip
+        why="the formula; pixel is N(0, 1) in [-1, 1]: twice as strong, centred, no shift by lambda / 2")
     noise_repeats: int = option(
         1, "draws of the noise at test time, whose reconstructions are averaged", "adref", limits=(1, 10**6),
-        kind="silent", paper="noise at test time, too", why="neither number of draws nor seed is given")  # fmt: skip
+        kind="silent", paper="noise at test time, too", why="neither number of draws nor seed is given")
     width: int = option(96, "channels of the first level, even", "SRMNet", limits=(4, 65536), kind="silent",
-                        paper="an M-net", why="SRMNet's width")  # fmt: skip
+                        paper="an M-net", why="SRMNet's width")
     levels: int = option(4, "levels of the M-net", "section Method: four maps are fused", limits=(2, 12))
     block: Literal["full", "min", "conv1x1", "skrdb"] = option(
         "full", "residual attention with 3x3 convolutions, without them; one 1x1 convolution; SRMNet's block", "adref",
         kind="silent", paper="residual, global pooling, convolutions, a 1x1 in both paths; the figure is missing",
-        why="replacing it by a 1x1 costs 28.7 points, which speaks for spatial convolutions")  # fmt: skip
-    block_level0: bool = option(
-        True, "a block on the encoder's first level, too", "adref", kind="ambiguous", paper="after each concatenation",
-        why="that level concatenates nothing; SRMNet has its block there")  # fmt: skip
+        why="replacing it by a 1x1 costs 28.7 points, which speaks for spatial convolutions")
+    block_level0: bool = option(True, "a block on the encoder's first level, too", "adref", kind="ambiguous",
+        paper="after each concatenation", why="that level concatenates nothing; SRMNet has its block there")
     padding: Literal["zeros", "reflect"] = option(
         "zeros", "border of the 3x3 convolutions", "SRMNet", kind="silent", paper="no word on it",
-        why="SRMNet; the network then errs at the edge of the image, and the map shows it (see NOTES.md)")  # fmt: skip
-    sigmas: tuple[float, ...] = option(
-        (0.5, 1.0, 2.0, 4.0, 8.0), "deviations of the Gaussian windows, ascending, pixels",
-        "PL4NN", limits=(0.01, 1000), kind="silent", paper="sigma_1 to sigma_M", why="PL4NN")  # fmt: skip
+        why="SRMNet; the network then errs at the edge of the image, and the map shows it (see NOTES.md)")
+    sigmas: tuple[float, ...] = option((0.5, 1.0, 2.0, 4.0, 8.0), "deviations of the Gaussian windows, ascending, "
+        "pixels", "PL4NN", limits=(0.01, 1000), kind="silent", paper="sigma_1 to sigma_M", why="PL4NN")
     ssim_constants: Literal["printed", "squared"] = option(
         "printed", "C1 and C2 are 0.01 and 0.03, or their squares", "section Method", kind="ambiguous",
-        paper="C1 = 0.01, C2 = 0.03", why="PL4NN squares numbers of those names and values: see NOTES.md")  # fmt: skip
+        paper="C1 = 0.01, C2 = 0.03", why="PL4NN squares numbers of those names and values: see NOTES.md")
     epochs: int = option(500, "passes over the training images, at most", "section Experiments", limits=(0, INF))
     batch_size: int = option(4, "images a step", "adref", limits=(1, INF), kind="silent", paper="no word on it",
-                             why="fits 8 GB")  # fmt: skip
+                             why="fits 8 GB")
     learning_rate: float = option(
         1e-4, "AdamW's step size at the start", "SRMNet", limits=(1e-12, 1e6), kind="contradiction",
-        paper="1e-6, annealed to 1e-6", why="as printed the network hardly moves; SRMNet's values")  # fmt: skip
+        paper="1e-6, annealed to 1e-6", why="as printed the network hardly moves; SRMNet's values")
     hold_after_cosine: bool = option(False, "hold the rate after the cosine's 100 epochs; false: it rises again",
-        "torch", kind="ambiguous", paper="T_max 100, 500 epochs", why="torch's CosineAnnealingLR rises")  # fmt: skip
-    patience: int | None = option(
-        20, "stop after so many epochs without a lower loss; none: all images train, all epochs, last weights",
-        "section Experiments", limits=(1, INF))  # fmt: skip
-    monitor: Literal["validation", "train"] = option(
-        "validation", "loss that --patience watches; train: no image is kept for validation", "adref", kind="ambiguous",
-        paper="stop when 'the loss' is no better for 20 epochs; 20 % validate",
-        why="the 20 % would be idle otherwise; each has fixed noise, and the best weights are kept")  # fmt: skip
+        "torch", kind="ambiguous", paper="T_max 100, 500 epochs", why="torch's CosineAnnealingLR rises")
+    patience: int | None = option(20, "stop after so many epochs without a lower loss; none: all images train, all "
+        "epochs, last weights", "section Experiments", limits=(1, INF))
+    monitor: Literal["validation", "train"] = option("validation", "loss that --patience watches; train: no image is "
+        "kept for validation", "adref", kind="ambiguous", paper="stop when 'the loss' is no better for 20 epochs; 20 % "
+        "validate", why="the 20 % would be idle otherwise; each has fixed noise, and the best weights are kept")
+    # fmt: on
 
 
 PRESETS = {

@@ -16,115 +16,108 @@ INF = math.inf
 class Options:
     """The defaults are the paper preset."""
 
+    # fmt: off
     size: tuple[int, int] = option((256, 256), "height,width of the networks' input", "section Experiments",
-                                   limits=(32, 65536))  # fmt: skip
+                                   limits=(32, 65536))
     resize: Literal["bilinear", "antialias"] = option(
         "bilinear", "filter that resizes images to --size", "DRAEM's code", kind="silent", paper="resize to 256 x 256",
-        why="DRAEM's filter: half-pixel centres, no antialias")  # fmt: skip
+        why="DRAEM's filter: half-pixel centres, no antialias")
     # anomalies
     object_mask: Literal["auto", "bright", "dark", "full"] = option(
         "auto", "side of Otsu's threshold that is the object, or the full image; auto: by the frames of all training "
         "images and the names of MVTec AD's categories", "Eq 1", kind="mistake",
         paper="the brighter side is the object", why="a dark part on a bright ground would have its anomalies on the "
-        "ground; decided once for a category, so that no image is cut in another way than the rest")  # fmt: skip
-    mask_morphology: Literal["closing", "opening"] = option(
-        "closing", "of the object's mask, 3 x 3, once", "Eq 2", kind="contradiction",
-        paper="'closing', with the sign of opening", why="the text names it twice")  # fmt: skip
+        "ground; decided once for a category, so that no image is cut in another way than the rest")
+    mask_morphology: Literal["closing", "opening"] = option("closing", "of the object's mask, 3 x 3, once", "Eq 2",
+        kind="contradiction", paper="'closing', with the sign of opening", why="the text names it twice")
     anomaly: Literal["natural", "draem"] = option("natural", "patches of the image itself, or DRAEM's textures",
-                                                  "section Method, table 4")  # fmt: skip
+                                                  "section Method, table 4")
     patch_size: Literal["lognormal", "thin", "nsa_gamma", "histogram"] = option(
         "lognormal", "distribution of patch sizes; thin: with aspects up to 12; histogram: of --defect-sizes", "adref",
         kind="silent", paper="an empirical distribution of real defects, not given",
-        why="masks of the test set would leak it; these sizes are guessed, not measured")  # fmt: skip
+        why="masks of the test set would leak it; these sizes are guessed, not measured")
     transformations: Literal["one_photometric", "all", "one_each"] = option(
         "one_photometric", "of each patch: noise or brightness, drawn evenly, and rotation and scale; all: both and "
         "both; one_each: noise or brightness, and rotation or scale", "Eqs 3, 4", kind="ambiguous",
-        paper="T_photo from {add noise, adjust brightness}, made with ImgAug", why="one of a set")  # fmt: skip
+        paper="T_photo from {add noise, adjust brightness}, made with ImgAug", why="one of a set")
     noise: Literal["uniform", "fixed", "normal", "variance"] = option(
         "uniform", "standard deviation of a patch's noise: U(0, L), L itself (--noise-level), |N(0, L^2)| or sqrt(L)",
         "Eq 4", kind="mistake", paper="sigma ~ N(0, 0.05)", why="a standard deviation cannot be negative; 0.05, "
-        "0.2 and 0.8 to 1.2 are in ImgAug's first example, with noise of scale=(0, 0.05 * 255), U(0, L)")  # fmt: skip
+        "0.2 and 0.8 to 1.2 are in ImgAug's first example, with noise of scale=(0, 0.05 * 255), U(0, L)")
     noise_channels: Literal["alike", "each", "half"] = option(
         "alike", "noise alike in the three channels, drawn for each, or for each in half of the patches",
         "ImgAug's default (per_channel=False)", kind="silent", paper="noise, made with ImgAug",
-        why="drawn for each channel it gives the patches away (NOTES.md); ImgAug's example has half")  # fmt: skip
+        why="drawn for each channel it gives the patches away (NOTES.md); ImgAug's example has half")
     noise_level: float = option(0.05, "L", "Eq 4", limits=(0, 1))
-    brightness_mode: Literal["multiply", "add"] = option(
-        "multiply", "P (1 + delta) or P + delta, delta from U(-0.2, 0.2)", "Eq 4", kind="ambiguous",
-        paper="adjusted by U(-0.2, 0.2)", why="ImgAug's example has Multiply((0.8, 1.2)); and blending cancels a "
-        "constant: P + delta has P's gradients")  # fmt: skip
+    brightness_mode: Literal["multiply", "add"] = option("multiply", "P (1 + delta) or P + delta, delta from U(-0.2, "
+        "0.2)", "Eq 4", kind="ambiguous", paper="adjusted by U(-0.2, 0.2)", why="ImgAug's example has Multiply((0.8, "
+        "1.2)); and blending cancels a constant: P + delta has P's gradients")
     rotation: tuple[float, float] = option(
         (0.0, 360.0), "degrees, drawn uniformly from here (write --rotation=-10,10)", "Eq 4", limits=(-360, 360),
-        kind="contradiction", paper="U(0, 2 pi), and 'angles seen in production'", why="the formula")  # fmt: skip
+        kind="contradiction", paper="U(0, 2 pi), and 'angles seen in production'", why="the formula")
     poisson_lambda: float | None = option(
         None, "lambda of Eq 5, the weight of the image's values on dR; none: infinite", "adref", limits=(1e-6, 1e12),
-        kind="ambiguous", paper="no value", why="Perez et al. (2003) fix the values on dR")  # fmt: skip
-    object_constraint: Literal["multiply", "clip_region"] = option(
-        "multiply", "cut to the object once, after all patches, or each region before it is blended", "section Method",
-        kind="ambiguous", paper="multiplication with M after blending",
-        why="as written, which leaves a seam at the object's edge; clip_region does not")  # fmt: skip
-    label: Literal["region", "changed"] = option(
-        "region", "Y: Omega within M, or its pixels that changed visibly", "adref", kind="ambiguous",
-        paper="'precisely marks' the region",
-        why="the words; an invisible patch is then a false label, which changed, after NSA, drops")  # fmt: skip
+        kind="ambiguous", paper="no value", why="Perez et al. (2003) fix the values on dR")
+    object_constraint: Literal["multiply", "clip_region"] = option("multiply", "cut to the object once, after all "
+        "patches, or each region before it is blended", "section Method", kind="ambiguous", paper="multiplication with "
+        "M after blending", why="as written, which leaves a seam at the object's edge; clip_region does not")
+    label: Literal["region", "changed"] = option("region", "Y: Omega within M, or its pixels that changed visibly",
+        "adref", kind="ambiguous", paper="'precisely marks' the region", why="the words; an invisible patch is then a "
+        "false label, which changed, after NSA, drops")
     own_texture_share: float = option(0.0, "of DRAEM's anomalies: share of textures that are moved training images",
-                                      "adref", limits=(0, 1))  # fmt: skip
+                                      "adref", limits=(0, 1))
     # reconstructor
     reconstructor: Literal["srdad", "swin_unet", "draem"] = option(
-        "srdad", "SRDAD's network, plain Swin-Unet or DRAEM's autoencoder", "table 4")  # fmt: skip
+        "srdad", "SRDAD's network, plain Swin-Unet or DRAEM's autoencoder", "table 4")
     width: int = option(96, "channels of the first level of both Swin networks", "Eq 6", limits=(1, INF))
     window: int = option(8, "side of their attention windows in tokens", "Swin Transformer's code", limits=(2, INF),
-                         kind="silent", paper="no window",
-                         why="its value for 256 pixels; Swin-Unet's 7 divides no map here")  # fmt: skip
+        kind="silent", paper="no window", why="its value for 256 pixels; Swin-Unet's 7 divides no map here")
     aspp_width: int = option(192, "channels of each branch of ASPP", "adref", limits=(1, INF), kind="silent",
-                             paper="no widths", why="4 x 192 = 768, so no projection is needed")  # fmt: skip
+                             paper="no widths", why="4 x 192 = 768, so no projection is needed")
     residual: Literal["level", "block"] = option(
         "level", "part of the decoder that each W bridges", "Eq 8", kind="ambiguous", paper="each decoder block",
-        why="19,408,023 parameters for the paper's 19.4 M; a W for each block gives 19,602,231")  # fmt: skip
-    gates: Literal["channel", "spatial"] = option(
-        "channel", "a gate for each channel, or one for each token", "Eq 9", kind="ambiguous",
-        paper="element-wise; 'spatial' in a caption", why="the equation")  # fmt: skip
+        why="19,408,023 parameters for the paper's 19.4 M; a W for each block gives 19,602,231")
+    gates: Literal["channel", "spatial"] = option("channel", "a gate for each channel, or one for each token", "Eq 9",
+        kind="ambiguous", paper="element-wise; 'spatial' in a caption", why="the equation")
     skips: Literal["final_sum", "inline"] = option(
         "final_sum", "gated skips are summed at level 1 (by linears and bilinear upsampling), or each at its level",
-        "Eq 10", kind="mistake", paper="a sum of maps of four shapes", why="impossible as printed")  # fmt: skip
+        "Eq 10", kind="mistake", paper="a sum of maps of four shapes", why="impossible as printed")
     skip_levels: int = option(4, "gated levels", "Eq 10", limits=(3, 4), kind="ambiguous", paper="a sum to 4",
-                              why="Swin-Unet has three skips; the pair around ASPP is the fourth")  # fmt: skip
+                              why="Swin-Unet has three skips; the pair around ASPP is the fourth")
     autoencoder_width: int = option(128, "channels of the first level of DRAEM's autoencoder", "DRAEM's code",
-                                    limits=(1, INF))  # fmt: skip
+                                    limits=(1, INF))
     # discriminator
     discriminator: Literal["srdad", "draem"] = option("srdad", "with Res-SE and cross attention, or DRAEM's", "table 4")
-    discriminator_width: int = option(
-        40, "channels of the first level of SRDAD's", "adref", limits=(1, INF), kind="ambiguous",
-        paper="27.8 M parameters, no widths", why="28,283,402: the multiple of 8 that comes nearest; 27,768,202, and "
-        "47,176,225 of the printed 47.2 M in all, with --attention counted")  # fmt: skip
+    discriminator_width: int = option(40, "channels of the first level of SRDAD's", "adref", limits=(1, INF),
+        kind="ambiguous", paper="27.8 M parameters, no widths", why="28,283,402: the multiple of 8 that comes nearest; "
+        "27,768,202, and 47,176,225 of the printed 47.2 M in all, with --attention counted")
     attention: Literal["uctransnet", "counted", "printed"] = option(
         "uctransnet", "cross attention of channels as UCTransNet's code; counted: without the matrix behind the mean "
         "of the heads, which no equation has, and with biases on Q, K, V; printed: of tokens, as Eqs 11 to 14",
         "UCTransNet's code", kind="contradiction", paper="'channel' attention; softmax(Q K^T / sqrt(d)) V of tokens, "
-        "no norm, no output matrix, no path from T itself", why="the module that it cites")  # fmt: skip
+        "no norm, no output matrix, no path from T itself", why="the module that it cites")
     attention_dropout: float = option(0.1, "rate on tokens and attention", "UCTransNet's code", limits=(0, 0.99))
     unet_width: int = option(64, "channels of the first level of DRAEM's U-Net", "DRAEM's code", limits=(1, INF))
     discriminator_input: Literal["image_first", "reconstruction_first"] = option(
         "image_first", "order of the two images in the six channels", "section Method", kind="silent",
-        paper="anomalous and reconstructed", why="the order of the words; DRAEM's code has the other")  # fmt: skip
+        paper="anomalous and reconstructed", why="the order of the words; DRAEM's code has the other")
     score_window: int = option(
         21, "side s of the score's mean filter, odd, pixels at --size", "DRAEM's code", limits=(1, INF), kind="silent",
-        paper="the symbol s", why="DRAEM's; a lone k x k response then scores at most k^2 / 441")  # fmt: skip
+        paper="the symbol s", why="DRAEM's; a lone k x k response then scores at most k^2 / 441")
     # training
-    recipe: Literal["srdad", "draem"] = option(
-        "srdad", "loss weights, optimizer, schedule, order and rotation of images (options.RECIPES)",
-        "section Experiments", kind="silent", paper="whether the rows of table 4 share a recipe",
-        why="row draem is DRAEM with all its values; --recipe and --anomaly give all rows the same")  # fmt: skip
+    recipe: Literal["srdad", "draem"] = option("srdad", "loss weights, optimizer, schedule, order and rotation of "
+        "images (options.RECIPES)", "section Experiments", kind="silent", paper="whether the rows of table 4 share a "
+        "recipe", why="row draem is DRAEM with all its values; --recipe and --anomaly give all rows the same")
     rotation_probability: float | None = option(
         None, "share of clean images that are rotated first; none: the recipe's, srdad 0, draem 0.3", "adref",
-        limits=(0, 1), kind="silent", paper="no augmentation of clean images", why="none is named")  # fmt: skip
+        limits=(0, 1), kind="silent", paper="no augmentation of clean images", why="none is named")
     epochs: int | None = option(None, "length of training; none: the recipe's, srdad 500, draem 700",
-                                "section Experiments", limits=(0, INF))  # fmt: skip
-    length_unit: Literal["epochs", "iterations"] = option(
-        "epochs", "what --epochs counts", "adref", kind="mistake", paper="500 iterations",
-        why="500 steps are 16 passes; the fall at 400 mirrors DRAEM's epochs")  # fmt: skip
+                                "section Experiments", limits=(0, INF))
+    length_unit: Literal["epochs", "iterations"] = option("epochs", "what --epochs counts", "adref", kind="mistake",
+        paper="500 iterations", why="500 steps are 16 passes; the fall at 400 mirrors DRAEM's epochs")
     batch_size: int = option(8, "images a step", "section Experiments", limits=(1, INF))
     learning_rate: float = option(1e-4, "the optimizer's step size", "section Experiments", limits=(0, INF))
+    # fmt: on
 
 
 class Recipe(NamedTuple):

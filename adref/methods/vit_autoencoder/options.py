@@ -14,76 +14,67 @@ INF = math.inf
 class Options:
     """The defaults are the paper preset; "AnoViT" and "MemAE" are the code of these earlier works."""
 
+    # fmt: off
     size: tuple[int, int] = option((384, 384), "height,width of the network's input, multiples of --patch",
-                                   "section Experiments", limits=(11, 65536))  # fmt: skip
+                                   "section Experiments", limits=(11, 65536))
     resize: Literal["bilinear", "antialias"] = option("antialias", "filter that resizes images to --size", "adref",
-        kind="silent", paper="384 x 384", why="no filter is named")  # fmt: skip
+        kind="silent", paper="384 x 384", why="no filter is named")
     patch: int = option(16, "side of a patch in pixels", "section Experiments", limits=(1, 4096))
     width: int = option(768, "channels of a token", "section Experiments", limits=(1, 65536))
     depth: int = option(12, "transformer blocks", "adref", limits=(0, 1000), kind="silent", paper="L blocks",
-                        why="ViT-Base, as the width and AnoViT imply")  # fmt: skip
+                        why="ViT-Base, as the width and AnoViT imply")
     heads: int = option(8, "attention heads", "section Experiments", limits=(1, INF), kind="contradiction",
                         paper="8 heads at width 768, hence of 96 channels",
-                        why="as printed; ViT-Base has 12 of 64: its weights would mean another function")  # fmt: skip
-    class_token: Literal["drop", "add", "none"] = option(
-        "drop", "the class token attends and is dropped, is added to every patch, or is left out", "Eq 4",
-        kind="contradiction", paper="introduces a class token, which Eq 4 leaves out",
-        why="the table of positions has a row for it")  # fmt: skip
+                        why="as printed; ViT-Base has 12 of 64: its weights would mean another function")
+    class_token: Literal["drop", "add", "none"] = option("drop", "the class token attends and is dropped, is added to "
+        "every patch, or is left out", "Eq 4", kind="contradiction", paper="introduces a class token, which Eq 4 "
+        "leaves out", why="the table of positions has a row for it")
     memory: bool = option(True, "use the memory module", "section Method")
-    memory_items: int = option(
-        2000, "memory items K", "MemAE", limits=(2, 10**7), kind="silent", paper="N items; N also counts the patches",
-        why="MemAE's default; 576 only if both N are one number")  # fmt: skip
+    memory_items: int = option(2000, "memory items K", "MemAE", limits=(2, 10**7), kind="silent", paper="N items; N "
+        "also counts the patches", why="MemAE's default; 576 only if both N are one number")
     addressing: Literal["cosine", "dot"] = option(
         "cosine", "similarity of query and item: cosine, or inner product", "Eq 7", kind="contradiction",
-        paper="cosine", why="as printed; MemAE's code takes the inner product, which grows with the query")  # fmt: skip
-    temperature: float = option(
-        1.0, "temperature of the softmax over the items", "Eq 8", limits=(1e-6, INF), kind="contradiction",
-        paper="a softmax of cosines, without a temperature, and sparse weights",
-        why="as printed; only a temperature near .05 makes the weights sparse")  # fmt: skip
-    shrinkage: float | None = option(
-        None, "threshold lambda of the shrinkage; none: 1 / K", "Eq 10", limits=(0, 1), kind="ambiguous",
-        paper="1 / N, and weights that become sparse",
-        why="1 / K is the mean weight: about half of the items survive; above 7.4 / K none would")  # fmt: skip
-    coordinate_attention: Literal["after_memory", "before_memory", "both", "none"] = option(
-        "after_memory", "place of coordinate attention", "figures", kind="contradiction",
-        paper="between encoder and memory (two sentences); after the memory (list of steps, figures, data flow)",
-        why="the data flow")  # fmt: skip
-    decoder: Literal["anovit", "pow2"] = option(
-        "anovit", "3 steps of +2 pixels, 3 doublings and a resize; or 4 doublings", "AnoViT", kind="ambiguous",
-        paper="six transposed convolutions that enlarge, 24 to 384",
-        why="all six enlarge; four doublings would do")  # fmt: skip
-    decoder_width: int | None = option(
-        None, "channels after the first layer, halved by each that follows; none: anovit 256, pow2 512",
-        "AnoViT", limits=(16, INF))  # fmt: skip
+        paper="cosine", why="as printed; MemAE's code takes the inner product, which grows with the query")
+    temperature: float = option(1.0, "temperature of the softmax over the items", "Eq 8", limits=(1e-6, INF),
+        kind="contradiction", paper="a softmax of cosines, without a temperature, and sparse weights",
+        why="as printed; only a temperature near .05 makes the weights sparse")
+    shrinkage: float | None = option(None, "threshold lambda of the shrinkage; none: 1 / K", "Eq 10", limits=(0, 1),
+        kind="ambiguous", paper="1 / N, and weights that become sparse", why="1 / K is the mean weight: about half of "
+        "the items survive; above 7.4 / K none would")
+    coordinate_attention: Literal["after_memory", "before_memory", "both", "none"] = option("after_memory", "place of "
+        "coordinate attention", "figures", kind="contradiction", paper="between encoder and memory (two sentences); "
+        "after the memory (list of steps, figures, data flow)", why="the data flow")
+    decoder: Literal["anovit", "pow2"] = option("anovit", "3 steps of +2 pixels, 3 doublings and a resize; or 4 "
+        "doublings", "AnoViT", kind="ambiguous", paper="six transposed convolutions that enlarge, 24 to 384",
+        why="all six enlarge; four doublings would do")
+    decoder_width: int | None = option(None, "channels after the first layer, halved by each that follows; none: "
+        "anovit 256, pow2 512", "AnoViT", limits=(16, INF))
     decoder_norm: Literal["batch", "instance"] = option(
         "batch", "normalisation of its layers", "adref", kind="ambiguous",
-        paper="a normalisation that works on mini-batches", why="AnoViT has instance norm without weights")  # fmt: skip
-    last_block: Literal["plain", "norm_relu"] = option(
-        "plain", "layers between the sixth convolution and tanh", "adref", kind="contradiction",
-        paper="normalisation and ReLU after each layer, tanh last",
-        why="tanh(ReLU(x)) is never negative: nothing below mid grey could be reconstructed")  # fmt: skip
+        paper="a normalisation that works on mini-batches", why="AnoViT has instance norm without weights")
+    last_block: Literal["plain", "norm_relu"] = option("plain", "layers between the sixth convolution and tanh",
+        "adref", kind="contradiction", paper="normalisation and ReLU after each layer, tanh last",
+        why="tanh(ReLU(x)) is never negative: nothing below mid grey could be reconstructed")
     l2_reduction: Literal["sum", "mean"] = option(
         "sum", "sum of the squared error over the channels, or mean, in loss and map", "Eq 11", kind="ambiguous",
-        paper="a sum over W and H, divided by W H", why="Eq 11 as printed squares a vector")  # fmt: skip
-    entropy_sign: Literal["corrected", "literal"] = option(
-        "corrected", "minimise the entropy; literal: maximise it; the map has the sign, too", "Eq 14",
-        kind="mistake", paper="sum of w ln w, minimised",
-        why="this makes the weights uniform, the opposite of the stated purpose")  # fmt: skip
+        paper="a sum over W and H, divided by W H", why="Eq 11 as printed squares a vector")
+    entropy_sign: Literal["corrected", "literal"] = option("corrected", "minimise the entropy; literal: maximise it; "
+        "the map has the sign, too", "Eq 14", kind="mistake", paper="sum of w ln w, minimised", why="this makes the "
+        "weights uniform, the opposite of the stated purpose")
     epochs: int = option(200, "passes over the training images", "section Experiments", limits=(0, INF))
     batch_size: int = option(8, "images a step", "section Experiments", limits=(1, INF))
     learning_rate: float = option(2e-4, "Adam's step size, constant", "section Experiments", limits=(0, 1e6))
-    patience: int | None = option(
-        None, "stop after so many epochs without a lower validation loss; none: all epochs, last weights",
-        "adref", limits=(1, INF), kind="silent", paper="200 epochs",
-        why="AnoViT: at most 200, stops after 12 without a lower squared error on validation images")  # fmt: skip
+    patience: int | None = option(None, "stop after so many epochs without a lower validation loss; none: all epochs, "
+        "last weights", "adref", limits=(1, INF), kind="silent", paper="200 epochs", why="AnoViT: at most 200, stops "
+        "after 12 without a lower squared error on validation images")
     score: Literal["l2+ssim", "l2+ssim+entropy"] = option(
         "l2+ssim+entropy", "terms of the anomaly map; without a memory there is no entropy", "its contributions",
         kind="ambiguous", paper="'the three losses define the score', without a formula", why="weighed as in the loss; "
-        "a patch's entropy is interpolated bilinearly; AnoViT takes the squared error alone")  # fmt: skip
-    map_sigma: float = option(
-        6.0, "Gaussian filter of the map, standard deviation in pixels at --size", "AnoViT", limits=(0, 1000),
-        kind="silent", paper="Gaussian smoothing", why="AnoViT; as scipy: cut at 4 sigma, mirrored")  # fmt: skip
+        "a patch's entropy is interpolated bilinearly; AnoViT takes the squared error alone")
+    map_sigma: float = option(6.0, "Gaussian filter of the map, standard deviation in pixels at --size", "AnoViT",
+        limits=(0, 1000), kind="silent", paper="Gaussian smoothing", why="AnoViT; as scipy: cut at 4 sigma, mirrored")
     score_sigma: float = option(15.0, "the same of the error whose maximum is the score", "AnoViT", limits=(0, 1000))
+    # fmt: on
 
 
 PRESETS = {
