@@ -39,7 +39,7 @@ def run_command(argv: list[str]) -> int:
         "one [that of the method]")  # fmt: skip
     tiles.add_flags(parser)
     if argv and not argv[0].startswith("-") and issubclass(kind := find_method(read_config(argv[0])["method"]), Method):
-        add_flags(parser, kind.Options, "options", "options of map and score (else those of the run)", kind.scoring)
+        add_flags(parser, kind.Options, "options", "options of map and score (else those of the run)", kind.changeable)
     arguments = parse_known(parser, argv)
     if arguments.gt_mode == "draem" and arguments.resolution != "method":
         raise UserError("--gt-mode draem needs --resolution method: it is a rule for resized masks")

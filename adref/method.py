@@ -91,6 +91,7 @@ class Trainable(nn.Module):
     presets: dict[str, dict] = {}  # changes to the defaults; "paper" is the defaults themselves
     ablations: dict[str, dict] = {}
     stages: tuple[Stage, ...]  # set by the constructor
+    changeable: tuple[str, ...] = ()  # options that may differ after training: they make no module, fill no buffer
     needs: dict[str, str] = {}  # "textures", "sizes", "anomalies" or "backbone" -> why, for a message
 
     def __init__(self, options):
@@ -145,7 +146,6 @@ class Method(Trainable):
     """A model that scores images."""
 
     evaluation = Evaluation()
-    scoring: tuple[str, ...] = ()  # options that may be changed after training: they make no module, fill no buffer
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
         """Maps images (B, 3, H, W) in [0, 1], each by itself, to scores (B, 1, H, W); higher is more anomalous."""
@@ -170,8 +170,6 @@ class Method(Trainable):
 
 class Sampler(Trainable):
     """Draws images for `python -m adref.synthesize RUN`; `Options` has `strength`, `strength_per`, `file_format`."""
-
-    sampling: tuple[str, ...]  # names of the options that may be changed after training
 
     @property
     def labels(self) -> list[str]:

@@ -30,7 +30,7 @@ def draw_images(folder: Path, argv: list[str]) -> int:
     parser.add_argument("--seed", default="0", help="seed of all randomness [0]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     title = "options of the sampler (as the run has them, unless given; defaults of the method in brackets)"
-    option_tools.add_flags(parser, kind.Options, "options", title, kind.sampling)
+    option_tools.add_flags(parser, kind.Options, "options", title, kind.changeable)
     arguments = option_tools.parse_known(parser, argv)
     count, seed = (option_tools.parse(name, int, getattr(arguments, name)) for name in ("n", "seed"))
     if count < 1 or not 0 <= seed < 2**63:
@@ -42,7 +42,7 @@ def draw_images(folder: Path, argv: list[str]) -> int:
     if unknown := sorted(set(chosen) - set(known)):
         raise UserError(f"--category: {folder} draws {', '.join(known)}; got {unknown[0]}")
     begin(out, {"run": str(folder.resolve()), "checkpoint_sha256": sha256(folder / "checkpoint.pt"), "seed": seed,
-                **{name: option_tools.to_json(options)[name] for name in kind.sampling}})  # fmt: skip
+                **{name: option_tools.to_json(options)[name] for name in kind.changeable}})  # fmt: skip
     suffix = {"png": ".png", "jpeg75": ".jpg"}[options.file_format]
     files = {(name, i): out / name / f"{i:06d}{suffix}" for name in chosen for i in range(count)}
     missing = [key for key, path in files.items() if not path.exists()]

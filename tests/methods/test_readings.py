@@ -176,12 +176,12 @@ def test_presets_build(name, preset):
 def test_options_that_may_change_after_training_make_no_weight(name):
     method, kinds = METHODS[name], option_tools.hints(METHODS[name].Options)
     for field in dataclasses.fields(method.Options):
-        for value in alternatives(name, field, kinds[field.name]) if field.name in method.scoring else ():
+        for value in alternatives(name, field, kinds[field.name]) if field.name in method.changeable else ():
             with torch.device("meta"):
                 own, other = (method(option_tools.replace(method.Options(), {**SMALL[name], **changes})).state_dict()
                               for changes in ({}, {field.name: value}))  # fmt: skip
             assert {k: t.shape for k, t in own.items()} == {k: t.shape for k, t in other.items()}, field.name
-    assert set(method.scoring) <= set(option_tools.names(method.Options))
+    assert set(method.changeable) <= set(option_tools.names(method.Options))
 
 
 def test_exceptions_exist():

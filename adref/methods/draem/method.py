@@ -76,7 +76,7 @@ class DRAEM(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    scoring = ("score_window",)
+    changeable = ("score_window",)
     needs = {"textures": "its anomalies are textures"}
     # The U-Nets upsample with aligned corners, so a tile's map is near that of the whole image, not equal to it.
     evaluation = Evaluation(tile_unit=UNet.stride)

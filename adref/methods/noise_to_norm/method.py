@@ -101,7 +101,7 @@ class NoiseToNorm(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    scoring = ("ssim_constants", "noise_repeats")
+    changeable = ("ssim_constants", "noise_repeats")
     corrupt = staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):

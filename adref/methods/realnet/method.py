@@ -107,7 +107,7 @@ class RealNet(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    scoring = ("score_window",)
+    changeable = ("score_window",)
     evaluation = Evaluation(aupro="realnet")
     corrupt = staticmethod(corrupt)
     statistics = staticmethod(foreground_rule)

@@ -89,7 +89,7 @@ class SDAS(Sampler):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    sampling = SAMPLING
+    changeable = SAMPLING
     corrupt = staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):

@@ -119,8 +119,8 @@ class SeRNet(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    scoring = ("threshold", "area", "score", "colour_weight", "weight_on", "colour", "msgms_variant", "msgms_scales",
-               "smooth_side")  # fmt: skip
+    changeable = ("threshold", "area", "score", "colour_weight", "weight_on", "colour", "msgms_variant",
+                  "msgms_scales", "smooth_side")  # fmt: skip
     corrupt = staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):

@@ -109,7 +109,7 @@ class SRDAD(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    scoring = ("score_window",)
+    changeable = ("score_window",)
     corrupt = staticmethod(corrupt)
     statistics = staticmethod(object_side)
 
