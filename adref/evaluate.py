@@ -1,7 +1,8 @@
 """python -m adref.evaluate RUN [--data ROOT] [--resolution native|method] [--gt-mode nearest|draem] [options of map]
 
 Scores the test images of a run's category, writes RUN/evaluation (metrics.json, scores.csv, maps) and RUN/report.html.
-Options that make map and score, but no weight, may be changed after training; `RUN --help` lists those of its method.
+Options that make map and score, but no weight, may be changed after training, with RUN in the first place; `RUN --help`
+lists those of its method.
 """
 
 import sys

@@ -45,7 +45,8 @@ def run_command(arguments: argparse.Namespace) -> int:
         words = "stores no threshold (training not finished, or no image held out): no decisions"
         print(f"{run.folder} {words}", file=sys.stderr)
     if scale is None and out:
-        print(f"{run.folder} was not evaluated: each overlay has a colour scale of its own", file=sys.stderr)
+        words = "was not evaluated with its own options: each overlay has a colour scale of its own"
+        print(f"{run.folder} {words}", file=sys.stderr)
     for index, (name, path) in enumerate(names.items()):
         try:
             image = read_image(path)

@@ -147,7 +147,8 @@ def describe(clean: Tensor, corrupted: Tensor, mask: Tensor, seconds: float, not
     """Makes pictures and numbers of one corrupted example: clean and corrupted (3, H, W), mask (1, H, W).
 
     "changed_share_of_mask" compares with the clean picture, which nobody has of a real defect. The average precision
-    of `grain` asks whether the anomaly can be told in the corrupted picture alone: about "mask_share" if it cannot.
+    of `grain` asks whether the anomaly can be told in the corrupted picture alone. It cannot where the value is about
+    "mask_share", or, on an object that is part of the picture, about the value without noise.
     """
     change = (corrupted - clean).abs()
     shown = {"clean": clean, **{k: torch.from_numpy(v)[None] for k, v in notes.items() if np.ndim(v)},

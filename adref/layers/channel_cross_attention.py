@@ -25,7 +25,8 @@ class CrossAttentionLayer(nn.Module):
         scale: "sum": sqrt(S); "own": sqrt(C_i), for tokens sqrt(d).
         instance_norm: psi normalises each (image, head) matrix of scores; else it is the identity.
         residual: "official": H = T + CA, T <- H + MLP(LN H); "eq14": T <- CA + MLP(LN(Q + CA)), Q the mean of the
-            queries over the heads, as both papers print it: T itself is not added, as it must be for "token".
+            queries over the heads, as both papers print it, normalisation omitted: T itself is not added. "token"
+            needs "eq14".
         output: multiplies CA, the mean over the heads, by a matrix.
         bias: of queries, keys and values.
         dropout: rate on the attention matrices.

@@ -18,7 +18,7 @@ import torch
 from adref import __version__
 from adref.method import Method, Trainable
 from adref.methods import find_method
-from adref.options import UserError, replace
+from adref.options import UserError, flag, names, replace
 from adref.run import distributed
 from adref.run.cli import TrainingError, is_out_of_memory
 from adref.run.files import new_folder, read_json, with_filename, write_atomically, write_json
@@ -89,9 +89,9 @@ def open_run(folder: str | Path, device: str | torch.device = "cpu", kind: type[
     folder, config = Path(folder), read_config(folder)
     if not issubclass(find_method(config["method"]), kind):
         raise UserError(f"{folder} holds {config['method']}, which scores no images; see python -m adref.synthesize")
-    config["options"] = (trained := config["options"]) | (changes or {})
-    method, path = build(config), folder / "checkpoint.pt"
-    changed = {name: now for name in changes or {} if (now := getattr(method.options, name)) != trained.get(name)}
+    trained = config["options"]
+    method, path = build({**config, "options": trained | (changes or {})}), folder / "checkpoint.pt"
+    changed = {name: now for name in changes or {} if (now := getattr(method.options, name)) != trained[name]}
     content = read_checkpoint(path)
     load_state(method, content.pop("model"), path)
     method.to(device, memory_format=torch.channels_last).eval()
@@ -214,6 +214,9 @@ def is_own_restart(folder: Path) -> bool:
 def build(config: dict) -> Trainable:
     """Builds the untrained method of a configuration; UserError for options that it does not take."""
     method = find_method(config["method"])
+    if lacking := set(names(method.Options, all_fields=True)) - {*config["options"]}:
+        lacking = ", ".join(map(flag, sorted(lacking)))
+        raise UserError(f"config.json of another version of adref: it lacks {lacking}, whose defaults may differ")
     options = replace(method.Options(), config["options"])
     try:
         return method(options)

@@ -16,6 +16,7 @@ import torch
 from adref.data.layouts import Category, Record, digest
 from adref.data.reader import read_image, read_mask
 from adref.ops import metrics as metric
+from adref.options import flag
 from adref.run import distributed
 from adref.run.cli import Progress
 from adref.run.directory import Run, read_log
@@ -157,7 +158,8 @@ def facts(run: Run, metrics: dict) -> dict[str, str]:
         value, count, rate = (calibration[key] for key in ("threshold", "images", "false_alarm_rate"))
         threshold = f"{value:.6g}: {count} held-out normal images, false-alarm rate {rate:.3g} asked for "
         threshold += f"({count} can promise no less than 1 in {count + 1})"
-        threshold += f"; it does not hold for another {', '.join(run.changed)}: no decisions" if run.changed else ""
+        changed = ", ".join(f"{flag(name)} {value}" for name, value in run.changed.items())
+        threshold += f"; no decisions, as {changed} is of this evaluation alone" if changed else ""
     if tile or [height, width] != list(run.config["options"]["size"]):
         threshold += ", set on whole images at the run's size"
     pixels = f"{metrics['resolution']} resolution" + (f" ({metrics['gt_mode']} masks)" if metrics["gt_mode"] else "")

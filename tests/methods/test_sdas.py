@@ -54,7 +54,7 @@ def streams(number: int) -> list[np.random.Generator]:
     return [np.random.default_rng(i) for i in range(number)]
 
 
-@pytest.mark.holds("sdas", "variance")
+@pytest.mark.holds("sdas", "S1")
 def test_learned_variance():
     """At the eleventh of 20 steps; at the second, t = 50, the variance spans a factor of 300."""
     table = small().sampling_schedule()

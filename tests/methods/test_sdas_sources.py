@@ -182,7 +182,7 @@ def test_likelihood_is_guided_diffusions():
     hold("likelihood", sdas.log_likelihood(x, means, scales), 1e-9)
 
 
-@pytest.mark.holds("sdas", "variance")
+@pytest.mark.holds("sdas", "S1")
 def test_log_variance_is_guided_diffusions():
     method, v, t = method_of(), 3 * hashed("v", 3, 3, *SIZE).double() - 1.5, torch.tensor([0, 1, 500])
     ends = (sdas_schedule.at(x, t) for x in (method.schedule.beta.log(), method.schedule.log_variance))

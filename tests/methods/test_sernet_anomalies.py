@@ -93,7 +93,7 @@ def test_factors_come_in_the_order_brightness_contrast_saturation():
     assert np.abs(found[:, :2, 0].numpy().T - values).max() <= 1.01  # Pillow's rounding
 
 
-@pytest.mark.holds("sernet", "1")
+@pytest.mark.holds("sernet", "PPA")
 def test_blend_of_one_pixel():
     """0.2, 0.9, beta 0.25 -> 0.725, or 0.375; the image itself outside, bit for bit; beta 0 pastes."""
     image, source = torch.full((3, 2, 2), 0.2), torch.full((3, 2, 2), 0.9)
@@ -159,7 +159,7 @@ def test_masks_of_spreads():
     assert min(shares["union"]) > 0 and max(shares["union"]) < 0.025 < max(shares["bases"])
 
 
-@pytest.mark.holds("sernet", "2")
+@pytest.mark.holds("sernet", "DPA")
 def test_shift_of_colour_by_hand():
     """Outside the mask bit for bit; inside added and clipped; at least one channel moves by 0.1."""
     image = torch.tensor([0.5, 0.9, 0.1]).view(3, 1, 1).repeat(1, 1, 2)

@@ -61,7 +61,7 @@ def lab_of(*colour: float) -> list[float]:
     return cielab(torch.tensor(colour, dtype=torch.float64).view(1, 3, 1, 1)).flatten().tolist()
 
 
-@pytest.mark.holds("sernet", "5")
+@pytest.mark.holds("sernet", "Colour")
 def test_colours_by_hand():
     """Seven colours and black; sums of squared differences of a and b, and times c."""
     for colour, expected in (
@@ -78,7 +78,7 @@ def test_colours_by_hand():
         assert squares == pytest.approx(plain, abs=5e-5) and 0.001 * squares == pytest.approx(weighted, abs=5e-5)
 
 
-@pytest.mark.holds("sernet", "5")
+@pytest.mark.holds("sernet", "Colour")
 def test_cielab_agrees_with_other_programs():
     colours, dark = (golden.hashed(name, 24, 40, 3).double() for name in ("colours", "dark"))
     images = {"bright": 0.5 + 0.5 * colours, "all": colours, "dark": 0.09 * dark}
@@ -102,7 +102,7 @@ def difference(x: torch.Tensor, y: torch.Tensor, scales: int = 4, **settings) ->
     return 1 - msgms(x, y, scales, **settings)
 
 
-@pytest.mark.holds("sernet", "6")
+@pytest.mark.holds("sernet", "Structure")
 def test_a_step_against_flat():
     """A unit step at column 32, replicated edges; the filter's border makes no difference to the maximum."""
     step = (torch.arange(64) >= 32).double().expand(1, 3, 64, 64)
@@ -131,7 +131,7 @@ def test_the_golden_image_against_a_paler_one_and_its_negative():
     assert max(others) < 1e-12 and zero > 0.3
 
 
-@pytest.mark.holds("sernet", "6")
+@pytest.mark.holds("sernet", "Structure")
 def test_msgms_agrees_with_other_programs():
     for (height, scales, grey, padding), expected in SOURCED_MSGMS.items():
         a, b = (golden.hashed(name, 1, 3, 48, 64).double() for name in ("a", "b"))

@@ -234,18 +234,19 @@ def test_compile_is_asked_of_every_network(small_run, textures, tmp_path, monkey
 
 def test_a_negative_channel_stops_a_run_and_its_resume(small_run, textures, tmp_path, monkeypatch, capsys):
     loss, run = DRAEM.loss, tmp_path / "run"
-    monkeypatch.setattr(DRAEM, "loss", lambda *rest: loss(*rest) | {"sign/green": torch.tensor(-0.8)})
+    signs = {"sign/red": torch.tensor(0.9), "sign/green": torch.tensor(-0.8), "sign/blue": torch.tensor(0.9)}
+    monkeypatch.setattr(DRAEM, "loss", lambda *rest: loss(*rest) | signs)
     monkeypatch.setattr(loop, "SETTLED_STEPS", 6)
     for argv in (arguments(small_run.parent / "data", textures, run), ["--resume", "--out", str(run)]):
         assert main(argv) == 1
         said = capsys.readouterr().err
-        assert f"{run}: the reconstruction's green channel is its negative (sign/green is -0.80)" in said
+        assert f"{run}: the reconstructed green channel is its negative (sign/green is -0.80)" in said
         assert "try another --seed" in said and said.count("\n") == 1
     assert checkpoint(run)["step"] == 6 and evaluate.main([str(run), "--device", "cpu"]) == 0
 
 
 @pytest.mark.parametrize(("signs", "handed"), [
-    ([-0.9] * 99, -0.9), ([-0.9] * 100, None), ([-0.4] * 100, -0.4), ([-0.9] * 90 + [0.9, 0.7] * 5, 0.8),
+    ([-0.9] * 99, -0.9), ([-0.4] * 100, None), ([-0.05] * 100, -0.05), ([-0.9] * 90 + [0.9, 0.7] * 5, 0.8),
     ([0.9] * 90 + [-0.9, -0.2] * 5, None),
 ])  # fmt: skip
 def test_only_a_settled_channel_is_called_negative(signs, handed, tmp_path):
@@ -266,3 +267,14 @@ def test_statistics_that_are_nan_on_any_rank_are_not_logged(monkeypatch):
     assert average_over_ranks(terms, False) == ({"loss/total": 2.0, "repair/replaced": 0.5}, False)
     monkeypatch.setattr(distributed, "gather", lambda value: [value, ([4.0, 0.9, 0.0], True)])
     assert average_over_ranks(terms, False) == ({"loss/total": 3.0, "repair/replaced": 0.25}, True)
+
+
+def test_a_run_of_another_version_is_refused(small_run, tmp_path, capsys):
+    """Its options would silently have today's defaults."""
+    run = shutil.copytree(small_run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    del config["options"]["score_window"]
+    (run / "config.json").write_text(json.dumps(config))
+    for command in (main, evaluate.main):
+        assert command(["--resume", "--out", str(run)] if command is main else [str(run)]) == 2
+        assert "another version of adref: it lacks --score-window" in capsys.readouterr().err

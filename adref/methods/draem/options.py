@@ -90,5 +90,5 @@ def check(o: Options) -> None:
     if o.size[0] % UNet.stride or o.size[1] % UNet.stride:
         raise UserError(f"--size takes multiples of {UNet.stride}; got {o.size[0]},{o.size[1]}")
     require_ascending(o, "perlin_exponents", "mask_threshold", "texture_weight")
-    if o.score_window % 2 == 0:
-        raise UserError(f"--score-window takes an odd number of pixels; got {o.score_window}")
+    if o.score_window % 2 == 0 or o.score_window > min(o.size):
+        raise UserError(f"--score-window takes an odd number of pixels up to {min(o.size)}; got {o.score_window}")

@@ -14,7 +14,7 @@ SOURCE = Literal["sdas", "textures", "nsa", "cut_paste", "scar"]
 
 @dataclass(frozen=True)
 class Options:
-    """The defaults are the paper preset, with the code's values where the article is silent."""
+    """The defaults are the paper preset, with the code's values where the article is silent or has others."""
 
     # fmt: off
     size: tuple[int, int] = option((256, 256), "height,width of the input", "code", limits=(16, 65536))

@@ -5,7 +5,7 @@ CVPR 2024 (arXiv 2403.05897), section on strength-controllable diffusion anomaly
 github.com/cnulab/RealNet (commit ab75012), called "code" below. Source: HTML text without formulas; all equations are
 reconstructed from its words, the code and the works that it builds on: DDPM (Ho et al., 2020), improved DDPM (Nichol,
 Dhariwal, 2021), guided diffusion (Dhariwal, Nichol, 2021), DDIM (Song et al., 2021). They have names here, because the
-article's numbers for them are not known.
+article's numbers are not known, but for (S1).
 
 A diffusion model learns the normal images of one or of many categories. Sampled with more variance it draws whole
 images that depart from them; `python -m adref.synthesize RUN` writes them to files, and `realnet` blends them into
@@ -29,7 +29,7 @@ Equations
     (posterior) q(x_{t-1} | x_t, x_0) = N(c1 x_0 + c2 x_t, btilde)                             schedule.schedule_of
     (mean) x_0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar), mu = c1 x_0 + c2 x_t; sampling clamps x_0
                                                                                  SDAS.variational, SDAS.sample, clamped
-    (variance) Sigma = exp(f log beta + (1 - f) log btilde), f = (v + 1) / 2                   SDAS.log_variance
+    (S1) Sigma = exp(v log beta + (1 - v) log btilde), by default (v + 1) / 2 for v            SDAS.log_variance
     (variational term) L_t = KL(q || N(mu, Sigma)), L_0 = -log p(x_0 | mu, Sigma)              SDAS.variational
     (loss) L = |noise - eps|^2 + lambda sum_t L_t                                              SDAS.loss
     (perturbed step) x_{t-1} = mu + sqrt((1 + s) Sigma) noise                                  SDAS.sample

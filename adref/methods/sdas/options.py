@@ -39,8 +39,8 @@ class Options:
         "code", kind="ambiguous", paper="L = L_simple + 0.001 L_vlb", why="L_vlb sums T steps: in the code the drawn "
         "term, in bits, has the weight 0.001 T = 1. per_step is the common mistake")
     steps: int = option(14_560, "updates of the weights, of --batch-size images each, fewer at the end of a pass",
-        "released models", limits=(0, math.inf), kind="silent", paper="no length", why="those of MVTec AD's model, 240 "
-        "passes over 3,629 images; the others have 11,250, 12,375 and 17,320 (375, 825, 120 passes), stopped by eye")
+        "released models", limits=(0, math.inf), kind="silent", paper="no length", why="those of MVTec AD's model: a "
+        "third of 43,680 parts, 240 passes; others have 11,250 (375 passes), 12,375 (825), 17,320 (120), by eye")
     batch_size: int = option(60, "images an update", "code: 5 on each of 4 GPUs, 3 times", limits=(1, math.inf))
     accumulation: int = option(12, "parts of a batch: memory for time", "adref", limits=(1, math.inf))
     accumulation_rule: Literal["mean", "code"] = option(
@@ -89,7 +89,7 @@ ABLATIONS = {
     "code": {"accumulation": 3, "accumulation_rule": "code", "ema_warmup": False, "classifier_steps": 14_560,
              "guidance_scale": 1.0, "strength_per": "batch", "file_format": "jpeg75"},
     "unconditional": {"conditional": False},
-    "literal": {"variance": "direct"},
+    "literal": {"variance": "direct", "ema_warmup": False},
 }  # fmt: skip
 
 DEVIATIONS = (

@@ -1,7 +1,7 @@
 """SeRNet's pseudo-anomalies: Perlin's (PPA), large, of the category's material; diffusion's (DPA), small, recoloured.
 
 "SeRNet: Segmentation Helps Reconstruction for Anomaly Detection", Applied Sciences 2026, 16(4), 1670, section Method
-(equations 1 and 2 are reconstructed, see method.py). Random numbers are used in `ppa`, `dpa` and `draw_...` alone.
+(their formulas are reconstructed, see method.py). Random numbers are used in `ppa`, `dpa` and `draw_...` alone.
 """
 
 import math
@@ -121,7 +121,7 @@ def transform(picture: Tensor, numbers: SourceNumbers) -> Tensor:
 
 def blend_source(image: Tensor, source: Tensor, mask: Tensor, beta: float,
                  beta_on: Literal["original", "source"]) -> Tensor:  # fmt: skip
-    """Computes equation 1 of I, S (3, H, W), M ([1,] H, W) in {0, 1}; exactly I where M is 0. beta weighs `beta_on`."""
+    """Blends S into I, (3, H, W), under M ([1,] H, W) in {0, 1}; exactly I where M is 0. beta weighs `beta_on`."""
     weight = beta if beta_on == "original" else 1 - beta
     return torch.where(mask > 0, (1 - weight) * source + weight * image, image)
 
@@ -206,6 +206,6 @@ def draw_shift(rng: np.random.Generator) -> tuple[float, ...]:
 
 
 def shift_colour(image: Tensor, mask: Tensor, shift: Sequence[float]) -> Tensor:
-    """Computes equation 2 of I (3, H, W), M (1, H, W) in {0, 1} and b + c of each channel; exactly I where M is 0."""
+    """Adds b + c of each channel to I (3, H, W) under M (1, H, W) in {0, 1}, clipped; exactly I where M is 0."""
     moved = image + torch.tensor(shift, dtype=image.dtype).view(3, 1, 1)
     return torch.where(mask > 0, moved.clamp(0, 1), image)

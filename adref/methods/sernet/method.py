@@ -1,7 +1,7 @@
 """SeRNet: segment large defects, repair them from a similar normal image, reconstruct the rest.
 
 "SeRNet: Segmentation Helps Reconstruction for Anomaly Detection", Applied Sciences 2026, 16(4), 1670. Source: HTML text
-without formulas, symbols, figures, table 1 and experiments; no code of the authors is known. Equations 1 to 7 are
+without formulas, symbols, figures, table 1 and experiments; no code of the authors is known. All equations are
 reconstructed from its words and the works that it builds on: DRAEM, EdgRec (map), RIAD (SSIM loss, MSGMS), ImageHash.
 
 A reconstruction network does not remove large defects. So a first network, trained on large pseudo-anomalies (PPA),
@@ -15,7 +15,7 @@ What an audit should know
 - The "16-bit hash" has 64 bits, 16 hexadecimal digits; 3,416 training images are not MVTec AD's 3,629.
 - A defect that the first network misses, or that is smaller than the area, is not repaired. Pasting is not aligned:
   the map then shows the difference of two normal images.
-- Squared error and SSIM of a mask that is mostly empty (equation 3) have an easy answer, the empty mask; at three times
+- Squared error and SSIM of a mask that is mostly empty have an easy answer, the empty mask; at three times
   the default rate it is found, and kept.
 - Gradient similarity has no sign: the negative of an image has no structure term. SSIM has a second maximum there,
   in which a channel of a network without final activation can settle (--output linear).
@@ -26,14 +26,14 @@ Symbols
     X, Y           image, its reconstruction                      b, c_k     change of brightness, of channel k
     S_g, S_c       differences of structure and colour            c          weight of colour
 
-Equations (reconstructed, numbered here)
-    (1) I_a = (1 - M) I + (1 - beta) M S + beta M I          anomalies.blend_source
-    (2) I_a = (1 - M) I + M clip(I + b + c_k)                anomalies.shift_colour
-    (3) L(A, B) = mean (A - B)^2 + 1 - SSIM(A, B)            SeRNet.terms, losses.ssim
-    (4) I_r = M_b I_s + (1 - M_b) I_a                        repair
-    (5) S_c = box((a_X - a_Y)^2 + (b_X - b_Y)^2)             SeRNet.colour_term, map.cielab
-    (6) S_g = box(1 - MSGMS(X, Y))                           SeRNet.structure_term, map.msgms
-    (7) A = S_g + c S_c, score max A                         SeRNet.compare
+Equations (reconstructed; their numbers are lost)
+    (PPA) I_a = (1 - M) I + (1 - beta) M S + beta M I        anomalies.blend_source
+    (DPA) I_a = (1 - M) I + M clip(I + b + c_k)              anomalies.shift_colour
+    (Loss) L(A, B) = mean (A - B)^2 + 1 - SSIM(A, B)         SeRNet.terms, losses.ssim
+    (Repair) I_r = M_b I_s + (1 - M_b) I_a                   repair
+    (Colour) S_c = box((a_X - a_Y)^2 + (b_X - b_Y)^2)        SeRNet.colour_term, map.cielab
+    (Structure) S_g = box(1 - MSGMS(X, Y))                   SeRNet.structure_term, map.msgms
+    (Map) A = S_g + c S_c, score max A                       SeRNet.compare
 
 Algorithms and tables
     (Algorithm 1) threshold, drop small regions, paste       repair_mask, repair
@@ -100,7 +100,7 @@ def repair_mask(probabilities: Tensor, threshold: float, area: float) -> Tensor:
 
 
 def repair(images: Tensor, similar: Tensor, mask: Tensor) -> Tensor:
-    """Computes equation 4, M_b I_s + (1 - M_b) I_a; exactly I_s where the mask is 1, exactly I_a where it is 0."""
+    """Computes M_b I_s + (1 - M_b) I_a; exactly I_s where the mask is 1, exactly I_a where it is 0."""
     return mask * similar + (1 - mask) * images
 
 
@@ -166,7 +166,7 @@ class SeRNet(Method):
         return Outcome(*found, self.rebuild(found[-1]))
 
     def loss(self, batch: Batch, stage: str) -> dict[str, Tensor]:
-        """Computes equation 3 of the mask, or of the reconstruction behind the frozen first network.
+        """Computes the loss of the mask, or of the reconstruction behind the frozen first network.
 
         Statistics of the second stage: "repair/replaced" and "repair/found", the replaced shares of all pixels and of
         those of pseudo-anomalies, small ones included (NaN: no anomaly); `channel_signs` of the reconstruction.
@@ -183,7 +183,7 @@ class SeRNet(Method):
         return self.terms(y := self.rebuild(repaired), batch.clean) | statistics | channel_signs(y, batch.clean)
 
     def terms(self, output: Tensor, target: Tensor, kind: str = "mse+ssim") -> dict[str, Tensor]:
-        """Computes equation 3, or binary cross-entropy, and their sum "total"."""
+        """Computes squared error and SSIM, or binary cross-entropy, and their sum "total"."""
         if kind == "bce":
             with torch.autocast(output.device.type, enabled=False):
                 terms = {"bce": F.binary_cross_entropy(output, target)}
@@ -204,7 +204,7 @@ class SeRNet(Method):
         return self.compare(images, self(images, self.find_similar(images, context)[0]).reconstruction.clamp(0, 1))
 
     def compare(self, x: Tensor, y: Tensor) -> Tensor:
-        """Computes equation 7: (B, 3, H, W) in [0, 1] twice -> (B, 1, H, W)."""
+        """Computes A: (B, 3, H, W) in [0, 1] twice -> (B, 1, H, W)."""
         o = self.options
         if o.score != "sum":
             return self.structure_term(x, y) if o.score == "structure" else self.colour_term(x, y)
@@ -212,12 +212,12 @@ class SeRNet(Method):
         return weights[0] * self.structure_term(x, y) + weights[1] * self.colour_term(x, y)
 
     def structure_term(self, x: Tensor, y: Tensor) -> Tensor:
-        """Computes equation 6, S_g."""
+        """Computes S_g."""
         o = self.options
         return mean_filter(1 - msgms(x, y, o.msgms_scales, *MSGMS_VARIANTS[o.msgms_variant]), o.smooth_side, "reflect")
 
     def colour_term(self, x: Tensor, y: Tensor) -> Tensor:
-        """Computes equation 5, S_c, or EdgRec's, which has a filter of 11 x 11, rounded."""
+        """Computes S_c, or EdgRec's, which has a filter of 11 x 11, rounded."""
         if self.options.colour == "edgrec":
             return mean_filter(edgrec_colour(x, y), 11, "reflect").round()
         difference = (cielab(x) - cielab(y))[:, 1:]
@@ -233,11 +233,11 @@ class SeRNet(Method):
         warnings.warn(f"every checkpoint holds the {len(self.bank)} normal images of the bank, {mb:.2f} MB", Notice, 2)
 
     def finish(self, stage: str, statistics: dict[str, float]) -> None:
-        """Warns, after the second stage, if less than 5 % of the pseudo-anomalies was found and repaired."""
+        """Warns, after the second stage, if less than 5 % of the pseudo-anomalies, large ones too, was repaired."""
         o, found = self.options, statistics.get("repair/found", 1.0)
-        if o.segmentation and o.repair != "none" and found < 0.05:
-            text = f"the first network finds {found:.1%} of the pixels of pseudo-anomalies: hardly anything is repaired"
-            warnings.warn(f"{text}; a --threshold below {o.threshold:g} in a new run may help", Notice, 2)
+        if o.segmentation and o.repair != "none" and o.reconstruct_mix[0] and found < 0.05:
+            text = f"of the pseudo-anomalies' pixels {found:.1%} is repaired, at --threshold {o.threshold:g}"
+            warnings.warn(f"{text} --area {o.area:g}; a lower threshold in a new run may help", Notice, 2)
 
     def find_similar(self, images: Tensor, context: Context = Context()) -> tuple[Tensor, list[str]]:
         """Finds the normal image that repairs each image (algorithm 2); returns (B, 3, H, W) and a caption of each.

@@ -51,7 +51,7 @@ class Options:
     ppa_area: float | None = option(None, "components of the PPA mask of a smaller share of the pixels are removed; "
         "none: --area", "adref", limits=(0, 1), kind="silent", paper="small regions of the Perlin mask are removed; "
         "the area is lost", why="the first network learns what the repair keeps")
-    ppa_beta_on: Literal["original", "source"] = option("original", "the image that beta weighs in equation 1", "DRAEM",
+    ppa_beta_on: Literal["original", "source"] = option("original", "the image that beta weighs", "DRAEM",
         kind="ambiguous", paper="a weight in [0, 0.8], a complement mask, a product", why="DRAEM's; confidence high")
     dpa_attached_to: Literal["total", "each"] = option("total", "two to four attached rectangles in all, or a base",
         "adref", kind="ambiguous", paper="one or two rectangles, two to four adjacent ones", why="the smaller reading")
@@ -62,16 +62,16 @@ class Options:
         limits=(-20, 20), kind="silent", paper="no word on initial weights", why="as all biases; for tiny see PRESETS")
     output: Literal["sigmoid", "linear"] = option("sigmoid", "last activation of the second network", "adref",
         kind="silent", paper="no word on it", why="EdgRec's and DRAEM's have none; a channel can then settle at its "
-        "negative, where SSIM is high, too, as 2 of 22 initialisations did")
+        "negative, where SSIM is high, too (NOTES.md)")
     epochs: int = option(800, "passes over the training images, for each network", "EdgRec", limits=(0, INF),
         kind="silent", paper="trained one after the other; all else is lost", why="all else is EdgRec's and DRAEM's")
     batch_size: int = option(8, "images a step", "EdgRec", limits=(1, INF))
     learning_rate: float = option(1e-4, "Adam's step size", "EdgRec", limits=(0, INF))
-    score: Literal["sum", "structure", "colour"] = option("sum", "terms of the map", "equation 7")
-    colour_weight: float = option(0.001, "c of equation 7", "section Method", limits=(0, 1e6))
+    score: Literal["sum", "structure", "colour"] = option("sum", "terms of the map", "section Method")
+    colour_weight: float = option(0.001, "c, the weight of colour", "section Method", limits=(0, 1e6))
     weight_on: Literal["colour", "structure"] = option("colour", "the term that c weighs", "EdgRec", kind="ambiguous",
         paper="c = 0.001 balances the terms", why="squared differences of colour are the larger by far")
-    colour: Literal["squared", "absolute", "edgrec"] = option("squared", "differences of a and b in equation 5; edgrec:"
+    colour: Literal["squared", "absolute", "edgrec"] = option("squared", "differences of a and b; edgrec:"
         " its 8-bit code, which overflows, with its filter", "EdgRec", kind="ambiguous", paper="difference of the "
         "channels a and b in CIELAB", why="EdgRec squares; confidence medium to high. Its 8 bits make 16^2 = 0")
     msgms_variant: Literal["edgrec", "replicate", "riad"] = option("edgrec", "per channel, zero or replicate padding; "
@@ -92,7 +92,7 @@ PRESETS = {
 
 ABLATIONS = {
     # All else that the text prints is the default, except a hash of 16 bits (see DEVIATIONS).
-    "literal": {"segmentation_skip": "none"},
+    "literal": {"segmentation_skip": "none", "segmentation_loss": "mse+ssim"},
     "no-segmentation": {"segmentation": False},
     **{f"repair-{kind}": {"repair": kind} for kind in ("zero", "mean")},
     "repair-at-test": {"train_similar": "none"},

@@ -12,7 +12,7 @@ An audit should know
 - On ASPP's 8 x 8 map only the centre tap of the rate-12 branch reads data: it is a 1x1 convolution (see `ASPP`).
 - Brightness as an added constant has no effect: Poisson blending cancels it (option brightness_mode).
 - Noise that is drawn for each channel gives the patches away: a filter without parameters finds them (NOTES.md). The
-  article names ImgAug, whose noise is alike in the channels, and one of noise and brightness for a patch.
+  article names ImgAug, whose noise is alike in the channels: it shows on smooth objects alone.
 - A size distribution "of real defects" taken from test masks would leak the test set; the default is a guess.
 - The article gives DRAEM 26.5 M parameters and calls SRDAD the heavier; DRAEM's code has 97.4 M and does 5.9 times the
   multiplications. Its 19.4 M and 27.8 M leave few readings of SRDAD's networks (DEPTHS, option discriminator_width).

@@ -43,17 +43,18 @@ class Options:
     noise: Literal["uniform", "fixed", "normal", "variance"] = option(
         "uniform", "standard deviation of a patch's noise: U(0, L), L itself (--noise-level), |N(0, L^2)| or sqrt(L)",
         "Eq 4", kind="mistake", paper="sigma ~ N(0, 0.05)", why="a standard deviation cannot be negative; 0.05, "
-        "0.2 and 0.8 to 1.2 are in ImgAug's first example, with noise of scale=(0, 0.05 * 255), U(0, L)")
+        "0.2 and 0.8 to 1.2 are in ImgAug's first example, which draws the deviation from U(0, 0.05 * 255)")
     noise_channels: Literal["alike", "each", "half"] = option(
         "alike", "noise alike in the three channels, drawn for each, or for each in half of the patches",
         "ImgAug's default (per_channel=False)", kind="silent", paper="noise, made with ImgAug",
-        why="drawn for each channel it gives the patches away (NOTES.md); ImgAug's example has half")
+        why="drawn for each channel it gives the patches away; alike it shows on smooth objects "
+        "alone (NOTES.md). ImgAug's example has half")
     noise_level: float = option(0.05, "L", "Eq 4", limits=(0, 1))
     brightness_mode: Literal["multiply", "add"] = option("multiply", "P (1 + delta) or P + delta, delta from U(-0.2, "
         "0.2)", "Eq 4", kind="ambiguous", paper="adjusted by U(-0.2, 0.2)", why="ImgAug's example has Multiply((0.8, "
         "1.2)); and blending cancels a constant: P + delta has P's gradients")
     rotation: tuple[float, float] = option(
-        (0.0, 360.0), "degrees, drawn uniformly from here (write --rotation=-10,10)", "Eq 4", limits=(-360, 360),
+        (0.0, 360.0), "degrees, drawn uniformly from here (write --rotation=-10,10)", "Eq 3", limits=(-360, 360),
         kind="contradiction", paper="U(0, 2 pi), and 'angles seen in production'", why="the formula")
     poisson_lambda: float | None = option(
         None, "lambda of Eq 5, the weight of the image's values on dR; none: infinite", "adref", limits=(1e-6, 1e12),
@@ -95,8 +96,10 @@ class Options:
         "uctransnet", "cross attention of channels as UCTransNet's code; counted: without the matrix behind the mean "
         "of the heads, which no equation has, and with biases on Q, K, V; printed: of tokens, as Eqs 11 to 14",
         "UCTransNet's code", kind="contradiction", paper="'channel' attention; softmax(Q K^T / sqrt(d)) V of tokens, "
-        "no norm, no output matrix, no path from T itself", why="the module that it cites")
-    attention_dropout: float = option(0.1, "rate on tokens and attention", "UCTransNet's code", limits=(0, 0.99))
+        "normalisation 'omitted', no output matrix, no path from T itself", why="the module that it cites; printed has "
+        "16,845,402 parameters, its LayerNorms among them, and not 27.8 M")
+    attention_dropout: float = option(0.1, "rate on tokens and attention", "UCTransNet's code", limits=(0, 0.99),
+        kind="silent", paper="no dropout", why="the module that it cites")
     unet_width: int = option(64, "channels of the first level of DRAEM's U-Net", "DRAEM's code", limits=(1, INF))
     discriminator_input: Literal["image_first", "reconstruction_first"] = option(
         "image_first", "order of the two images in the six channels", "section Method", kind="silent",
@@ -107,7 +110,7 @@ class Options:
     # training
     recipe: Literal["srdad", "draem"] = option("srdad", "loss weights, optimizer, schedule, order and rotation of "
         "images (options.RECIPES)", "section Experiments", kind="silent", paper="whether the rows of table 4 share a "
-        "recipe", why="row draem is DRAEM with all its values; --recipe and --anomaly give all rows the same")
+        "recipe", why="rows draem and draem+ have all values of DRAEM; --recipe and --anomaly give all rows the same")
     rotation_probability: float | None = option(
         None, "share of clean images that are rotated first; none: the recipe's, srdad 0, draem 0.3", "adref",
         limits=(0, 1), kind="silent", paper="no augmentation of clean images", why="none is named")
@@ -173,7 +176,8 @@ DEVIATIONS = (
     Deviation("anomalies.object_mask", "silent", "a grey image", "8-bit luma; a mask below 64 pixels becomes the full "
               "image", "ITU-R 601, as most programs"),
     Deviation("anomalies.natural_anomaly", "silent", "Algorithm 1, a figure without text", "equations 1 to 5 in the "
-              "order of the text; all patches are cut from the clean image I, new ones at every step", "nothing else"),
+              "order of the text; all patches are cut from the clean image I, new ones at every step",
+              "nothing else is printed"),
     Deviation("anomalies.RIM", "silent", "'precisely marks' the region", "a patch is cut larger than the size that is "
               "drawn, by the pixels that its warp and dR take", "the labelled region then has the drawn size"),
     Deviation("anomalies.MOST_PATCHES", "silent", "N patches", "1 + Binomial(n - 1, 0.5), n 3 on objects, 4 on full "
@@ -185,11 +189,11 @@ DEVIATIONS = (
               "NSA mixes the gradients on textures, OpenCV rounds to 8 bits"),
     Deviation("method.ANOMALY_PROBABILITY", "silent", "nothing said", "half of the examples are corrupted", "DRAEM"),
     Deviation("reconstructor.DEPTHS", "contradiction", "Swin-Unet, whose 2, 2, 2, 2 blocks alone have 27.2 M, with "
-              "additions; 19.4 M parameters", "2, 2, 2 blocks, none in the bottleneck, in the rows srdad and srdad-",
-              "19,408,023; so the two rows of table 4 differ by what the article names"),
+              "additions; 19.4 M parameters", "2, 2, 2 blocks, none in the bottleneck", "19,408,023; in rows srdad and "
+              "srdad-, which differ by ASPP, W, gated skips, and by the place of the skips and a bias at the output"),
     Deviation("reconstructor.SwinUNet", "silent", "no heads, no output; equation 6 has no norm", "3, 6, 12 heads, no "
               "stochastic depth, skips from behind the blocks, a linear output; LayerNorm behind the embedding",
-              "Swin's code; skips of plain Swin-Unet start before the blocks, as in its code"),
+              "Swin's code; Swin-Unet's skips start before the blocks, its output has no bias"),
     Deviation("reconstructor.SwinUNet", "silent", "branches of ASPP", "batch norm on the convolutions, no projection",
               "DeepLabv3's, whose projection the widths make unnecessary"),
     Deviation("discriminator.ResSE", "ambiguous", "the name Res-SE; 'residual attention' in figure 7", "a convolution, "
@@ -212,7 +216,7 @@ DEVIATIONS = (
               "a Swin checkpoint"),
     Deviation("ABLATIONS", "mistake", "DRAEM has 26.5 M parameters, SRDAD is heavier",
               "97,422,725, and 198.0 against SRDAD's 33.8 G multiply-adds an image",
-              "counted, attention's products among them (without: 30.9); srdad- has more in its reconstructor"),
+              "counted, attention's products among them (without: 30.9)"),
     Deviation("PRESETS", "substitution", "one size", "tiny: labels only where something shows, a higher rate",
               "an eighth of the steps"),
 )  # fmt: skip
@@ -233,5 +237,5 @@ def check(o: Options) -> None:
     if o.reconstructor == "srdad" and o.size == (32, 32):
         raise UserError("--size 32,32 leaves ASPP's batch norm one pixel; 64,32 is the smallest")
     require_ascending(o, "rotation")
-    if o.score_window % 2 == 0:
-        raise UserError(f"--score-window takes an odd number of pixels; got {o.score_window}")
+    if o.score_window % 2 == 0 or o.score_window > min(o.size):
+        raise UserError(f"--score-window takes an odd number of pixels up to {min(o.size)}; got {o.score_window}")

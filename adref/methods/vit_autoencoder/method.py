@@ -95,7 +95,7 @@ class ViTAutoencoder(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    changeable = ("score", "map_sigma", "score_sigma")
+    changeable = ("l2_reduction", "score", "map_sigma", "score_sigma")
     corrupt = staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):
