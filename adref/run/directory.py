@@ -214,10 +214,10 @@ def is_own_restart(folder: Path) -> bool:
 def build(config: dict) -> Trainable:
     """Builds the untrained method of a configuration; UserError for options that it does not take."""
     method = find_method(config["method"])
+    options = replace(method.Options(), config["options"])
     if lacking := set(names(method.Options, all_fields=True)) - {*config["options"]}:
         lacking = ", ".join(map(flag, sorted(lacking)))
         raise UserError(f"config.json of another version of adref: it lacks {lacking}, whose defaults may differ")
-    options = replace(method.Options(), config["options"])
     try:
         return method(options)
     except (MemoryError, RuntimeError, TypeError, OverflowError) as error:  # of torch, for sizes beyond its reach
