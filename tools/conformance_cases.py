@@ -401,6 +401,7 @@ def of_losses() -> Iterator[Case]:
     for border in ("zero", "reflect"):
         yield piece(border, filters.mean_filter, maps, side=7, border=border)
     yield piece("", filters.filtered_maximum, maps, side=5)
+    yield piece("", filters.grain, {"images": h("images", 2, 3, 24, 20)})
     yield piece("", scoring.at_size, {"map": h("maps", 1, 1, 24, 20)}, size=(35, 50))
 
 
@@ -498,8 +499,8 @@ def of_synthesis() -> Iterator[Case]:
         nsa.NSAPatch((30, 20), (10, 9), (8, 7), (40, 30)),
     )
     pair = {"image": hn("image", 3, 64, 48), "other": hn("other", 3, 64, 48)}
-    for mode in (False, True):
-        yield piece("mixed" if mode else "plain", nsa.nsa, pair, patches=drawn_patches, mixed=mode)
+    for label, rule in (("plain", nsa.NSARule()), ("mixed", nsa.NSARule(mixed=True, background=(100.0, 60.0)))):
+        yield piece(label, nsa.nsa, pair, patches=drawn_patches, rule=rule)
     yield piece(
         "", nsa.object_pixels, {"image": hn("blocks", 3, 64, 48, repeat=(3, 16, 16))}, "exact", background=(100.0, 60.0)
     )
