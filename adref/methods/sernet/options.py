@@ -16,7 +16,8 @@ class Options:
     # fmt: off
     size: tuple[int, int] = option((256, 256), "height,width of the networks' input; multiples of 16", "EdgRec, DRAEM",
         limits=(32, 65536), kind="silent", paper="size lost", why="as there")
-    resize: Literal["bilinear", "antialias"] = option("antialias", "filter that resizes images to --size", "adref")
+    resize: Literal["bilinear", "antialias"] = option("antialias", "filter that resizes images to --size", "adref",
+        kind="silent", paper="no filter", why="it keeps thin parts")
     segmentation: bool = option(True, "whether the first network runs; false: nothing is repaired", "section Method")
     width: int = option(64, "channels of the first level of both networks", "EdgRec, DRAEM", limits=(1, 65536),
         kind="silent", paper="3 and 5 convolutional layers; widths lost", why="as there")

@@ -48,7 +48,7 @@ class Options:
         "doublings", "AnoViT", kind="ambiguous", paper="six transposed convolutions that enlarge, 24 to 384",
         why="all six enlarge; four doublings would do")
     decoder_width: int | None = option(None, "channels after the first layer, halved by each that follows; none: "
-        "anovit 256, pow2 512", "AnoViT", limits=(16, INF))
+        "anovit 256, pow2 512", "AnoViT", limits=(16, INF), kind="silent", paper="no widths", why="AnoViT's")
     decoder_norm: Literal["batch", "instance"] = option(
         "batch", "normalisation of its layers", "adref", kind="ambiguous",
         paper="a normalisation that works on mini-batches", why="AnoViT has instance norm without weights")
@@ -73,7 +73,8 @@ class Options:
         "a patch's entropy is interpolated bilinearly; AnoViT takes the squared error alone")
     map_sigma: float = option(6.0, "Gaussian filter of the map, standard deviation in pixels at --size", "AnoViT",
         limits=(0, 1000), kind="silent", paper="Gaussian smoothing", why="AnoViT; as scipy: cut at 4 sigma, mirrored")
-    score_sigma: float = option(15.0, "the same of the error whose maximum is the score", "AnoViT", limits=(0, 1000))
+    score_sigma: float = option(15.0, "the same of the error whose maximum is the score", "AnoViT", limits=(0, 1000),
+        kind="silent", paper="no word on the score", why="AnoViT's")
     # fmt: on
 
 
