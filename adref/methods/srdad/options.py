@@ -66,7 +66,7 @@ class Options:
         "adref", kind="ambiguous", paper="'precisely marks' the region", why="the words; an invisible patch is then a "
         "false label, which changed, after NSA, drops")
     own_texture_share: float = option(0.0, "of DRAEM's anomalies: share of textures that are moved training images",
-        "adref", limits=(0, 1), kind="substitution", paper="textures of another data set", why="as in DRAEM, .5 at tiny")
+        "adref", limits=(0, 1), kind="substitution", paper="other data's textures", why="as in DRAEM, .5 at tiny")
     # reconstructor
     reconstructor: Literal["srdad", "swin_unet", "draem"] = option(
         "srdad", "SRDAD's network, plain Swin-Unet or DRAEM's autoencoder", "table 4")
