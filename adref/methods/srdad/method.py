@@ -129,8 +129,9 @@ class SRDAD(Method):
         else:
             form = {"size": o.size, "width": o.width, "window": o.window, "aspp_width": o.aspp_width, "gates": o.gates,
                     "residual": o.residual, "skips": o.skips, "skip_levels": o.skip_levels}  # fmt: skip
-            plain = SWIN_UNET | {"bottleneck_depth": 0}  # as srdad's
-            self.reconstructor = SwinUNet(**form | (plain if o.reconstructor == "swin_unet" else {}))
+            if o.reconstructor == "swin_unet":
+                form |= {**SWIN_UNET, "bottleneck_depth": 0}  # as srdad's
+            self.reconstructor = SwinUNet(**form)
         if o.discriminator == "draem":
             self.discriminator = UNet(o.unet_width)
         else:
