@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from adref.options import UserError, replace, to_json
 
-Stream = Callable[..., np.random.Generator]
-"""(purpose, number, ...) -> the random stream of these for a run's seed."""
+Stream = Callable[..., np.random.Generator]  # (purpose, number, ...) -> the random stream of these for a run's seed
 
 
 class Deviation(NamedTuple):
@@ -151,6 +150,23 @@ class Method(Trainable):
         """Maps images (B, 3, H, W) in [0, 1], each by itself, to scores (B, 1, H, W); higher is more anomalous."""
         raise NotImplementedError
 
+    def admit(self, images: Tensor, stride: int = 1, size: tuple[int, int] | None = None) -> Tensor:
+        """Returns images (B, 3, H, W) in [0, 1] in the precision of the weights; ValueError for others."""
+        if not isinstance(images, Tensor):
+            raise ValueError(f"expected a tensor, got {type(images).__name__}")
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or images.numel() == 0:
+            raise ValueError(f"expected (B, 3, H, W) floats in [0, 1], got {tuple(images.shape)} {images.dtype}")
+        # torch.export traces shapes without values. (torch 2.2 has no is_compiling.)
+        if not getattr(torch.compiler, "is_compiling", bool)():
+            low, high = torch.aminmax(images)
+            if not (low >= 0 and high <= 1):  # NaN, too
+                raise ValueError(f"expected values in [0, 1], got {low:g} to {high:g}")
+        if size is not None and tuple(images.shape[2:]) != tuple(size):
+            raise ValueError(f"expected pictures of {tuple(size)}, got {tuple(images.shape[2:])}")
+        if images.shape[2] % stride or images.shape[3] % stride:
+            raise ValueError(f"expected sides that are multiples of {stride}, got {tuple(images.shape[2:])}")
+        return images.to(next(self.parameters()).dtype)
+
     def image_scores(self, maps: Tensor) -> dict[str, Tensor]:
         """Reduces maps (B, 1, H, W) to image scores (B,) by name; the first decides, others are reported beside it."""
         return {"score": maps.amax(dim=(1, 2, 3))}
@@ -180,23 +196,3 @@ class Sampler(Trainable):
                       strengths: Sequence[float]) -> Tensor:  # fmt: skip
         """Draws images, uint8 (B, 3, H, W), one for each label (its index in `labels`), stream and strength."""
         raise NotImplementedError
-
-
-def check_images(images: Tensor, stride: int = 1, size: tuple[int, int] | None = None) -> None:
-    """Raises ValueError unless a batch is (B, 3, H, W) floats in [0, 1] whose sides are multiples of `stride`.
-
-    `size` is the only (H, W) that is taken; None: any.
-    """
-    if not isinstance(images, Tensor):
-        raise ValueError(f"expected a tensor, got {type(images).__name__}")
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point() or images.numel() == 0:
-        raise ValueError(f"expected (B, 3, H, W) floats in [0, 1], got {tuple(images.shape)} {images.dtype}")
-    # torch.export traces shapes without values. (torch 2.2 has no is_compiling.)
-    if not getattr(torch.compiler, "is_compiling", bool)():
-        low, high = torch.aminmax(images)
-        if not (low >= 0 and high <= 1):  # NaN, too
-            raise ValueError(f"expected values in [0, 1], got {low:g} to {high:g}")
-    if size is not None and tuple(images.shape[2:]) != tuple(size):
-        raise ValueError(f"expected pictures of {tuple(size)}, got {tuple(images.shape[2:])}")
-    if images.shape[2] % stride or images.shape[3] % stride:
-        raise ValueError(f"expected sides that are multiples of {stride}, got {tuple(images.shape[2:])}")

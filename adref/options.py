@@ -5,6 +5,7 @@ from the paper or guesses, what the paper says and why. Order of precedence: def
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -21,7 +22,16 @@ class Notice(UserWarning):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with a mistake as one sentence."""
+    """argparse, with a mistake as one sentence; a description is a docstring without its first paragraph."""
+
+    def __init__(self, *, description: str | None = None, **words):  # None under python -OO
+        super().__init__(description=description and description.split("\n\n", 1)[-1], **words)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Parses as argparse does; UserError for an empty word, which would name the current folder."""
+        if not all(word and word[-1] != "=" for word in args or ()):
+            raise UserError(f"an empty name among the arguments: {' '.join(map(repr, args))}")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str):
         """Raises UserError in place of printing the usage and leaving."""
@@ -44,23 +54,13 @@ def option(default, help: str, source: str, limits: tuple[float, float] | None =
     """
     if (kind is None) != (paper is None) or (kind is None) != (why is None) or kind not in (None, *KINDS):
         raise ValueError(f"expected kind of {KINDS}, paper and why together; got {kind!r}, {paper!r}, {why!r}")
-    metadata = {"help": help, "source": source, "limits": limits, "kind": kind, "paper": paper, "why": why}
-    return dataclasses.field(default=default, metadata={**metadata, "is_flag": is_flag})
-
-
-def choices(kind) -> tuple | None:
-    """Returns the values that a `Literal[...]` annotation allows, None for any other type."""
-    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else None
+    given = dict(help=help, source=source, limits=limits, kind=kind, paper=paper, why=why, is_flag=is_flag)
+    return dataclasses.field(default=default, metadata=given)
 
 
 def flag(name: str) -> str:
     """Turns `learning_rate` into `--learning-rate`."""
     return "--" + name.replace("_", "-")
-
-
-def hints(options_class) -> dict:
-    """Maps field names to types."""
-    return typing.get_type_hints(options_class)
 
 
 def names(options_class, all_fields: bool = False) -> list[str]:
@@ -78,39 +78,36 @@ def parse(name: str, kind, text):
     """Turns a flag's text, or a JSON value, into the type of the option; UserError says what it takes."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
 
-    def refusal(takes: str) -> UserError:
-        return UserError(f"{flag(name)} takes {takes}; got {text!r}")
-
     if origin in (typing.Union, types.UnionType):  # T | None
         return None if text in (None, "none") else parse(name, parts[0], text)
     if origin is typing.Literal:
-        if text not in parts:
-            raise refusal(f"one of {', '.join(map(str, parts))}")
-        return text
-    if origin is tuple:
-        if not isinstance(text, str | tuple | list):
-            raise refusal("values joined by commas")
-        values = text.split(",") if isinstance(text, str) else text
-        kinds = parts[:1] * len(values) if parts[-1] is Ellipsis else parts
-        if len(values) != len(kinds):
-            raise refusal(f"{len(kinds)} values joined by commas")
-        return tuple(parse(name, *pair) for pair in zip(kinds, values))
-    if kind is bool:
-        if str(text).lower() not in ("true", "false"):
-            raise refusal("true or false")
-        return str(text).lower() == "true"
-    try:
-        value = kind(text)
-        if kind is float and not math.isfinite(value):
-            raise ValueError
-        return value
-    except (TypeError, ValueError, OverflowError):
-        raise refusal({int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")) from None
+        takes = f"one of {', '.join(map(str, parts))}"
+        if text in parts:
+            return text
+    elif origin is tuple:
+        takes = "values joined by commas"
+        if isinstance(text, str | tuple | list):
+            values = text.split(",") if isinstance(text, str) else text
+            kinds = parts[:1] * len(values) if parts[-1] is Ellipsis else parts
+            if len(values) == len(kinds):
+                return tuple(parse(name, *pair) for pair in zip(kinds, values))
+            takes = f"{len(kinds)} {takes}"
+    elif kind is bool:
+        takes = "true or false"
+        if str(text).lower() in ("true", "false"):
+            return str(text).lower() == "true"
+    else:
+        takes = {int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            value = kind(text)
+            if kind is not float or math.isfinite(value):
+                return value
+    raise UserError(f"{flag(name)} takes {takes}; got {text!r}")
 
 
 def replace(options, changes: dict):
     """Copies `options` with some fields changed, each value parsed; UserError for an unknown name or a wrong value."""
-    kinds, fields, values = hints(type(options)), {f.name: f for f in dataclasses.fields(options)}, {}
+    kinds, fields, values = typing.get_type_hints(type(options)), {f.name: f for f in dataclasses.fields(options)}, {}
     for name, text in changes.items():
         if name not in fields:
             refuse_unknown(flag(name), fields)
@@ -146,17 +143,16 @@ def add_flags(parser: argparse.ArgumentParser, options_class, kind: str, title: 
 
     `kind` keeps the values of this class apart in the parsed arguments; `flags_given` takes the same word.
     """
-    kinds, group = hints(options_class), parser.add_argument_group(title)
-    for field in dataclasses.fields(options_class):
-        if field.name not in (names(options_class) if only is None else only):
-            continue
-        known, data = choices(kinds[field.name]), field.metadata
+    kinds, group = typing.get_type_hints(options_class), parser.add_argument_group(title)
+    wanted = names(options_class) if only is None else only
+    for field in (field for field in dataclasses.fields(options_class) if field.name in wanted):
+        origin, parts, data = typing.get_origin(kinds[field.name]), typing.get_args(kinds[field.name]), field.metadata
+        text = data["help"] + (f" ({'|'.join(map(str, parts))})" if origin is typing.Literal else "")
         shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        text = data["help"] + (f" ({'|'.join(map(str, known))})" if known else "") + f" [{shown}; {data['source']}]"
+        text += f" [{shown}; {data['source']}]"
         text += f" {data['kind']}, the paper: {data['paper']}" if data["kind"] else ""
-        many = {"nargs": "+"} if typing.get_origin(kinds[field.name]) is tuple else {}
-        words = {"dest": f"{kind} {field.name}", "metavar": "VALUE", "help": text.replace("%", "%%"), **many}
-        group.add_argument(flag(field.name), **words)
+        words = {"dest": f"{kind} {field.name}", "metavar": "VALUE", "nargs": "+" if origin is tuple else None}
+        group.add_argument(flag(field.name), help=text.replace("%", "%%"), **words)
 
 
 def add_variants(parser: argparse.ArgumentParser, presets: dict, ablations: dict) -> None:
@@ -178,9 +174,8 @@ def parse_known(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Na
 
 def flags_given(arguments: argparse.Namespace, kind: str) -> dict[str, str]:
     """Returns the values of the command line that `add_flags` named by `kind`, still text."""
-    found = {key.partition(" "): value for key, value in vars(arguments).items() if value is not None}
-    found = {name: value for (prefix, _, name), value in found.items() if prefix == kind and name}
-    return {name: ",".join(value) if isinstance(value, list) else value for name, value in found.items()}
+    found = {key: value for key, value in vars(arguments).items() if key.startswith(f"{kind} ") and value is not None}
+    return {key[len(kind) + 1 :]: ",".join(v) if isinstance(v, list) else v for key, v in found.items()}
 
 
 def to_json(options) -> dict:

@@ -449,8 +449,8 @@ def of_images() -> Iterator[Case]:
 def of_synthesis() -> Iterator[Case]:
     """Lists synthetic anomalies with given random numbers."""
     small, large = h("image", 3, 32, 32), h("image", 3, 64, 48)
-    angles = perlin.PerlinNumbers(hn("angles", 5, 9, scale=2 * np.pi, dtype="float64"))
-    yield piece("", perlin.perlin, {"numbers": angles}, "float64", shape=(32, 48))
+    angles = hn("angles", 5, 9, scale=2 * np.pi, dtype="float64")
+    yield piece("", perlin.perlin, {"angles": angles}, "float64", shape=(32, 48))
     noise = hn("noise", 32, 48, scale=2, shift=-1, dtype="float64")
     yield piece("", perlin.threshold, {"noise": noise}, "exact", level=0.5)
     yield piece("", perlin.rotate, {"array": hn("array", 32, 48)}, degrees=21.0)

@@ -69,7 +69,7 @@ from adref.ops.filters import gaussian_smooth, mean_filter
 from adref.ops.image import grey, morphology, otsu
 from adref.ops.losses import focal, ssim
 from adref.ops.metrics import pixel_metrics
-from adref.ops.perlin import PerlinNumbers, perlin
+from adref.ops.perlin import perlin
 from adref.ops.poisson import poisson_blend
 from adref.ops.texture_anomaly import blend
 from adref.ops.textures import OPERATIONS, apply_operations
@@ -151,7 +151,7 @@ def synthesis() -> list[float]:
     changed = [torch.from_numpy(apply_operations(texture, ((name, numbers[name]),)).copy()) for name in OPERATIONS]
     mask = (hashed("mask", 1, 32, 32) > 0.7).float()
     mixed = blend(hashed("image", 3, 32, 32), hashed("texture", 3, 32, 32), mask, 0.6)
-    return digest(torch.from_numpy(perlin(PerlinNumbers(angles), (32, 48))), mixed, *changed)
+    return digest(torch.from_numpy(perlin(angles, (32, 48))), mixed, *changed)
 
 
 def swin() -> list[float]:

@@ -309,7 +309,6 @@ def write_sample_data(root: Path, seed: int = 0, size: int = 128, train: int = 4
     `train` good training images and `test` good test images for each category, `per_defect` test images for each
     defect, `size` pixels a side (64 to 512). If `root` holds anything else: UserError.
     """
-    root = Path(root)
     numbers = {"version": VERSION, "seed": seed, "size": size, "train": train, "test": test, "per_defect": per_defect}
     recipe = json.dumps({**numbers, "categories": list(categories)})
     if not root.exists():

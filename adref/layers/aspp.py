@@ -9,16 +9,14 @@ from torch import Tensor, nn
 
 
 class ASPP(nn.Module):
-    """Concatenates 3x3 convolutions of several dilations and the mean of the map.
+    """Concatenates 3x3 convolutions of several dilations and the mean of a map: (B, C, H, W) -> (B, C, H, W).
 
     A rate beyond the map's side reaches nothing but zeros with its outer taps: on 8 x 8, at rates 3, 6 and 12, 56 %,
     25 % and 11 % of what the taps read is data. The last is the centre tap alone: that branch is a 1x1 convolution.
 
-    Args:
-        width: channels C of input and output.
-        branch_width: channels b of each branch; a 1x1 convolution maps (rates + 1) b to C where they differ.
-        rates: dilation of each convolution, in pixels. Batch norm follows each; the pooled branch has none, as one
-            value a channel is left there.
+    `width` is C of input and output, `branch_width` b of each branch; a 1x1 convolution maps (rates + 1) b to C where
+    they differ. `rates` are the dilations in pixels. Batch norm follows each convolution; the pooled branch has none,
+    as one value a channel is left there.
     """
 
     def __init__(self, *, width: int, branch_width: int, rates: tuple[int, ...]):
@@ -33,6 +31,5 @@ class ASPP(nn.Module):
         self.project = nn.Conv2d(total, width, 1) if total != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W) to (B, C, H, W)."""
         maps = [*(branch(x) for branch in self.branches), self.pooled(x).expand(-1, -1, *x.shape[2:])]
         return self.project(torch.cat(maps, dim=1))

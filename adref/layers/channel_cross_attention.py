@@ -5,8 +5,6 @@ AAAI 2022. The first value of a reading is that of its code, the second that of 
 2025, Eqs 11 to 14).
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,14 +25,12 @@ class CrossAttentionLayer(nn.Module):
         residual: "official": H = T + CA, T <- H + MLP(LN H); "eq14": T <- CA + MLP(LN(Q + CA)), Q the mean of the
             queries over the heads, as both papers print it, normalisation omitted: T itself is not added. "token"
             needs "eq14".
-        output: multiplies CA, the mean over the heads, by a matrix.
-        bias: of queries, keys and values.
+        output, bias: a matrix multiplies CA, the mean over the heads; biases of queries, keys and values.
         dropout: rate on the attention matrices.
     """
 
-    def __init__(self, *, widths: tuple[int, ...], heads: int, attention: Literal["channel", "token"],
-                 scale: Literal["sum", "own"], instance_norm: bool, residual: Literal["official", "eq14"],
-                 output: bool, bias: bool, dropout: float):  # fmt: skip
+    def __init__(self, *, widths: tuple[int, ...], heads: int, attention: str, scale: str, instance_norm: bool,
+                 residual: str, output: bool, bias: bool, dropout: float):  # fmt: skip
         super().__init__()
         self.heads, self.attention, self.dropout = heads, attention, dropout
         self.instance_norm, self.residual = instance_norm, residual
@@ -94,12 +90,10 @@ class CrossFusion(nn.Module):
     """Embeds feature maps as tokens of equal image areas, applies cross-attention layers, and adds the result back.
 
     Args:
-        size: (H, W) of the first, largest map; map i has the sides H / 2^i, W / 2^i.
-        widths: channels C_i of the maps.
+        size, widths: (H, W) of the first, largest map and channels C_i; map i has the sides H / 2^i, W / 2^i.
         patches: side P_i of a token in pixels of map i; all maps must give the same grid of tokens, or ValueError.
         layers, form: number and further arguments of the layers (`CrossAttentionLayer`).
-        add_input: adds X_i to the result.
-        dropout: rate on the tokens and the attention matrices.
+        add_input, dropout: adds X_i to the result; rate on the tokens and the attention matrices.
     """
 
     def __init__(self, *, size: tuple[int, int], widths: tuple[int, ...], patches: tuple[int, ...], layers: int,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class CoordinateAttention(nn.Module):
-    """Gates a map: out[c, i, j] = x[c, i, j] g_h[c, i] g_w[c, j], gates in (0, 1) from the means of rows and columns.
+    """Gates (B, C, H, W): out[c, i, j] = x[c, i, j] g_h[c, i] g_w[c, j], gates in (0, 1) of means of rows and columns.
 
     With all weights zero the output is x / 4. The batch norm keeps statistics: test in evaluation mode. The inner layer
     has max(8, C // reduction) channels, C = `width`.
@@ -23,7 +23,6 @@ class CoordinateAttention(nn.Module):
         self.conv_h, self.conv_w = nn.Conv2d(inner, width, 1), nn.Conv2d(inner, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W) to (B, C, H, W)."""
         height, width = x.shape[2:]
         rows, columns = x.mean(dim=3, keepdim=True), x.mean(dim=2, keepdim=True)  # (B, C, H, 1), (B, C, 1, W)
         y = torch.cat((rows, columns.transpose(2, 3)), dim=2)  # (B, C, H + W, 1)

@@ -64,7 +64,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Adds attention among all pixels, with heads of `head_width` channels, after a group norm.
+    """Adds attention among all pixels of (B, C, H, W), with heads of `head_width` channels, after a group norm.
 
     The channels of `qkv` are in the public weights' order, [head][q, k, v][channel of a head]; `proj_out` starts at 0.
     """
@@ -75,7 +75,6 @@ class SelfAttention(nn.Module):
         self.qkv, self.proj_out = nn.Conv1d(channels, 3 * channels, 1), zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W) to the same shape."""
         tokens = x.flatten(2)  # (B, C, N)
         parts = self.qkv(self.norm(tokens)).unflatten(1, (self.heads, -1)).transpose(2, 3)  # (B, heads, N, 3 d)
         h = F.scaled_dot_product_attention(*parts.chunk(3, dim=3))  # (B, heads, N, d)
@@ -83,10 +82,9 @@ class SelfAttention(nn.Module):
 
 
 class Step(nn.Sequential):
-    """Applies layers in sequence; residual blocks also get the embedding."""
+    """Applies layers in sequence to (B, C, H, W); residual blocks also get the embedding, (B, embedding)."""
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Maps (B, C, H, W) and (B, embedding) to (B, C', H', W')."""
         for layer in self:
             x = layer(x, embedding) if isinstance(layer, ResidualBlock) else layer(x)
         return x
@@ -102,11 +100,9 @@ class DiffusionUNet(nn.Module):
         width: w, channels at full resolution, a multiple of `groups`; the embedding has 4 w.
         multipliers: channels of each level, as multiples of w; level i runs at 1 / 2^i of the sides.
         blocks: residual blocks of a level.
-        attention: factors by which the sides are divided where there is attention. (A configuration of the reference
-            code lists resolutions, which are converted with the image's size: 32, 16, 8 of 256 are 8, 16, 32.)
+        attention: factors by which the sides are divided where there is attention (reference code: resolutions).
         head_width: channels of each head; widths with attention are multiples of it.
-        groups: number of groups of every group norm. If `width` is no larger, each channel is one group at full
-            resolution: its mean over the image is lost, and with it the mean of the noise.
+        groups: of every group norm; if `width` is no larger, a channel is a group: the mean of the noise is lost.
         classes: rows of the table of labels; 0: no labels.
     """
 
@@ -116,13 +112,13 @@ class DiffusionUNet(nn.Module):
         self.width, e = width, 4 * width
         self.time_embed = nn.Sequential(nn.Linear(width, e), nn.SiLU(), nn.Linear(e, e))
         self.label_emb = nn.Embedding(classes, e) if classes else None
-        form = attention, head_width, groups
-        self.input_blocks, self.middle_block, skips = encoder(width, multipliers, blocks, *form)
+        parts = encoder(width, multipliers, blocks, attention, head_width, groups)
+        self.input_blocks, self.middle_block, skips = parts
         channels, self.output_blocks = skips[-1], nn.ModuleList()
         for level in reversed(range(len(multipliers))):
             out = width * multipliers[level]
             for i in range(blocks + 1):
-                step = step_of(channels + skips.pop(), out, e, level, *form)
+                step = step_of(channels + skips.pop(), out, e, 2**level in attention, head_width, groups)
                 if level and i == blocks:
                     step.append(ResidualBlock(out, out, e, groups=groups, resample="up"))
                 self.output_blocks.append(step)
@@ -133,10 +129,8 @@ class DiffusionUNet(nn.Module):
     def forward(self, x: Tensor, steps: Tensor, labels: Tensor | None = None) -> Tensor:
         """Predicts (B, 6, H, W): three channels of noise, three of the raw variance v.
 
-        Args:
-            x: (B, 3, H, W) in about [-1, 1], sides multiples of 2^(levels - 1).
-            steps: (B,), the original steps of the diffusion, 0 to T - 1.
-            labels: (B,) integers below `classes`; ValueError unless it is None exactly if `classes` is 0.
+        `x` is (B, 3, H, W) in about [-1, 1], sides multiples of 2^(levels - 1); `steps` (B,) of the original diffusion,
+        0 to T - 1; `labels` (B,) integers below `classes`; ValueError unless it is None exactly if `classes` is 0.
         """
         if (labels is None) != (self.label_emb is None):
             raise ValueError(f"expected {'no labels' if self.label_emb is None else 'labels'}, got {labels}")
@@ -153,11 +147,10 @@ class DiffusionUNet(nn.Module):
         return self.out(x)
 
 
-def step_of(channels: int, out: int, embedding: int, level: int, attention: Sequence[int], head_width: int,
-            groups: int) -> Step:  # fmt: skip
-    """Builds a residual block, followed by attention where 2^`level` is in `attention`."""
+def step_of(channels: int, out: int, embedding: int, attend: bool, head_width: int, groups: int) -> Step:
+    """Builds a residual block, followed by attention if the step is to `attend`."""
     step = Step(ResidualBlock(channels, out, embedding, groups=groups))
-    return step.append(SelfAttention(out, head_width=head_width, groups=groups)) if 2**level in attention else step
+    return step.append(SelfAttention(out, head_width=head_width, groups=groups)) if attend else step
 
 
 def encoder(width: int, multipliers: Sequence[int], blocks: int, attention: Sequence[int], head_width: int,
@@ -167,7 +160,7 @@ def encoder(width: int, multipliers: Sequence[int], blocks: int, attention: Sequ
     for level, multiplier in enumerate(multipliers):
         out = width * multiplier
         for _ in range(blocks):
-            steps.append(step_of(widths[-1], out, e, level, attention, head_width, groups))
+            steps.append(step_of(widths[-1], out, e, 2**level in attention, head_width, groups))
             widths.append(out)
         if level < len(multipliers) - 1:
             steps.append(Step(ResidualBlock(out, out, e, groups=groups, resample="down")))
@@ -177,7 +170,7 @@ def encoder(width: int, multipliers: Sequence[int], blocks: int, attention: Sequ
 
 
 class AttentionPool(nn.Module):
-    """Pools a map of exactly `pixels` pixels: their mean attends to them all (as in CLIP; Radford et al., 2021).
+    """Pools (B, C, H, W) of `pixels` pixels to (B, classes): their mean attends to all (CLIP; Radford et al., 2021).
 
     The channels of `qkv_proj` are in the order [q, k, v][head][channel of the head].
     """
@@ -189,12 +182,10 @@ class AttentionPool(nn.Module):
         self.qkv_proj, self.c_proj = nn.Conv1d(channels, 3 * channels, 1), nn.Conv1d(channels, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, H, W) to (B, classes)."""
         x = x.flatten(2)
         x = torch.cat((x.mean(dim=2, keepdim=True), x), dim=2) + self.positional_embedding  # (B, C, N + 1)
         q, k, v = (part.unflatten(1, (self.heads, -1)).transpose(2, 3) for part in self.qkv_proj(x).chunk(3, dim=1))
-        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N + 1, d)
-        return self.c_proj(h.transpose(2, 3).flatten(1, 2))[..., 0]
+        return self.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2))[..., 0]
 
 
 class NoisyClassifier(nn.Module):
@@ -205,8 +196,8 @@ class NoisyClassifier(nn.Module):
         super().__init__()
         self.width, stride = width, 2 ** (len(multipliers) - 1)
         self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
-        form = attention, head_width, groups
-        self.input_blocks, self.middle_block, widths = encoder(width, multipliers, blocks, *form)
+        parts = encoder(width, multipliers, blocks, attention, head_width, groups)
+        self.input_blocks, self.middle_block, widths = parts
         pool = AttentionPool(widths[-1], size[0] // stride * (size[1] // stride), classes, head_width=head_width)
         self.out = nn.Sequential(nn.GroupNorm(groups, widths[-1]), nn.SiLU(), pool)
 

@@ -121,10 +121,6 @@ def timm_name(name: str) -> str:
         return name
     stage, block, place, part, rest = match.groups()
     kinds = ["conv_dw", "se", "conv_pw"] if stage == "1" else ["conv_pw", "conv_dw", "se", "conv_pwl"]
-    kind = kinds[int(place)]
-    if kind == "se":
-        kind = "se.conv_reduce" if part == "fc1" else "se.conv_expand"
-    elif part == "1":
-        kinds.remove("se")
-        kind = f"bn{kinds.index(kind) + 1}"
+    norm = int(place) + (int(place) < kinds.index("se"))  # SE has none
+    kind = {"0": kinds[int(place)], "1": f"bn{norm}", "fc1": "se.conv_reduce", "fc2": "se.conv_expand"}[part]
     return f"blocks.{int(stage) - 1}.{block}.{kind}.{rest}"

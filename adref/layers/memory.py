@@ -4,7 +4,7 @@ D. Gong et al., "Memorizing Normality to Detect Anomaly: Memory-augmented Deep A
 Detection" (MemAE), ICCV 2019, Eqs 3 to 8. Its text addresses by cosine, its code by the dot product; both are here.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,7 @@ class Recall(NamedTuple):
     empty: Tensor  # (...) bool: dead queries, for which no item survived the shrinkage
 
 
-def address(queries: Tensor, items: Tensor, *, addressing: Literal["cosine", "dot"], temperature: float,
-            threshold: float | None) -> Recall:  # fmt: skip
+def address(queries: Tensor, items: Tensor, *, addressing: str, temperature: float, threshold: float | None) -> Recall:
     """Recalls a mixture of items for each query: soft addressing, hard shrinkage, renormalisation.
 
         w = softmax(d(z, m_i) / tau),  s_i = max(w_i - lambda, 0) w_i / (|w_i - lambda| + eps),  w_hat = s / sum s,
@@ -30,14 +29,9 @@ def address(queries: Tensor, items: Tensor, *, addressing: Literal["cosine", "do
     of the items survive, and the result is the softmax over the survivors. An item that survives for no query gets next
     to no gradient. A query for which nothing survives (all weights are 1 / K, up to rounding) gets zeros.
 
-    Args:
-        queries, items: (..., C) and (K, C); the result combines the items as they are, not normalised.
-        addressing: d, the cosine of the angle, or the inner product.
-        temperature: tau; 1 in MemAE.
-        threshold: lambda; None: 1 / K. 0 leaves the weights as they are.
-
-    Returns:
-        output (..., C), weights (..., K), empty (...); at least float32.
+    `queries` are (..., C), `items` (K, C), combined as they are, not normalised; `addressing` is d, the "cosine" of the
+    angle or the inner product, "dot"; `temperature` tau, 1 in MemAE; `threshold` lambda, None for 1 / K; 0 leaves the
+    weights as they are. Returns output (..., C), weights (..., K) and empty (...), at least float32.
     """
     if items.ndim != 2 or queries.shape[-1] != items.shape[-1]:
         shapes = f"{tuple(queries.shape)}, {tuple(items.shape)}"
@@ -70,12 +64,11 @@ def entropy(weights: Tensor) -> Tensor:
 
 
 class Memory(nn.Module):
-    """Addresses a memory of K = `items` items at every position of a map of C = `width` channels; see `address`."""
+    """Addresses K = `items` items at every position of a map of C = `width` channels, in the form of `address`."""
 
-    def __init__(self, *, width: int, items: int, addressing: Literal["cosine", "dot"], temperature: float,
-                 threshold: float | None):  # fmt: skip
+    def __init__(self, *, width: int, items: int, **form):
         super().__init__()
-        self.form = {"addressing": addressing, "temperature": temperature, "threshold": threshold}
+        self.form = form
         self.weight = nn.Parameter(torch.empty(items, width).uniform_(-(width**-0.5), width**-0.5))
 
     def forward(self, maps: Tensor) -> Recall:

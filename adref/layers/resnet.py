@@ -6,21 +6,18 @@ the same names as there.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 from torch import Tensor, nn
 
 from adref.layers.published import load_published, normalise
 
-FORMS = {  # blocks of each stage, whether they are bottlenecks, factor of their inner width
-    "resnet18": ((2, 2, 2, 2), False, 1), "resnet34": ((3, 4, 6, 3), False, 1),
-    "resnet50": ((3, 4, 6, 3), True, 1), "wide_resnet50_2": ((3, 4, 6, 3), True, 2),
-}  # fmt: skip
-PUBLISHED = {  # timm 0.5.4's default files, and torchvision's first
-    "resnet18": ("resnet18-5c106cde", "resnet18-f37072fd"), "resnet34": ("resnet34-43635321", "resnet34-b627a593"),
-    "resnet50": ("resnet50_a1_0-14fe96d1", "resnet50-0676ba61"),
-    "wide_resnet50_2": ("wide_resnet50_racm-8234f177", "wide_resnet50_2-95faca4d"),
-}  # fmt: skip
+# Blocks of each stage, bottlenecks or not, factor of their inner width; default file of timm 0.5.4, torchvision's first
+FORMS = {
+    "resnet18": ((2, 2, 2, 2), False, 1, "resnet18-5c106cde", "resnet18-f37072fd"),
+    "resnet34": ((3, 4, 6, 3), False, 1, "resnet34-43635321", "resnet34-b627a593"),
+    "resnet50": ((3, 4, 6, 3), True, 1, "resnet50_a1_0-14fe96d1", "resnet50-0676ba61"),
+    "wide_resnet50_2": ((3, 4, 6, 3), True, 2, "wide_resnet50_racm-8234f177", "wide_resnet50_2-95faca4d"),
+}
 
 
 class ResNetBlock(nn.Module):
@@ -63,11 +60,11 @@ class ResNet(nn.Module):
 
     strides = (4, 8, 16, 32)
 
-    def __init__(self, name: Literal["resnet18", "resnet34", "resnet50", "wide_resnet50_2"]):
+    def __init__(self, name: str):
         super().__init__()
-        depths, bottleneck, factor = FORMS[name]
+        depths, bottleneck, factor, *files = FORMS[name]
         self.name, expansion = name, 4 if bottleneck else 1
-        self.published = "{}.pth of timm 0.5.4, or torchvision's {}.pth".format(*PUBLISHED[name])
+        self.published = "{}.pth of timm 0.5.4, or torchvision's {}.pth".format(*files)
         self.channels = tuple(64 * 2**i * expansion for i in range(4))
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1, self.maxpool = nn.BatchNorm2d(64), nn.MaxPool2d(3, 2, 1)

@@ -58,8 +58,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads, self.window = heads, tuple(window)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        offsets = (2 * window[0] - 1) * (2 * window[1] - 1)  # between two tokens
-        self.relative_position_bias_table = nn.Parameter(torch.zeros(offsets, heads))
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window[0] - 1) * (2 * window[1] - 1), heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
 
@@ -87,13 +86,11 @@ class MLP(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Computes x + Attention(LN x), then x + MLP(LN x) (Eq 3), in windows that may be shifted.
+    """Computes x + Attention(LN x), then x + MLP(LN x), of (B, H, W, C) (Eq 3), in windows that may be shifted.
 
-    Args:
-        width, heads: channels C and attention heads.
-        size: (H, W) of the map in tokens. Along an axis no longer than the window, the window is the axis and nothing
-            shifts; a longer one must be a multiple of it, or ValueError.
-        window, shifted: side of a window in tokens; roll by half of it before attending.
+    `width` and `heads` are C and K, `size` (H, W) of the map and `window` the side of a window, in tokens; `shifted`
+    rolls by half of it before attending. Along an axis no longer than the window, the window is the axis and nothing
+    shifts; a longer one must be a multiple of it, or ValueError.
     """
 
     def __init__(self, *, width: int, heads: int, size: tuple[int, int], window: int, shifted: bool):
@@ -108,7 +105,6 @@ class SwinBlock(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, H, W, C) to (B, H, W, C)."""
         windows = self.norm1(x)
         if any(self.shift):
             windows = windows.roll((-self.shift[0], -self.shift[1]), dims=(1, 2))
@@ -129,12 +125,9 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to (B, H/2, W/2, 2C)."""
-        return self.reduction(self.norm(collect(x)))
-
-
-def collect(x: Tensor) -> Tensor:
-    """Moves pixels into channels, (row, column) even even, odd even, even odd, odd odd: -> (B, H/2, W/2, 4C)."""
-    return torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=-1)
+        # (row, column): even even, odd even, even odd, odd odd
+        squares = torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], dim=-1)
+        return self.reduction(self.norm(squares))
 
 
 class PatchExpanding(nn.Module):
@@ -150,13 +143,10 @@ class PatchExpanding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to (B, scale H, scale W, width_out)."""
-        return self.norm(spread(self.expand(x), self.scale))
-
-
-def spread(x: Tensor, scale: int) -> Tensor:
-    """Moves channel (p1 s + p2) C + c to pixel (s h + p1, s w + p2): (B, H, W, s s C) -> (B, s H, s W, C)."""
-    b, h, w, _ = x.shape
-    return x.view(b, h, w, scale, scale, -1).transpose(2, 3).reshape(b, h * scale, w * scale, -1)
+        (b, h, w, _), s = x.shape, self.scale
+        # channel (p1 s + p2) C + c goes to pixel (s h + p1, s w + p2)
+        pixels = self.expand(x).view(b, h, w, s, s, -1).transpose(2, 3).reshape(b, h * s, w * s, -1)
+        return self.norm(pixels)
 
 
 def init_linears(module: nn.Module) -> None:

@@ -3,25 +3,25 @@ by tensor those of its released checkpoints, and a plain one.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def convolution_block(channels_in: int, channels_out: int, convolutions: int = 2) -> nn.Sequential:
-    """Repeats 3x3 convolution (with bias), batch norm, ReLU: (B, in, H, W) -> (B, out, H, W)."""
+def convolution_block(*widths: int) -> nn.Sequential:
+    """Applies 3x3 convolution (with bias), batch norm, ReLU from each number of channels to the next."""
     layers: list[nn.Module] = []
-    for channels in (channels_in, *[channels_out] * (convolutions - 1)):
-        layers += [nn.Conv2d(channels, channels_out, 3, padding=1), nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
+    for i, o in pairwise(widths):
+        layers += [nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
 def upsampling_block(channels_in: int, channels_out: int) -> nn.Sequential:
     """Doubles the sides (bilinear, corners aligned), then applies one convolution, batch norm, ReLU."""
     upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
-    return nn.Sequential(upsample, *convolution_block(channels_in, channels_out, 1))
+    return nn.Sequential(upsample, *convolution_block(channels_in, channels_out))
 
 
 def init_convolutions(module: nn.Module) -> None:
@@ -40,7 +40,7 @@ class Encoder(nn.Module):
 
     def __init__(self, channels: int, widths: tuple[int, ...]):
         super().__init__()
-        self.blocks = nn.ModuleList(convolution_block(i, o) for i, o in zip((channels, *widths), widths))
+        self.blocks = nn.ModuleList(convolution_block(i, o, o) for i, o in pairwise((channels, *widths)))
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -64,12 +64,10 @@ class Autoencoder(nn.Module):
         super().__init__()
         b = width
         self.encoder = Encoder(3, (b, 2 * b, 4 * b, 8 * b, 8 * b))
-        self.ups = nn.ModuleList(upsampling_block(i, i) for i in (8 * b, 4 * b, 2 * b, b))
-        self.blocks = nn.ModuleList(
-            # i -> i, then i -> o: the width falls in the second convolution, unlike in the discriminator
-            nn.Sequential(*convolution_block(i, i, 1), *convolution_block(i, o, 1))
-            for i, o in ((8 * b, 4 * b), (4 * b, 2 * b), (2 * b, b), (b, b))
-        )
+        ins, outs = (8 * b, 4 * b, 2 * b, b), (4 * b, 2 * b, b, b)
+        self.ups = nn.ModuleList(upsampling_block(i, i) for i in ins)
+        # the width falls in the second convolution, unlike in the discriminator
+        self.blocks = nn.ModuleList(convolution_block(i, i, o) for i, o in zip(ins, outs))
         self.out = nn.Conv2d(b, 3, 3, padding=1)
         self.apply(init_convolutions)
 
@@ -95,7 +93,7 @@ class UNet(nn.Module):
         self.encoder = Encoder(6, (c, 2 * c, 4 * c, 8 * c, 8 * c, 8 * c))
         ins, outs, skips = (8 * c, 8 * c, 4 * c, 2 * c, c), (8 * c, 4 * c, 2 * c, c, c), (8 * c, 8 * c, 4 * c, 2 * c, c)
         self.ups = nn.ModuleList(upsampling_block(i, o) for i, o in zip(ins, outs))
-        self.blocks = nn.ModuleList(convolution_block(o + skip, o) for o, skip in zip(outs, skips))
+        self.blocks = nn.ModuleList(convolution_block(o + skip, o, o) for o, skip in zip(outs, skips))
         self.out = nn.Conv2d(c, 2, 3, padding=1)
         self.apply(init_convolutions)
 
@@ -112,20 +110,17 @@ class PlainUNet(nn.Module):
 
         widths (b, 2b, 4b): b@H | 2b@H/2 | 4b@H/4 | up, skip: 6b -> 2b | up, skip: 3b -> b | output 3 x 3
 
-    Initialised as DRAEM's networks, with all biases 0.
-
-    Args:
-        channels, widths: of the output, and of each level of encoder and decoder.
-        skip: "concat" (up-sampled map first), "add" (after a 1 x 1 convolution where the widths differ) or "none".
+    Initialised as DRAEM's networks, with all biases 0. `channels` are the output's, `widths` those of each level;
+    `skip`: "concat" (up-sampled map first), "add" (after a 1 x 1 convolution where the widths differ) or "none".
     """
 
-    def __init__(self, *, channels: int, widths: Sequence[int], skip: Literal["concat", "add", "none"]):
+    def __init__(self, *, channels: int, widths: Sequence[int], skip: str):
         super().__init__()
         self.skip, self.stride = skip, 2 ** (len(widths) - 1)  # sides must be multiples of the stride
         self.encoder = Encoder(3, tuple(widths))
-        steps = list(zip(widths[:0:-1], widths[-2::-1]))  # channels that come up to a level, and of the level
+        steps = list(pairwise(widths[::-1]))  # channels that come up to a level, and of the level
         inputs = {"concat": [a + b for a, b in steps], "add": widths[-2::-1], "none": widths[:0:-1]}[skip]
-        self.blocks = nn.ModuleList(convolution_block(i, o) for i, (_, o) in zip(inputs, steps))
+        self.blocks = nn.ModuleList(convolution_block(i, o, o) for i, (_, o) in zip(inputs, steps))
         matches = (nn.Conv2d(a, b, 1) if skip == "add" and a != b else nn.Identity() for a, b in steps)
         self.matches = nn.ModuleList(matches)
         self.out = nn.Conv2d(widths[0], channels, 3, padding=1)

@@ -5,7 +5,6 @@ A. Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Re
 """
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Computes z' = z + MSA(LN z), then z' + MLP(LN z') (Eqs 2, 3)."""
+    """Computes z' = z + MSA(LN z), then z' + MLP(LN z'), of (B, N, D) (Eqs 2, 3)."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -36,7 +35,6 @@ class Block(nn.Module):
         self.norm2, self.mlp = nn.LayerNorm(width, eps=1e-6), MLP(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, N, D) to (B, N, D)."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -55,15 +53,12 @@ class PatchEmbedding(nn.Module):
 class VisionTransformer(nn.Module):
     """Encodes images into a map of their patches.
 
-    Args:
-        size, patch: (H, W) of the images, multiples of `patch`, the side of a patch in pixels.
-        width, depth, heads: channels D, number of blocks, and K, dividing D.
-        class_token: "drop": a learned token attends with the others and is left out of the map; "add": it is added to
-            every position of the map; "none": there is none.
+    `size` is (H, W) of the images, multiples of `patch`, a patch's side in pixels; `width` is D, `depth` the number of
+    blocks, `heads` K, dividing D. `class_token` "drop": a learned token attends with the others and is left out of the
+    map; "add": it is added to every position of the map; "none": there is none.
     """
 
-    def __init__(self, *, size: tuple[int, int], patch: int, width: int, depth: int, heads: int,
-                 class_token: Literal["drop", "add", "none"]):  # fmt: skip
+    def __init__(self, *, size: tuple[int, int], patch: int, width: int, depth: int, heads: int, class_token: str):
         super().__init__()
         if any(side % patch for side in size) or width % heads:
             raise ValueError(f"expected sides in multiples of {patch} and {heads} dividing {width}, got {size}")
@@ -71,8 +66,7 @@ class VisionTransformer(nn.Module):
         extra = int(class_token != "none")
         self.patch_embed = PatchEmbedding(patch, width)
         if extra:
-            self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-            nn.init.trunc_normal_(self.cls_token, std=0.02)
+            self.cls_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
         self.pos_embed = nn.Parameter(torch.empty(1, extra + math.prod(self.grid), width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)

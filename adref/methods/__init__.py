@@ -22,11 +22,7 @@ METHODS: dict[str, type[Trainable]] = {
 
 
 def find_method(name: str) -> type[Trainable]:
-    """The class of a method.
-
-    Raises:
-        UserError: an unknown name; the known ones are listed.
-    """
+    """Returns the class of a method; UserError lists the known names for an unknown one."""
     if name not in METHODS:
         raise UserError(f"unknown method {name}; known: {', '.join(METHODS)}")
     return METHODS[name]

@@ -1,6 +1,5 @@
 """Classical image operations on numpy arrays: grey values, Otsu's threshold, morphology."""
 
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -56,21 +55,12 @@ def morphology(mask: np.ndarray, operation: Literal["closing", "opening", "none"
     """
     if operation not in ("closing", "opening", "none"):
         raise ValueError(f"expected closing, opening or none, got {operation!r}")
-    dilate, erode = partial(_neighbourhood, np.logical_or, False), partial(_neighbourhood, np.logical_and, True)
-    if operation == "closing":
-        return erode(dilate(mask))
-    return dilate(erode(mask)) if operation == "opening" else mask
-
-
-def _neighbourhood(join: np.ufunc, outside: bool, mask: np.ndarray) -> np.ndarray:
-    """Joins each pixel of a bool (H, W) with its eight neighbours."""
-    height, width = mask.shape
-    framed = np.full((height + 3, width + 2), outside)
-    framed[1 : height + 1, 1 : width + 1] = mask
-    flat = framed.ravel()  # a neighbour is always the same number of elements away: whole arrays are joined
-    for step in (1, width + 2):
-        flat = join(join(flat[: -2 * step], flat[step:-step]), flat[2 * step :])
-    return flat[: height * (width + 2)].reshape(height, width + 2)[:, :width]
+    dilate, erode = (np.logical_or, False), (np.logical_and, True)  # what joins a pixel with its neighbours; outside
+    for join, outside in {"closing": (dilate, erode), "opening": (erode, dilate), "none": ()}[operation]:
+        mask = np.pad(mask, 1, constant_values=outside)
+        mask = join(join(mask[:-2], mask[1:-1]), mask[2:])
+        mask = join(join(mask[:, :-2], mask[:, 1:-1]), mask[:, 2:])
+    return mask
 
 
 def frame_share(mask: np.ndarray, width: int = 5) -> float:

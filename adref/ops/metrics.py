@@ -84,9 +84,8 @@ def bootstrap_auroc(scores: np.ndarray, labels: np.ndarray, rng: np.random.Gener
     """Computes the percentile bootstrap interval of the AUROC over the test images (Efron 1979).
 
     Stratified: good and anomalous images are redrawn within their class, as a test set fixes both numbers and a plain
-    resample of a small one can lose a class. A draw with replacement is a multinomial draw of counts over the distinct
-    scores, so ties stay exact. Perfectly separated scores give (1, 1), however few they are. `n`: resamples; `level`:
-    coverage, in (0, 1).
+    resample of a small one can lose a class. A draw with replacement is a multinomial draw of counts over distinct
+    scores: ties stay exact. Perfect separation gives (1, 1), however few. `n`: resamples; `level`: coverage in (0, 1).
     """
     if (split := _split(scores, labels)) is None:
         return NAN, NAN
@@ -139,18 +138,17 @@ def _at_thresholds(maps, masks, thresholds, connectivity, filled=False) -> tuple
 
     With `filled`, the pixels in a region's holes are covered too, though they do not count in its area.
     """
-    size, regions = len(thresholds) + 1, 0
-    false, covered = np.zeros(size), np.zeros(size)
+    (false, covered), regions = np.zeros((2, len(thresholds) + 1)), 0
     for scores, mask in pairs(maps, masks):
         good = scores.reshape(-1) if mask is None else scores[~mask]
-        false += np.bincount(np.searchsorted(thresholds, good), minlength=size)
+        false += np.bincount(np.searchsorted(thresholds, good), minlength=false.size)
         labels = label(np.zeros((1, 1), bool) if mask is None else mask, connectivity)
         for k, box in enumerate(scipy.ndimage.find_objects(labels), 1):
             region = labels[box] == k
             area, regions = np.count_nonzero(region), regions + 1
             if filled:
                 region = scipy.ndimage.binary_fill_holes(region, np.ones((3, 3)))
-            covered += np.bincount(np.searchsorted(thresholds, scores[box][region]), minlength=size) / area
+            covered += np.bincount(np.searchsorted(thresholds, scores[box][region]), minlength=false.size) / area
     return false[::-1].cumsum()[:-1] / false.sum(), covered[::-1].cumsum()[:-1] / regions
 
 
@@ -185,18 +183,16 @@ def aupro(maps: Sequence, masks: Sequence, fpr_limit: float = 0.3, convention: s
           connectivity: int = 8) -> float:  # fmt: skip
     """Computes the area under the PRO curve up to an FPR limit (Bergmann et al., CVPR 2020), by convention.
 
-    | convention | score >= or > threshold              | area                                 | used by           |
-    |------------|--------------------------------------|--------------------------------------|-------------------|
-    | "exact"    | >= every distinct score              | up to the limit (interpolated),      | here; anomalib,   |
-    |            |                                      | divided by the limit                 | NSA               |
-    | "200-step" | > min + i (max - min)/200, i < 200   | points with FPR < limit, divided by  | RD4AD (each image |
-    |            |                                      | the largest FPR among them           | alone), Dinomaly  |
-    | "realnet"  | > max - i (max - min)/1000, i < 1000 | points with FPR <= limit, stretched  | RealNet, CFLOW-AD |
-    |            |                                      | to [0, 1]; holes count as overlap,   |                   |
-    |            |                                      | not as area: it can exceed 1         |                   |
-    | "mvtec3d"  | > good scores at 100 even ranks      | as "exact", with the FPR of the rank | MVTec 3D-AD code  |
-    | "ranks"    | > good scores at 5000 even ranks     | as "mvtec3d"                         | the same, finer   |
-    | "point"    | >= every distinct score              | none: the coverage at FPR = limit    | a reading of PRO  |
+    Each is the scores that count, the area, and in brackets who uses it:
+
+    "exact"     score >= every distinct score; up to the limit, interpolated, divided by it (here; anomalib, NSA)
+    "200-step"  score > min + i (max - min)/200, i < 200; points with FPR < limit, divided by the largest FPR among them
+                (RD4AD, each image alone; Dinomaly)
+    "realnet"   score > max - i (max - min)/1000, i < 1000; points with FPR <= limit, stretched to [0, 1]; holes count
+                as overlap, not as area: it can exceed 1 (RealNet, CFLOW-AD)
+    "mvtec3d"   score > good scores at 100 even ranks; as "exact", with the FPR of the rank (MVTec 3D-AD code)
+    "ranks"     score > good scores at 5000 even ranks; as "mvtec3d" (the same, finer)
+    "point"     score >= every distinct score; none: the coverage at FPR = limit (a reading of PRO)
 
     A strictly rising transform of the scores changes only the two with even steps of the score, which one outlier can
     spoil. "mvtec3d" and "ranks" sort all scores, however many there are.

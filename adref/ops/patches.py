@@ -20,25 +20,20 @@ def draw_lognormal_size(rng: np.random.Generator, *, median: float, sigma: float
     """
     d = float(np.clip(math.exp(rng.normal(math.log(median), sigma)), *limits))
     a = float(np.clip(math.exp(rng.normal(0.0, aspect_sigma)), 1 / aspect_limit, aspect_limit))
-    height, width = np.clip((d / math.sqrt(a), d * math.sqrt(a)), limits[0], longest)
-    return float(height), float(width)
+    return tuple(np.clip((d / math.sqrt(a), d * math.sqrt(a)), limits[0], longest).tolist())
 
 
 def draw_gamma_size(rng: np.random.Generator, height: tuple[float, float],
                     width: tuple[float, float]) -> tuple[float, float]:  # fmt: skip
-    """Draws height and width of a patch as shares of the image's (NSA).
-
-    Half of each is 0.03 + Gamma(shape 2, scale 0.05), clipped to its limits (smallest, largest).
-    """
-    half = 0.03 + rng.gamma(2.0, 0.05, size=2)
-    return 2 * float(np.clip(half[0], *height)), 2 * float(np.clip(half[1], *width))
+    """Draws NSA's shares of height and width: half of each is 0.03 + Gamma(2, scale 0.05), clipped to its limits."""
+    half = np.clip(0.03 + rng.gamma(2.0, 0.05, size=2), *zip(height, width))
+    return tuple((2 * half).tolist())
 
 
 def draw_listed_size(rng: np.random.Generator, sizes: np.ndarray, jitter: float) -> tuple[float, float]:
     """Draws a row of `sizes`, (n, 3) height, width and weight, by weight; each side times U(1 - jitter, 1 + jitter)."""
     row = sizes[rng.choice(len(sizes), p=sizes[:, 2] / sizes[:, 2].sum())]
-    factors = rng.uniform(1 - jitter, 1 + jitter, size=2)
-    return float(row[0] * factors[0]), float(row[1] * factors[1])
+    return tuple((row[:2] * rng.uniform(1 - jitter, 1 + jitter, size=2)).tolist())
 
 
 class ObjectPixels:
@@ -62,24 +57,16 @@ def draw_place(rng: np.random.Generator, pixels: ObjectPixels, support: np.ndarr
                tries: int) -> tuple[int, int] | None:  # fmt: skip
     """Draws top and left of a patch that is centred on the object, then shifted inward to fit the image.
 
-    A patch larger than the image overhangs it: its top or left is negative. At least `share` of the patch's pixels,
+    A patch larger than the image covers all of it: its top or left is negative. At least `share` of the patch's pixels,
     `support` (h, w) bool, lies on the object, `pixels`; None is returned after `tries` draws.
     """
     for _ in range(tries):
-        corner = _inward(pixels.draw(rng), support.shape, pixels.mask.shape)
+        sides = zip(pixels.draw(rng), support.shape, pixels.mask.shape)
+        corner = tuple(sorted((0, centre - side // 2, length - side))[1] for centre, side, length in sides)
         in_image, in_patch = overlap(corner, support.shape, pixels.mask.shape)
         if np.count_nonzero(pixels.mask[in_image] & support[in_patch]) >= share * np.count_nonzero(support):
             return corner
     return None
-
-
-def _inward(centre: tuple[int, int], size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
-    """Centres a rectangle and moves it into the image, or, where it is larger, over all of it: its top and left."""
-    corner = []
-    for middle, side, length in zip(centre, size, shape):
-        low, high = sorted((0, length - side))
-        corner.append(min(max(middle - side // 2, low), high))
-    return tuple(corner)
 
 
 def overlap(corner: tuple[int, int], size: tuple[int, int], shape: tuple[int, int]) -> tuple[tuple, tuple]:

@@ -5,33 +5,26 @@ ICCV 2021, section 3.3. `draw_perlin` draws all random numbers; the rest is pure
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 
-class PerlinNumbers(NamedTuple):
-    """The random numbers of one noise image."""
-
-    angles: np.ndarray  # (rows + 1, columns + 1) float64, radians: the gradients' directions at the lattice points
-
-
 def draw_perlin(rng: np.random.Generator, shape: tuple[int, int], min_exponent: int = 0,
-                max_exponent: int = 5) -> PerlinNumbers:  # fmt: skip
-    """Draws a lattice of 2^i x 2^j cells, i and j independent and uniform, and the gradients at its corners.
+                max_exponent: int = 5) -> np.ndarray:  # fmt: skip
+    """Draws directions of gradients at the corners of a lattice of 2^i x 2^j cells: (2^i + 1, 2^j + 1), in radians.
 
-    `min_exponent` and `max_exponent` are the smallest and largest i and j, both included. A cell is at least 2 pixels
-    wide, as finer noise would be sampled at its zeros only: this lowers `max_exponent` along a side of `shape` (H, W)
-    of less than 2^(max_exponent + 1) pixels.
+    i and j are independent and uniform, `min_exponent` and `max_exponent` included. A cell is at least 2 pixels wide,
+    as finer noise would be sampled at its zeros only: this lowers `max_exponent` along a side of `shape` (H, W) of less
+    than 2^(max_exponent + 1) pixels.
     """
     limits = [min(max_exponent, int(math.log2(max(side, 2))) - 1) for side in shape]
     rows, columns = (2 ** int(rng.integers(min(min_exponent, limit), limit + 1)) for limit in limits)
-    return PerlinNumbers(rng.uniform(0.0, 2.0 * math.pi, size=(rows + 1, columns + 1)))
+    return rng.uniform(0.0, 2.0 * math.pi, size=(rows + 1, columns + 1))
 
 
-def perlin(numbers: PerlinNumbers, shape: tuple[int, int]) -> np.ndarray:
-    """Computes gradient noise times sqrt(2); zero at the lattice points.
+def perlin(angles: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Computes gradient noise times sqrt(2); zero at the lattice points, (rows + 1, columns + 1) directions `angles`.
 
     A pixel at (u, v) in the lattice sums over the corners (a, b) of its cell, g their unit gradients:
 
@@ -40,8 +33,8 @@ def perlin(numbers: PerlinNumbers, shape: tuple[int, int]) -> np.ndarray:
     Row y of H stands at u = y rows / H, also where rows does not divide H; where it does, this is the classic noise
     with H / rows pixels a cell. The noise is (H, W) float32 in [-1, 1].
     """
-    rows, columns = (points - 1 for points in numbers.angles.shape)
-    g_u, g_v = np.cos(numbers.angles), np.sin(numbers.angles)
+    rows, columns = (points - 1 for points in angles.shape)
+    g_u, g_v = np.cos(angles), np.sin(angles)
     # The sum over a first, at the lattice's columns only.
     g_u = sum(moment[:, None] * g_u[a] for a, _, moment in _corners(shape[0], rows))
     g_v = sum(weight[:, None] * g_v[a] for a, weight, _ in _corners(shape[0], rows))

@@ -67,18 +67,14 @@ def poisson_blend(source: np.ndarray, target: np.ndarray, region: np.ndarray, st
     # With source gradients f - g is harmonic: the right side is 0, and only boundary values matter.
     right = divergence(source, values, region, True) if mixed else np.zeros_like(values)
     edge = values if mixed else values - source
-    rows, columns = (np.flatnonzero(region.any(axis=axis)) for axis in (1, 0))
-    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    if solver == "fast" and not region[box].all() and boundary.sum() <= LARGEST_BOUNDARY:
-        boxed = (slice(None), *box)
+    (box,) = scipy.ndimage.find_objects(region.astype(int))
+    boxed, known = (slice(None), *box), right + _neighbour_sum(edge * boundary)  # with the values on dR
+    if solver == "fast" and region[box].all():
+        solution = solve_rectangle(known[boxed][:, 1:-1, 1:-1]).reshape(len(values), -1)
+    elif solver == "fast" and boundary.sum() <= LARGEST_BOUNDARY:
         solution = solve_charges(right[boxed], edge[boxed], omega[box], boundary[box])
     else:
-        right += _neighbour_sum(edge * boundary)  # the known values go to the right side
-        if solver == "fast" and region[box].all():
-            inside = right[:, rows[0] + 1 : rows[-1], columns[0] + 1 : columns[-1]]
-            solution = solve_rectangle(inside).reshape(len(values), -1)
-        else:
-            solution = _solve_sparse(omega, 4.0 - _neighbour_sum(omega.astype(np.float64)), right)
+        solution = _solve_sparse(omega, 4.0 - _neighbour_sum(omega.astype(np.float64)), known)
     values[:, omega] = solution if mixed else solution + source[:, omega]
     return Blend(values, omega)
 
@@ -86,16 +82,15 @@ def poisson_blend(source: np.ndarray, target: np.ndarray, region: np.ndarray, st
 def divergence(source: np.ndarray, target: np.ndarray, region: np.ndarray, mixed: bool) -> np.ndarray:
     """Sums v_pq over the neighbours q in R, for every p in R: (C, H, W); 0 outside R."""
     total = np.zeros_like(source)
-    for axis in (1, 2):
-        step = np.diff(source, axis=axis)
+    for axis in (-2, -1):  # each in turn becomes the last one
+        g, t, inside, sums = (array.swapaxes(axis, -1) for array in (source, target, region, total))
+        step = np.diff(g)
         if mixed:
-            other = np.diff(target, axis=axis)
+            other = np.diff(t)
             step = np.where(np.abs(step) > np.abs(other), step, other)
-        low = tuple(slice(None, -1) if i == axis else slice(None) for i in range(3))
-        high = tuple(slice(1, None) if i == axis else slice(None) for i in range(3))
-        step *= region[low[1:]] & region[high[1:]]
-        total[low] -= step  # p is the lower end: v_pq = value_p - value_q
-        total[high] += step
+        step *= inside[:, :-1] & inside[:, 1:]
+        sums[..., :-1] -= step  # p is the lower end: v_pq = value_p - value_q
+        sums[..., 1:] += step
     return total
 
 
@@ -107,16 +102,14 @@ def _neighbour_sum(values: np.ndarray) -> np.ndarray:
 
 def _solve_sparse(region: np.ndarray, extra: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Solves (degree + extra) f_p - sum of the neighbours in the region = right_p by a sparse LU: (C, n)."""
-    number = np.full(region.shape, -1)
-    number[region] = np.arange(region.sum())
+    number = region.cumsum().reshape(region.shape) - 1  # of each pixel of the region
     below, beside = region[:-1] & region[1:], region[:, :-1] & region[:, 1:]
     i = np.concatenate((number[:-1][below], number[:, :-1][beside]))  # neighbours i and j, each pair once
     j = np.concatenate((number[1:][below], number[:, 1:][beside]))
     diagonal = (_neighbour_sum(region.astype(np.float64)) + extra)[region]
-    own, entries = np.arange(len(diagonal)), np.concatenate((diagonal, np.full(2 * len(i), -1.0)))
-    places = (np.concatenate((own, i, j)), np.concatenate((own, j, i)))
+    links = scipy.sparse.csc_matrix((np.full(len(i), -1.0), (i, j)), shape=2 * diagonal.shape)
     symmetric = {"permc_spec": "MMD_AT_PLUS_A", "diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
-    factors = scipy.sparse.linalg.splu(scipy.sparse.csc_matrix((entries, places)), **symmetric)
+    factors = scipy.sparse.linalg.splu((links + links.T + scipy.sparse.diags(diagonal)).tocsc(), **symmetric)
     return factors.solve(np.ascontiguousarray(right[:, region].T)).T
 
 

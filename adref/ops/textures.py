@@ -46,21 +46,13 @@ def gamma(texture: np.ndarray, *exponents: float) -> np.ndarray:
 
 
 def brightness(texture: np.ndarray, space: str, factor: float, addend: int, multiply_first: bool) -> np.ndarray:
-    """Changes the luminance: y -> floor(y factor) and y -> y + addend, clipped each time (MultiplyAndAddToBrightness).
-
-    The luminance of `SPACES` is Y, V, L, L, L and Y.
-    """
-    converted, channel = to_space(texture, space), {"HSV": 2, "HLS": 1}.get(space, 0)
+    """Changes luminance: y -> floor(y factor) and y -> y + addend, clipped each time (MultiplyAndAddToBrightness)."""
+    converted, channel = to_space(texture, space), {"HSV": 2, "HLS": 1}.get(space, 0)  # where V, L, Y or L stands
     table = np.arange(256, dtype=np.float32)
     for multiply in (multiply_first, not multiply_first):
         table = np.clip(np.floor(table * np.float32(factor)) if multiply else table + addend, 0, 255)
     converted[..., channel] = table.astype(np.uint8)[converted[..., channel]]
     return from_space(converted, space)
-
-
-def sharpness(texture: np.ndarray, factor: float) -> np.ndarray:
-    """Computes s + factor (x - s), s = x smoothed by (1 1 1, 1 5 1, 1 1 1) / 13 (Pillow's sharpness enhancer)."""
-    return np.asarray(ImageEnhance.Sharpness(Image.fromarray(texture)).enhance(factor))
 
 
 def hue_and_saturation(texture: np.ndarray, hue: int, saturation: int) -> np.ndarray:
@@ -71,36 +63,8 @@ def hue_and_saturation(texture: np.ndarray, hue: int, saturation: int) -> np.nda
     return from_space(hsv, "HSV")
 
 
-def solarise(texture: np.ndarray, threshold: int | None) -> np.ndarray:
-    """Inverts values of at least `threshold` (imgaug Solarize); None changes nothing."""
-    return texture if threshold is None else np.where(texture >= threshold, 255 - texture, texture)
-
-
-def posterise(texture: np.ndarray, bits: int) -> np.ndarray:
-    """Keeps the top `bits` of the 8 bits (imgaug Posterize)."""
-    return texture & np.uint8(256 - 2 ** (8 - bits))
-
-
-def invert(texture: np.ndarray) -> np.ndarray:
-    """Computes 255 - x (imgaug Invert)."""
-    return 255 - texture
-
-
-def autocontrast(texture: np.ndarray, cutoff: int) -> np.ndarray:
-    """Maps each channel linearly from its range, less `cutoff` % of its pixels at each end, to [0, 255] (Pillow)."""
-    return np.asarray(ImageOps.autocontrast(Image.fromarray(texture), cutoff=cutoff))
-
-
-def equalise(texture: np.ndarray) -> np.ndarray:
-    """Equalises each channel by its histogram h: x -> (q // 2 + sum_{i < x} h_i) // q, at most 255 (Pillow).
-
-    q = (number of pixels - h at the highest value) // 255; a channel with q = 0 stays.
-    """
-    return np.asarray(ImageOps.equalize(Image.fromarray(texture)))
-
-
 class Operation(NamedTuple):
-    """A function of a texture and some numbers, and how to draw these."""
+    """A function of a texture x and some numbers, and how to draw these."""
 
     draw: Callable[[np.random.Generator], tuple]
     apply: Callable[..., np.ndarray]
@@ -108,24 +72,28 @@ class Operation(NamedTuple):
 
 SPACES = ("YCrCb", "HSV", "HLS", "Lab", "Luv", "YUV")
 
-
-def _draw_brightness(rng: np.random.Generator) -> tuple[str, float, int, bool]:
-    space = SPACES[rng.integers(len(SPACES))]
-    return space, rng.uniform(0.8, 1.2), int(rng.integers(-30, 31)), bool(rng.random() < 0.5)
-
-
 OPERATIONS: dict[str, Operation] = {
     "gamma": Operation(lambda rng: tuple(rng.uniform(0.5, 2.0, size=3).tolist()), gamma),
-    "brightness": Operation(_draw_brightness, brightness),
-    "sharpness": Operation(lambda rng: (rng.uniform(0.0, 2.0),), sharpness),
+    "brightness": Operation(lambda rng: (SPACES[rng.integers(len(SPACES))], rng.uniform(0.8, 1.2),
+                                         int(rng.integers(-30, 31)), bool(rng.random() < 0.5)), brightness),
+    # s + factor (x - s), s = x smoothed by (1 1 1, 1 5 1, 1 1 1) / 13 (Pillow's sharpness enhancer)
+    "sharpness": Operation(lambda rng: (rng.uniform(0.0, 2.0),),
+                           lambda x, factor: np.asarray(ImageEnhance.Sharpness(Image.fromarray(x)).enhance(factor))),
     "hue_and_saturation": Operation(lambda rng: tuple(rng.integers(-50, 51, size=2).tolist()), hue_and_saturation),
-    "solarise": Operation(lambda rng: (int(rng.integers(32, 128)) if rng.random() < 0.5 else None,), solarise),
-    "posterise": Operation(lambda rng: (int(rng.integers(1, 9)),), posterise),
-    "invert": Operation(lambda rng: (), invert),
-    "autocontrast": Operation(lambda rng: (int(rng.integers(0, 21)),), autocontrast),
-    "equalise": Operation(lambda rng: (), equalise),
+    # values of at least a threshold are inverted (imgaug Solarize); None changes nothing
+    "solarise": Operation(lambda rng: (int(rng.integers(32, 128)) if rng.random() < 0.5 else None,),
+                          lambda x, level: x if level is None else np.where(x >= level, 255 - x, x)),
+    # the top bits of the 8 bits are kept (imgaug Posterize)
+    "posterise": Operation(lambda rng: (int(rng.integers(1, 9)),), lambda x, bits: x & np.uint8(256 - 2 ** (8 - bits))),
+    "invert": Operation(lambda rng: (), lambda x: 255 - x),  # imgaug Invert
+    # each channel linearly from its range, less `cutoff` % of its pixels at each end, to [0, 255] (Pillow)
+    "autocontrast": Operation(lambda rng: (int(rng.integers(0, 21)),),
+                              lambda x, cutoff: np.asarray(ImageOps.autocontrast(Image.fromarray(x), cutoff=cutoff))),
+    # each channel by its histogram h: x -> (q // 2 + sum_{i < x} h_i) // q, at most 255 (Pillow);
+    # q = (number of pixels - h at the highest value) // 255; a channel with q = 0 stays
+    "equalise": Operation(lambda rng: (), lambda x: np.asarray(ImageOps.equalize(Image.fromarray(x)))),
     "rotate": Operation(lambda rng: (rng.uniform(-45.0, 45.0),), rotate),
-}
+}  # fmt: skip
 
 # The paper's "colour change" is read as hue_and_saturation, which stands in its place in the authors' code.
 PAPER_OPERATIONS = ("posterise", "sharpness", "solarise", "equalise", "brightness", "hue_and_saturation",
@@ -164,7 +132,9 @@ def to_space(texture: np.ndarray, space: str) -> np.ndarray:
             return _pack(hue, 255 * chroma / np.maximum(high, 1), high)
         total = high + low
         return _pack(hue, total / 2, 255 * chroma / np.maximum(np.minimum(total, 510 - total), 1))
-    r, g, b = _to_linear()[np.moveaxis(texture, -1, 0)]
+    s = np.arange(256) / 255  # the 8-bit values of sRGB; then the linear light in [0, 1] of each
+    linear = np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    r, g, b = linear[np.moveaxis(texture, -1, 0)]
     x, y, z = (i * r + j * g + k * b for i, j, k in _XYZ)
     root_y = _root(y)
     lightness = 116 * root_y - 16
@@ -201,15 +171,13 @@ def from_space(converted: np.ndarray, space: str) -> np.ndarray:
         u, v = q * (354 / 255) - 134 + 13 * _WHITE_U * lightness, s * (262 / 255) - 140 + 13 * _WHITE_V * lightness
         quotient = np.clip(0.25 / np.where(v == 0, 1e-6, v), -0.25, 0.25)
         x, z = np.clip((9 * y * u * quotient, y * ((156 * lightness - 3 * u) * quotient - 5)), 0, 2)
-    return _pack(*(_from_linear(i * x + j * y + k * z) for i, j, k in np.linalg.inv(_XYZ).tolist()))
+    lights = (np.clip(i * x + j * y + k * z, 0, 1) for i, j, k in np.linalg.inv(_XYZ).tolist())  # linear; then sRGB:
+    return _pack(*(255 * np.where(t <= 0.0031308, 12.92 * t, 1.055 * t ** np.float32(1 / 2.4) - 0.055) for t in lights))
 
 
 def _pack(*planes: np.ndarray) -> np.ndarray:
     """Rounds and clips three (...) planes into one (..., 3) uint8 array."""
-    packed = np.empty((*planes[0].shape, 3), np.uint8)
-    for i, plane in enumerate(planes):
-        packed[..., i] = np.clip(np.rint(plane), 0, 255)
-    return packed
+    return np.stack([np.clip(np.rint(plane), 0, 255).astype(np.uint8) for plane in planes], axis=-1)
 
 
 def _root(t: np.ndarray) -> np.ndarray:
@@ -220,15 +188,3 @@ def _root(t: np.ndarray) -> np.ndarray:
 def _cube(f: np.ndarray) -> np.ndarray:
     """Inverts `_root`."""
     return np.where(f > 0.206893, f * f * f, (f - 16 / 116) / 7.787)
-
-
-def _to_linear() -> np.ndarray:
-    """Tabulates the linear light in [0, 1] of each 8-bit sRGB value: (256,) float32."""
-    s = np.arange(256) / 255
-    return np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4).astype(np.float32)
-
-
-def _from_linear(light: np.ndarray) -> np.ndarray:
-    """Converts linear light, clipped to [0, 1], to sRGB values in [0, 255]."""
-    light = np.clip(light, 0, 1)
-    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** np.float32(1 / 2.4) - 0.055)

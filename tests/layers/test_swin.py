@@ -14,12 +14,10 @@ from adref.layers.swin import (
     PatchMerging,
     SwinBlock,
     WindowAttention,
-    collect,
     join_windows,
     relative_position_index,
     shift_mask,
     split_windows,
-    spread,
 )
 
 # Sourced: mean, standard deviation and nine elements of timm 1.0.31's modules (torch 2.13.0, float64), with which
@@ -179,11 +177,20 @@ def test_mlp_is_linear_gelu_linear():
 
 
 def test_merging_order_and_numbers():
-    merged = collect(torch.arange(16).view(1, 4, 4, 1))
+    merging = PatchMerging(1)
+    merging.norm = merging.reduction = torch.nn.Identity()
+    merged = merging(torch.arange(16).view(1, 4, 4, 1))
     assert merged[0].tolist() == [[[0, 4, 1, 5], [2, 6, 3, 7]], [[8, 12, 9, 13], [10, 14, 11, 15]]]
     with torch.no_grad():
         out = golden.fill(PatchMerging(12)).double()(golden.hashed("map", 2, 8, 16, 12).double())
     assert out.shape == (2, 4, 8, 24) and golden.digest(out) == close(SOURCED_MERGING)
+
+
+def spread(x, scale):
+    """What expanding does to the output of its linear, before its norm."""
+    expanding = PatchExpanding(1, scale, 1)
+    expanding.expand = expanding.norm = torch.nn.Identity()
+    return expanding(x)
 
 
 @pytest.mark.parametrize("scale", (2, 4))

@@ -27,7 +27,7 @@ def test_upsampling_aligns_corners():
 
 
 def test_block_is_convolution_norm_relu_twice():
-    block = convolution_block(2, 5)
+    block = convolution_block(2, 5, 5)
     assert [type(layer).__name__ for layer in block] == ["Conv2d", "BatchNorm2d", "ReLU"] * 2
     x = torch.tensor([[-1.0, 2.0], [0.5, -3.0]])[None, None].repeat(1, 2, 1, 1)
     assert torch.equal(identity(block)(x)[0, 4], x[0, 0].clamp(min=0))

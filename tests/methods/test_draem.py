@@ -204,7 +204,7 @@ def test_mask_is_rotated_noise_above_a_threshold():
     areas = []
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        noise = slow_perlin(draw_perlin(rng, (26, 20), 0, 5).angles, (26, 20))
+        noise = slow_perlin(draw_perlin(rng, (26, 20), 0, 5), (26, 20))
         rotated = slow_rotate(noise, rng.uniform(-60, 60))
         level = rng.uniform(-0.4, 0.4)
         mask = draw_mask(np.random.default_rng(seed), (26, 20), exponents=(0, 5), degrees=60.0, thresholds=(-0.4, 0.4))

@@ -130,23 +130,28 @@ def build(name: str, preset: str | None, changes: dict) -> bool:
         return any(p.numel() for p in method(o).parameters())
 
 
+def choices(kind) -> tuple:
+    """The values that a `Literal[...]` annotation allows; none for any other type."""
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+
+
 def alternatives(name: str, field: dataclasses.Field, kind) -> list:
     """The other values of an option: of a choice each, of a switch its opposite, none or a number."""
     now = SMALL[name].get(field.name, field.default)
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         inner, low = typing.get_args(kind)[0], int((field.metadata["limits"] or (0, 0))[0])
         number = 2 * max(low, 1) if inner is int else 0.5
-        return [None] if now is not None else list(option_tools.choices(inner) or (number,))
+        return [None] if now is not None else list(choices(inner) or (number,))
     if kind is bool:
         return [not now]
-    return [value for value in option_tools.choices(kind) or () if value != now]
+    return [value for value in choices(kind) if value != now]
 
 
 def readings() -> list[tuple[str, str, typing.Any]]:
     """(method, option, value) of every option, and (method, "ablation", its name) of those that change several."""
     found = []
     for name, method in METHODS.items():
-        kinds = option_tools.hints(method.Options)
+        kinds = typing.get_type_hints(method.Options)
         for field in dataclasses.fields(method.Options):
             if field.metadata["is_flag"]:
                 found += [(name, field.name, value) for value in alternatives(name, field, kinds[field.name])]
@@ -174,7 +179,7 @@ def test_presets_build(name, preset):
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if issubclass(method, Method)])
 def test_options_that_may_change_after_training_make_no_weight(name):
-    method, kinds = METHODS[name], option_tools.hints(METHODS[name].Options)
+    method, kinds = METHODS[name], typing.get_type_hints(METHODS[name].Options)
     for field in dataclasses.fields(method.Options):
         for value in alternatives(name, field, kinds[field.name]) if field.name in method.changeable else ():
             with torch.device("meta"):

@@ -393,5 +393,5 @@ def test_predict_scores_as_evaluate_does(whole, data, tmp_path):
     assert predict([str(whole), str(data / "part/test"), "--out", str(tmp_path / "out")]) == 0
     evaluated = {row["path"]: row["score"] for row in rows_of(whole / "evaluation/scores.csv")}
     for row in rows_of(tmp_path / "out/scores.csv"):
-        name = "/".join(Path(row["path"]).parts[-2:])
+        name = "/".join(Path(row["path"]).parts[-3:])
         assert float(row["score"]) == pytest.approx(float(evaluated[name]), rel=1e-5)

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adref.layers.unet import Autoencoder, UNet
-from adref.method import Context, Evaluation, Method, Sources, Stage, check_images
+from adref.method import Context, Evaluation, Method, Sources, Stage
 from adref.methods.draem.options import ABLATIONS, PRESETS, Options, check
 from adref.ops.filters import filtered_maximum
 from adref.ops.losses import channel_signs, focal, ssim
@@ -100,11 +100,8 @@ class DRAEM(Method):
         reconstruction, probabilities = reconstruction.float(), logits.float().softmax(dim=1)
         value_range = 1.0 if self.options.ssim_range == "one" else "auto"
         similarity = ssim(reconstruction, batch.clean, "gaussian", padding="zero", value_range=value_range)
-        terms = {
-            "l2": F.mse_loss(reconstruction, batch.clean),
-            "ssim": 1 - similarity,
-            "focal": focal(probabilities, batch.mask, gamma=2.0, alpha=None, smooth=1e-5),  # constants of the code
-        }
+        segmentation = focal(probabilities, batch.mask, gamma=2.0, alpha=None, smooth=1e-5)  # constants of the code
+        terms = {"l2": F.mse_loss(reconstruction, batch.clean), "ssim": 1 - similarity, "focal": segmentation}
         return {**terms, "total": sum(terms.values()), **channel_signs(reconstruction, batch.clean)}
 
     def optimizer(self, stage: str = "train"):
@@ -116,7 +113,7 @@ class DRAEM(Method):
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
         """Maps (B, 3, H, W) in [0, 1] to M_o (B, 1, H, W) in [0, 1], the softmax's anomalous channel."""
-        check_images(images, UNet.stride)
+        images = self.admit(images, UNet.stride)
         return self(images)[1].float().softmax(dim=1)[:, 1:]
 
     def image_scores(self, maps: Tensor) -> dict[str, Tensor]:
@@ -138,24 +135,15 @@ class DRAEM(Method):
 def released_keys(network: Autoencoder | UNet, suffix: str) -> dict[str, str]:
     """Maps our state-dict keys to those of the authors' checkpoints.
 
-        encoder.blocks.<i>.*   encoder<suffix>.block<i + 1>.*
-        ups.<i>.*, blocks.<i>.*   decoder<suffix>.up<n>.*, .db<n>.*   n = 1, 2, 3, 4; the U-Net's first step is "_b"
-        out.*                  decoder<suffix>.fin_out.0.*
-
     The suffix is "" for the reconstructive file, "_segment" for the discriminative one.
     """
     steps = ["1", "2", "3", "4"] if suffix == "" else ["_b", "1", "2", "3", "4"]
-    encoder, decoder, names = f"encoder{suffix}", f"decoder{suffix}", {}
-    for key in network.state_dict():
-        part, *rest = key.split(".")
-        if part == "encoder":  # encoder.blocks.<i>.<rest>
-            path = (encoder, f"block{int(rest[1]) + 1}", *rest[2:])
-        elif part == "out":
-            path = (decoder, "fin_out", "0", *rest)
-        else:
-            path = (decoder, {"ups": "up", "blocks": "db"}[part] + steps[int(rest[0])], *rest[1:])
-        names[key] = ".".join(path)
-    return names
+    parts = {f"encoder.blocks.{i}": f"encoder{suffix}.block{i + 1}" for i in range(len(network.encoder.blocks))}
+    for ours, theirs in (("ups", "up"), ("blocks", "db")):
+        parts |= {f"{ours}.{i}": f"decoder{suffix}.{theirs}{step}" for i, step in enumerate(steps)}
+    parts["out"] = f"decoder{suffix}.fin_out.0"
+    return {f"{ours}.{key}": f"{theirs}.{key}" for ours, theirs in parts.items()
+            for key in network.get_submodule(ours).state_dict()}  # fmt: skip
 
 
 def load_released(network: Autoencoder | UNet, state: dict, suffix: str) -> None:

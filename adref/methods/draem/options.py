@@ -1,7 +1,7 @@
 """Options of DRAEM with their sources and readings, presets, ablations, and departures that are no option."""
 
-import math
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from adref.layers.unet import UNet
@@ -19,11 +19,11 @@ class Options:
     resize: Literal["bilinear", "antialias"] = option(
         "bilinear", "filter that resizes images to --size", "code", kind="silent", paper="resize to 256 x 256",
         why="cv2.resize's default: half-pixel centres, no antialias; here rounded once to 8 bits")
-    reconstruction_width: int = option(128, "channels of the autoencoder's first level", "code", limits=(1, math.inf))
-    discriminator_width: int = option(64, "channels of the U-Net's first level", "code", limits=(1, math.inf))
-    epochs: int = option(700, "passes over the training images", "code", limits=(0, math.inf))
-    batch_size: int = option(8, "images a step", "code (README)", limits=(1, math.inf))
-    learning_rate: float = option(1e-4, "Adam's step size", "code", limits=(0, math.inf))
+    reconstruction_width: int = option(128, "channels of the autoencoder's first level", "code", limits=(1, inf))
+    discriminator_width: int = option(64, "channels of the U-Net's first level", "code", limits=(1, inf))
+    epochs: int = option(700, "passes over the training images", "code", limits=(0, inf))
+    batch_size: int = option(8, "images a step", "code (README)", limits=(1, inf))
+    learning_rate: float = option(1e-4, "Adam's step size", "code", limits=(0, inf))
     milestones: tuple[float, ...] = option(
         (0.8, 0.9), "shares of the epochs after which the rate falls", "code", limits=(0, 1), kind="contradiction",
         paper="after 400 and 600 of 700 epochs", why="the code's values made the released weights")
@@ -53,8 +53,7 @@ class Options:
     channel_order: Literal["rgb", "bgr"] = option(
         "rgb", "channel order that the colour operations assume", "adref", kind="mistake", paper="RGB",
         why="the code hands BGR arrays to operations that take them for RGB; bgr repeats that")
-    score_window: int = option(21, "side of the score's mean filter, odd, pixels at --size", "code",
-                               limits=(1, math.inf))
+    score_window: int = option(21, "side of the score's mean filter, odd, pixels at --size", "code", limits=(1, inf))
     # fmt: on
 
 

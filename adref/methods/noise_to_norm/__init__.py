@@ -1,6 +1,5 @@
 """Noise-to-norm: an M-net that reconstructs normal images from noisy ones."""
 
-from adref.methods.noise_to_norm.method import NoiseToNorm
-from adref.methods.noise_to_norm.options import Options
+from adref.methods.noise_to_norm.method import NoiseToNorm, Options
 
 __all__ = ["NoiseToNorm", "Options"]

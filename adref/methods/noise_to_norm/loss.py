@@ -22,14 +22,10 @@ def ms_ssim_l1(a: Tensor, b: Tensor, *, sigmas: Sequence[float],
     The scales are Gaussian windows of sigma_j at full resolution, not levels of a pyramid, and none is raised to a
     power, unlike Wang's MS-SSIM; M is the widest. The border is mirrored at the outermost pixels, unrepeated.
 
-    Args:
-        a, b: (B, C, H, W) in [0, 1], each side longer than the windows' reach of 2 max(sigmas) pixels.
-        sigmas: ascending, in pixels; every window is cut at twice the widest one and has weights of sum 1.
-        constants: C1, C2.
-
-    Returns:
-        similarity, 1 where both are equal, at worst about -1, and error: (B, 1, H, W) each, the mean of the channels'
-        maps, at least float32.
+    `a` and `b` are (B, C, H, W) in [0, 1], each side longer than the windows' reach of 2 max(sigmas) pixels; `sigmas`
+    ascend, in pixels: every window is cut at twice the widest one and has weights of sum 1; `constants` are C1, C2.
+    Returns similarity, 1 where both are equal, at worst about -1, and error: (B, 1, H, W) each, the mean of the
+    channels' maps, at least float32.
     """
     if a.dim() != 4 or a.shape != b.shape or not len(sigmas) or list(sigmas) != sorted(sigmas) or sigmas[0] <= 0:
         got = f"{tuple(a.shape)}, {tuple(b.shape)}, {sigmas}"

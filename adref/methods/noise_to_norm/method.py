@@ -57,7 +57,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adref.method import Context, EarlyStop, Method, Sources, Stage, check_images
+from adref.method import Context, EarlyStop, Method, Sources, Stage
 from adref.methods.noise_to_norm.loss import ms_ssim_l1
 from adref.methods.noise_to_norm.network import MNet
 from adref.methods.noise_to_norm.options import ABLATIONS, PRESETS, Options, check
@@ -154,7 +154,7 @@ class NoiseToNorm(Method):
     def reconstruct(self, images: Tensor, rngs: Sequence[np.random.Generator] | None) -> Tensor:
         """Blends images with noise and reconstructs them: the mean of all draws, (B, 3, H, W)."""
         o = self.options
-        check_images(images, 2 ** (o.levels - 1))
+        images = self.admit(images, 2 ** (o.levels - 1))
         rngs = [np.random.Generator(np.random.PCG64(0)) for _ in images] if rngs is None else rngs
         if len(rngs) != len(images):
             raise ValueError(f"expected one stream for each of {len(images)} images, got {len(rngs)}")

@@ -4,7 +4,6 @@ SRMNet, where the paper starts: C.-M. Fan et al., "Selective Residual M-Net for 
 """
 
 from functools import partial
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from adref.layers.selective_kernel import SelectiveKernelFusion
 
 REDUCTION = 8  # of channels in attention and fusion: SRMNet
-Kind = Literal["full", "min", "conv1x1", "skrdb"]  # of the blocks, see `block`
 
 
 class MNet(nn.Module):
@@ -21,10 +19,11 @@ class MNet(nn.Module):
 
     `width` (even) 2^i channels at level i; sides of the input that are multiples of 2^(levels - 1). Down: pixel
     unshuffle, 1x1 convolution; up: pixel shuffle, 1x1 convolution. `kind` of the blocks: see `block`; `level0`: one
-    after the first level's stem, too. As SRMNet, but the input is not added to the output (no global residual).
+    after the first level's stem, too; `padding` "zeros" or "reflect". As SRMNet, but the input is not added to the
+    output (no global residual).
     """
 
-    def __init__(self, *, width: int, levels: int, kind: Kind, level0: bool, padding: Literal["zeros", "reflect"]):
+    def __init__(self, *, width: int, levels: int, kind: str, level0: bool, padding: str):
         super().__init__()
         widths, inner = [width * 2**i for i in range(levels)], range(levels - 1)
         conv3x3 = partial(nn.Conv2d, kernel_size=3, padding=1, padding_mode=padding)
@@ -61,7 +60,7 @@ class MNet(nn.Module):
         return F.interpolate(m, scale_factor=2**level, mode="bilinear", align_corners=False) if level else m
 
 
-def block(kind: Kind, width_in: int, width_out: int, *, padding: str) -> nn.Module:
+def block(kind: str, width_in: int, width_out: int, *, padding: str) -> nn.Module:
     """Makes one of four blocks.
 
     "full" and "min" are `ResidualAttention` with and without 3x3 convolutions, "conv1x1" is the ablation's 1x1

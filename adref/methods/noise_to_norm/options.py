@@ -1,13 +1,11 @@
 """Options of noise-to-norm with their sources and readings, presets, ablations, and other departures."""
 
-import math
 from dataclasses import dataclass
+from math import ceil, inf
 from typing import Literal
 
 from adref.method import Deviation
 from adref.options import UserError, option
-
-INF = math.inf
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,8 @@ class Options:
     ssim_constants: Literal["printed", "squared"] = option(
         "printed", "C1 and C2 are 0.01 and 0.03, or their squares", "section Method", kind="ambiguous",
         paper="C1 = 0.01, C2 = 0.03", why="PL4NN squares numbers of those names and values: see NOTES.md")
-    epochs: int = option(500, "passes over the training images, at most", "section Experiments", limits=(0, INF))
-    batch_size: int = option(4, "images a step", "adref", limits=(1, INF), kind="silent", paper="no word on it",
+    epochs: int = option(500, "passes over the training images, at most", "section Experiments", limits=(0, inf))
+    batch_size: int = option(4, "images a step", "adref", limits=(1, inf), kind="silent", paper="no word on it",
                              why="fits 8 GB")
     learning_rate: float = option(
         1e-4, "AdamW's step size at the start", "SRMNet", limits=(1e-12, 1e6), kind="contradiction",
@@ -53,7 +51,7 @@ class Options:
     hold_after_cosine: bool = option(False, "hold the rate after the cosine's 100 epochs; false: it rises again",
         "torch", kind="ambiguous", paper="T_max 100, 500 epochs", why="torch's CosineAnnealingLR rises")
     patience: int | None = option(20, "stop after so many epochs without a lower loss; none: all images train, all "
-        "epochs, last weights", "section Experiments", limits=(1, INF))
+        "epochs, last weights", "section Experiments", limits=(1, inf))
     monitor: Literal["validation", "train"] = option("validation", "loss that --patience watches; train: no image is "
         "kept for validation", "adref", kind="ambiguous", paper="stop when 'the loss' is no better for 20 epochs; 20 % "
         "validate", why="the 20 % would be idle otherwise; each has fixed noise, and the best weights are kept")
@@ -106,10 +104,10 @@ def check(o: Options) -> None:
         raise UserError(f"--sigmas takes numbers in ascending order; got {','.join(map(str, o.sigmas)) or 'none'}")
     if o.width % 2:
         raise UserError(f"--width takes an even number, as the pixel shuffle quarters 2 x width; got {o.width}")
-    stride, reach = 2 ** (o.levels - 1), math.ceil(2 * max(o.sigmas))
+    stride, reach = 2 ** (o.levels - 1), ceil(2 * max(o.sigmas))
     for axis, side in zip(("height", "width"), o.size):
         if side % stride:
-            fits = math.ceil(side / stride) * stride
+            fits = ceil(side / stride) * stride
             raise UserError(f"--size: {o.levels} levels need multiples of {stride}; {axis} {side}, {fits} would do")
         if side <= reach:
             raise UserError(f"--size: {axis} {side} is not above {reach}, the reach of the widest of --sigmas")

@@ -1,6 +1,5 @@
 """RealNet: reconstruct selected features of a frozen backbone, then segment what differs."""
 
-from adref.methods.realnet.method import RealNet
-from adref.methods.realnet.options import Options
+from adref.methods.realnet.method import Options, RealNet
 
 __all__ = ["Options", "RealNet"]

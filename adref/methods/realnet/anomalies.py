@@ -20,8 +20,12 @@ def add_anomaly(image: Tensor, rng: Generator, o: Options, sources: Sources, kin
     category, shape = sources.categories[sources.index], tuple(image.shape[1:])
     if kind in ("cut_paste", "scar"):
         return cut_paste(image, (draw_rectangle if kind == "cut_paste" else draw_scar)(rng, shape))
-    if kind == "nsa":
-        return nsa_anomaly(image, rng, sources, category)
+    if kind == "nsa":  # patches of another normal image of the category
+        same = [i for i, name in enumerate(sources.categories) if name == category and i != sources.index]
+        others, rule = same or [sources.index], NSA_RULES.get(category, NSARule())
+        other = (sources.images[others[int(rng.integers(len(others)))]].float() / 255).numpy()
+        corrupted, mask = nsa(image.numpy(), other, draw_nsa(rng, image.numpy(), other, rule), rule)
+        return torch.from_numpy(corrupted), torch.from_numpy(mask)
     mask = draw_mask(rng, shape, exponents=o.perlin_exponents)  # all else as DRAEM's code, and so is the texture
     inside = foreground(to_bytes(image).permute(1, 2, 0).numpy(), sources.statistics[category])
     mask = torch.from_numpy((mask * inside).astype(np.float32))
@@ -32,15 +36,6 @@ def add_anomaly(image: Tensor, rng: Generator, o: Options, sources: Sources, kin
         texture = draw_texture(rng, sources.textures, sources.images, own_share=o.own_texture_share)
         picture, opacity = to_bytes(texture), o.texture_opacity
     return blend(image, picture, mask, rng.uniform(*opacity)), mask
-
-
-def nsa_anomaly(image: Tensor, rng: Generator, sources: Sources, category: str) -> tuple[Tensor, Tensor]:
-    """Pastes patches of another normal image of the category seamlessly; see `add_anomaly`."""
-    same = [i for i, name in enumerate(sources.categories) if name == category and i != sources.index]
-    others, rule = same or [sources.index], NSA_RULES.get(category, NSARule())
-    other = (sources.images[others[int(rng.integers(len(others)))]].float() / 255).numpy()
-    corrupted, mask = nsa(image.numpy(), other, draw_nsa(rng, image.numpy(), other, rule), rule)
-    return torch.from_numpy(corrupted), torch.from_numpy(mask)
 
 
 def blend(image: Tensor, picture: Tensor, mask: Tensor, opacity: float) -> Tensor:

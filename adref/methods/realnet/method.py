@@ -55,7 +55,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adref.method import Context, Evaluation, Method, Sources, Stage, Stream, check_images
+from adref.method import Context, Evaluation, Method, Sources, Stage, Stream
 from adref.methods.realnet.anomalies import add_anomaly, to_bytes
 from adref.methods.realnet.foreground import foreground_rule
 from adref.methods.realnet.networks import BLOCKS, Discriminator, FeatureUNet, SimpleNetwork, build_backbone, enlarge
@@ -182,8 +182,7 @@ class RealNet(Method):
         pairs, o = list(zip(self.backbone(corrupted), self.backbone(clean))), self.options
         for k, finest in ((k, block[0]) for block in self.blocks for k in block):
             a, b = (enlarge(layer, pairs[finest][0].shape[2:]) for layer in pairs[k])
-            losses = afs_losses((a - b).square(), mask, align=o.afs_align)
-            getattr(self, f"afs_losses_{k}").add_(losses / o.afs_batches)
+            getattr(self, f"afs_losses_{k}").add_(afs_losses((a - b).square(), mask, o.afs_align) / o.afs_batches)
 
     def load_weights(self, states: list[dict], part: str = "method") -> None:
         """Loads ImageNet weights with torchvision's or timm's names into the backbone; ignored keys become notices."""
@@ -246,7 +245,7 @@ class RealNet(Method):
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
         """Computes the map, the softmax's anomalous channel: (B, 3, H, W) in [0, 1] -> (B, 1, H, W) in [0, 1]."""
-        check_images(images, size=self.options.size)
+        images = self.admit(images, size=self.options.size)
         return self(images).logits.softmax(dim=1)[:, 1:]
 
     def image_scores(self, maps: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """SDAS: strength-controllable diffusion anomaly synthesis."""
 
-from adref.methods.sdas.method import SDAS
-from adref.methods.sdas.options import Options
+from adref.methods.sdas.method import SDAS, Options
 
 __all__ = ["SDAS", "Options"]

@@ -1,7 +1,7 @@
 """Options of SDAS with their sources and readings, presets, ablations, and departures that are no option."""
 
-import math
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from adref.method import Deviation
@@ -21,17 +21,17 @@ class Options:
     categories: tuple[str, ...] = option((), "names of the categories, sorted", "--category", is_flag=False)
     conditional: bool = option(True, "a label for each of several categories; false: no labels", "code", kind="silent",
         paper="the scope of a model is not given", why="the code's, one model a data set; one category has no label")
-    width: int = option(256, "channels at full resolution, a multiple of --groups", "code", limits=(2, math.inf))
+    width: int = option(256, "channels at full resolution, a multiple of --groups", "code", limits=(2, inf))
     groups: int = option(32, "groups of every group norm; tiny: 8", "code", limits=(1, 4096), kind="substitution",
         paper="32 groups, as in guided diffusion", why="with 32 channels in 32 groups the network cannot tell the mean "
         "of the noise, which counts 97 times in x_0 at the first step back: every image gets another hue")
     multipliers: tuple[int, ...] = option((1, 1, 2, 2, 4, 4), "channels of each level, as multiples of --width; each "
-        "level halves the sides", "code", limits=(1, math.inf))
+        "level halves the sides", "code", limits=(1, inf))
     blocks: int = option(2, "residual blocks of a level", "code", limits=(1, 64))
     attention_factors: tuple[int, ...] = option((8, 16, 32), "attention where the sides are divided by one of these",
         "code", kind="mistake", paper="attention at resolutions 32, 16, 8", why="the code takes the numbers of its "
         "configuration for factors, guided diffusion converts resolutions: both agree at 256 pixels alone")
-    head_width: int = option(64, "channels of an attention head", "code", limits=(1, math.inf))
+    head_width: int = option(64, "channels of an attention head", "code", limits=(1, inf))
     variance: Literal["half_shift", "direct"] = option(
         "half_shift", "f of Sigma: (v + 1) / 2, not clamped, or v itself", "code", kind="ambiguous",
         paper="Sigma = exp(v log beta + (1 - v) log btilde)", why="as guided diffusion, from whose weights it starts")
@@ -39,27 +39,26 @@ class Options:
         "code", kind="ambiguous", paper="L = L_simple + 0.001 L_vlb", why="L_vlb sums T steps: in the code the drawn "
         "term, in bits, has the weight 0.001 T = 1. per_step is the common mistake")
     steps: int = option(14_560, "updates of the weights, of --batch-size images each, fewer at the end of a pass",
-        "released models", limits=(0, math.inf), kind="silent", paper="no length", why="those of MVTec AD's model: a "
+        "released models", limits=(0, inf), kind="silent", paper="no length", why="those of MVTec AD's model: a "
         "third of 43,680 parts, 240 passes; others have 11,250 (375 passes), 12,375 (825), 17,320 (120), by eye")
-    batch_size: int = option(60, "images an update", "code: 5 on each of 4 GPUs, 3 times", limits=(1, math.inf))
-    accumulation: int = option(12, "parts of a batch: memory for time", "adref", limits=(1, math.inf))
+    batch_size: int = option(60, "images an update", "code: 5 on each of 4 GPUs, 3 times", limits=(1, inf))
+    accumulation: int = option(12, "parts of a batch: memory for time", "adref", limits=(1, inf))
     accumulation_rule: Literal["mean", "code"] = option(
         "mean", "clips the gradient of the whole batch once, or the sum after every part", "adref", kind="silent",
         paper="not given", why="the code adds three gradients of 20 images and clips after each: code, with "
         "--accumulation 3. (Its first update has one part alone.) Adam hides the scale, not the clipping")
-    learning_rate: float = option(1e-4, "Adam's step size, constant", "code", limits=(0, math.inf))
+    learning_rate: float = option(1e-4, "Adam's step size, constant", "code", limits=(0, inf))
     ema_warmup: bool = option(True, "decay of the average at most (1 + n) / (10 + n) after n updates", "adref",
         kind="substitution", paper="as in guided diffusion", why="the fixed decay keeps 91 % of random first weights "
         "after 1000 updates; from ImageNet weights it is harmless")
-    classifier_width: int = option(128, "width of the guiding classifier", "code", limits=(2, math.inf))
+    classifier_width: int = option(128, "width of the guiding classifier", "code", limits=(2, inf))
     classifier_steps: int = option(0, "updates of its weights, the second stage; 0: none", "adref",
-        limits=(0, math.inf), kind="substitution", paper="no classifier", why="trained as the diffusion model; the "
+        limits=(0, inf), kind="substitution", paper="no classifier", why="trained as the diffusion model; the "
         "code has batches of 20 on each of 2 GPUs and starts from 256x256_classifier.pt")
-    guidance_scale: float = option(0.0, "weight of its gradient in sampling; 0: unguided", "adref",
-        limits=(0, math.inf), kind="contradiction", paper="no guidance",
-        why="the code's default is 1; its authors call it unnecessary")
+    guidance_scale: float = option(0.0, "weight of its gradient in sampling; 0: unguided", "adref", limits=(0, inf),
+        kind="contradiction", paper="no guidance", why="the code's default is 1; its authors call it unnecessary")
     strength: tuple[float, ...] = option((0.1, 0.2), "s of sampling, or the two ends of its range", "section on SDAS",
-        limits=(0, math.inf))
+        limits=(0, inf))
     strength_per: Literal["image", "batch"] = option("image", "one s for each image, or for 16 images", "adref",
         kind="contradiction", paper="s uniform in [0.1, 0.2]", why="the code draws one for each batch of 16")
     sampling_steps: int = option(20, "steps of sampling, evenly spaced from 0", "section on SDAS", limits=(1, STEPS))

@@ -1,6 +1,5 @@
 """SeRNet: segment, repair, reconstruct."""
 
-from adref.methods.sernet.method import SeRNet
-from adref.methods.sernet.options import Options
+from adref.methods.sernet.method import Options, SeRNet
 
 __all__ = ["Options", "SeRNet"]

@@ -6,7 +6,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy
@@ -57,7 +57,7 @@ def draw_large_mask(rng: np.random.Generator, shape: tuple[int, int], min_area: 
             return mask.astype(np.float32), count
 
 
-def remove_small(mask: np.ndarray, min_area: float, connectivity: Literal[8, 4] = 8) -> np.ndarray:
+def remove_small(mask: np.ndarray, min_area: float, connectivity: int = 8) -> np.ndarray:
     """Removes connected components smaller than `min_area` pixels (8- or 4-connected) from a bool (H, W)."""
     labels, count = scipy.ndimage.label(mask, np.ones((3, 3)) if connectivity == 8 else None)
     kept = np.bincount(labels.ravel(), minlength=count + 1) >= min_area
@@ -119,9 +119,8 @@ def transform(picture: Tensor, numbers: SourceNumbers) -> Tensor:
     return F.grid_sample(picture[None], grid, "bilinear", "reflection", align_corners=False)[0]
 
 
-def blend_source(image: Tensor, source: Tensor, mask: Tensor, beta: float,
-                 beta_on: Literal["original", "source"]) -> Tensor:  # fmt: skip
-    """Blends S into I, (3, H, W), under M ([1,] H, W) in {0, 1}; exactly I where M is 0. beta weighs `beta_on`."""
+def blend_source(image: Tensor, source: Tensor, mask: Tensor, beta: float, beta_on: str) -> Tensor:
+    """Blends S into I, (3, H, W), under M ([1,] H, W) in {0, 1}; beta weighs the "original" or "source"; I off M."""
     weight = beta if beta_on == "original" else 1 - beta
     return torch.where(mask > 0, (1 - weight) * source + weight * image, image)
 
@@ -153,7 +152,7 @@ class Spread(NamedTuple):
     owner: tuple[int, ...]  # the base of each
 
 
-def draw_spread(rng: np.random.Generator, shape: tuple[int, int], attached_to: Literal["total", "each"]) -> Spread:
+def draw_spread(rng: np.random.Generator, shape: tuple[int, int], attached_to: str) -> Spread:
     """Draws base rectangles in (H, W) and two to four attached in all, one to each at least ("total"), or to each."""
     count = int(rng.integers(*BASES, endpoint=True))
     bases = [draw_base(rng, shape, count) for _ in range(count)]

@@ -1,7 +1,5 @@
 """The terms of SeRNet's anomaly map: CIELAB and multi-scale gradient magnitude similarity."""
 
-from typing import Literal
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -32,8 +30,7 @@ def cielab(images: Tensor) -> Tensor:
     return torch.stack((116 * f_y - 16, 500 * (f_x - f_y), 200 * (f_y - f_z)), dim=1)
 
 
-def msgms(x: Tensor, y: Tensor, scales: int = 4, grey: bool = False,
-          padding: Literal["zero", "replicate", "none"] = "zero") -> Tensor:  # fmt: skip
+def msgms(x: Tensor, y: Tensor, scales: int = 4, grey: bool = False, padding: str = "zero") -> Tensor:
     """Computes multi-scale gradient magnitude similarity: (B, C, H, W) in [0, 1] twice -> (B, 1, H, W), 1 where equal.
 
     W. Xue et al., "Gradient Magnitude Similarity Deviation", IEEE TIP 2014; over scales: V. Zavrtanik et al.,
@@ -47,7 +44,8 @@ def msgms(x: Tensor, y: Tensor, scales: int = 4, grey: bool = False,
     scores 1, too, except in the frame with zero padding.
 
     Sides are 3 x 2^(scales - 1) pixels or more. `grey` takes the mean of the channels, after a 3 x 3 median filter with
-    zero padding at every scale. `padding`: before the gradient; "none": the map is enlarged from one pixel less a side.
+    zero padding at every scale. `padding` before the gradient: "zero", "replicate" or "none", with which the map is
+    enlarged from one pixel less a side.
     """
     min_side = 3 * 2 ** (scales - 1)
     if x.ndim != 4 or x.shape != y.shape or scales < 1 or min(x.shape[2:]) < min_side:

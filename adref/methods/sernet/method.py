@@ -52,7 +52,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adref.layers.unet import PlainUNet
-from adref.method import Context, Method, Sources, Stage, Stream, check_images
+from adref.method import Context, Method, Sources, Stage, Stream
 from adref.methods.sernet.anomalies import dpa, ppa, remove_small
 from adref.methods.sernet.map import cielab, edgrec_colour, msgms
 from adref.methods.sernet.options import ABLATIONS, PRESETS, Options, check
@@ -200,7 +200,7 @@ class SeRNet(Method):
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
         """Compares images with their reconstructions, clipped: (B, 3, H, W) in [0, 1] -> A (B, 1, H, W)."""
-        check_images(images, size=self.options.size)
+        images = self.admit(images, size=self.options.size)
         return self.compare(images, self(images, self.find_similar(images, context)[0]).reconstruction.clamp(0, 1))
 
     def compare(self, x: Tensor, y: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """Options of SeRNet with their sources and readings, presets, ablations, and departures that are no option."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from adref.method import Deviation
 from adref.options import UserError, flag, option, require_ascending
-
-INF = float("inf")
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,10 @@ class Options:
     output: Literal["sigmoid", "linear"] = option("sigmoid", "last activation of the second network", "adref",
         kind="silent", paper="no word on it", why="EdgRec's and DRAEM's have none; a channel can then settle at its "
         "negative, where SSIM is high, too (NOTES.md)")
-    epochs: int = option(800, "passes over the training images, for each network", "EdgRec", limits=(0, INF),
+    epochs: int = option(800, "passes over the training images, for each network", "EdgRec", limits=(0, inf),
         kind="silent", paper="trained one after the other; all else is lost", why="all else is EdgRec's and DRAEM's")
-    batch_size: int = option(8, "images a step", "EdgRec", limits=(1, INF))
-    learning_rate: float = option(1e-4, "Adam's step size", "EdgRec", limits=(0, INF))
+    batch_size: int = option(8, "images a step", "EdgRec", limits=(1, inf))
+    learning_rate: float = option(1e-4, "Adam's step size", "EdgRec", limits=(0, inf))
     score: Literal["sum", "structure", "colour"] = option("sum", "terms of the map", "section Method")
     colour_weight: float = option(0.001, "c, the weight of colour", "section Method", limits=(0, 1e6))
     weight_on: Literal["colour", "structure"] = option("colour", "the term that c weighs", "EdgRec", kind="ambiguous",

@@ -12,8 +12,6 @@ from adref.method import Sources
 from adref.methods.sernet.anomalies import draw_other
 from adref.methods.sernet.options import Options
 
-_BIT_COUNT = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.int64)
-
 
 def perceptual_hash(image: np.ndarray) -> np.ndarray:
     """Hashes an image, uint8 (H, W, 3) or (H, W), to 64 bits, most of which similar images have in common: uint8 (8,).
@@ -34,7 +32,7 @@ def perceptual_hash(image: np.ndarray) -> np.ndarray:
 
 def hamming(hashes: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Counts the bits, 0 to 64, in which hashes, uint8 (n, 8), differ from one, uint8 (8,): (n,)."""
-    return _BIT_COUNT[hashes ^ query].sum(axis=1)
+    return np.unpackbits(hashes ^ query, axis=1).sum(axis=1, dtype=np.int64)
 
 
 def nearest(hashes: np.ndarray, query: np.ndarray, exclude: int | None = None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""SRDAD's anomalies: altered patches of the object, blended in elsewhere on it (equations 1 to 5); or DRAEM's."""
+"""SRDAD's anomalies: altered patches of the object, blended in elsewhere on it (equations 1 to 5)."""
 
 import math
 import time
@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy
-import torch
 from torch import Tensor
 
 from adref.method import Sources
@@ -15,7 +14,6 @@ from adref.methods.srdad.options import Options
 from adref.ops import patches
 from adref.ops.image import frame_share, grey, morphology, otsu
 from adref.ops.poisson import poisson_blend
-from adref.ops.texture_anomaly import blend, draw_mask, draw_texture
 
 SCALE, BRIGHTNESS = (0.8, 1.2), 0.2  # equations 3 and 4: s from U(0.8, 1.2), delta from U(-0.2, 0.2)
 
@@ -179,11 +177,3 @@ def draw_alteration(rng: np.random.Generator, shape: tuple[int, ...], options: O
 def alter(patch: np.ndarray, numbers: Alteration) -> patches.Warped:
     """Changes brightness and noise of a patch (3, h, w), then warps it, which smooths the noise (equations 4, 3)."""
     return patches.warp(patch * numbers.factor + numbers.offset + numbers.noise, numbers.angle, numbers.scale)
-
-
-def texture_anomaly(image: Tensor, rng: np.random.Generator, options: Options,
-                    sources: Sources) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Pastes a texture under a Perlin mask Y (1, H, W), with the constants of DRAEM's code."""
-    texture = draw_texture(rng, sources.textures, sources.images, own_share=options.own_texture_share)
-    mask = torch.from_numpy(draw_mask(rng, tuple(image.shape[1:])))[None]
-    return blend(image, texture, mask, rng.uniform(0.2, 1.0)), mask

@@ -4,8 +4,6 @@ SRDAD, Scientific Reports 2025, which gives the name Res-SE and no layout; squee
 2018; U-Net and its initialisation as in DRAEM (`layers/unet.py`); cross attention: `layers/channel_cross_attention.py`.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +31,7 @@ class ResSE(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.body = convolution_block(channels, channels)[:-1]  # the last ReLU comes after the sum
+        self.body = convolution_block(channels, channels, channels)[:-1]  # the last ReLU comes after the sum
         narrow = max(channels // SE_RATIO, 1)
         self.squeeze = nn.Linear(channels, narrow, bias=False)
         self.excite = nn.Linear(narrow, channels, bias=False)
@@ -54,12 +52,12 @@ class ResSEUNet(nn.Module):
         super().__init__()
         c = width
         levels = ((6, c), (c, 2 * c), (2 * c, 4 * c), (4 * c, 8 * c), (8 * c, 8 * c))  # in, out
-        self.levels = nn.ModuleList(nn.Sequential(*convolution_block(i, o, 1), ResSE(o)) for i, o in levels)
+        self.levels = nn.ModuleList(nn.Sequential(*convolution_block(i, o), ResSE(o)) for i, o in levels)
         self.pool = nn.MaxPool2d(2)
         self.fusion = fusion
         steps = ((8 * c, 4 * c, 8 * c), (4 * c, 2 * c, 4 * c), (2 * c, c, 2 * c), (c, c, c))  # in, out, skip
         self.ups = nn.ModuleList(upsampling_block(i, o) for i, o, _ in steps)
-        self.blocks = nn.ModuleList(convolution_block(o + skip, o) for _, o, skip in steps)
+        self.blocks = nn.ModuleList(convolution_block(o + skip, o, o) for _, o, skip in steps)
         self.out = nn.Conv2d(c, classes, 3, padding=1)
         self.apply(init_convolutions)
 
@@ -77,9 +75,7 @@ class ResSEUNet(nn.Module):
         return self.out(x)
 
 
-def cross_fusion(*, size: tuple[int, int], width: int, attention: Literal["uctransnet", "counted", "printed"],
-                 dropout: float) -> CrossFusion:  # fmt: skip
-    """Builds the cross attention of a `ResSEUNet` of this width for images of this size."""
-    c = width
-    return CrossFusion(size=size, widths=(c, 2 * c, 4 * c, 8 * c), patches=TOKEN_SIDES, layers=LAYERS,
+def cross_fusion(*, size: tuple[int, int], width: int, attention: str, dropout: float) -> CrossFusion:
+    """Builds the cross attention, a key of ATTENTION, of a `ResSEUNet` of this width for images of this size."""
+    return CrossFusion(size=size, widths=(width, 2 * width, 4 * width, 8 * width), patches=TOKEN_SIDES, layers=LAYERS,
                        heads=ATTENTION_HEADS, dropout=dropout, **ATTENTION[attention])  # fmt: skip

@@ -65,14 +65,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adref.layers.unet import Autoencoder, UNet
-from adref.method import Context, Method, Sources, Stage, check_images
-from adref.methods.srdad.anomalies import natural_anomaly, object_mask, object_side, texture_anomaly
+from adref.method import Context, Method, Sources, Stage
+from adref.methods.srdad.anomalies import natural_anomaly, object_mask, object_side
 from adref.methods.srdad.discriminator import ResSEUNet, cross_fusion
 from adref.methods.srdad.options import ABLATIONS, PRESETS, Options, check, recipe_of
 from adref.methods.srdad.reconstructor import SWIN_UNET, SwinUNet
 from adref.ops.filters import filtered_maximum
 from adref.ops.losses import channel_signs, focal, ssim
-from adref.ops.texture_anomaly import rotate_randomly
+from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, rotate_randomly
 from adref.options import UserError
 
 ANOMALY_PROBABILITY = 0.5  # DRAEM's code: share of examples that are corrupted
@@ -97,8 +97,10 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     image, mask = both[:3], both[3] > 0.5
     if not mask.any() or rng.random() >= ANOMALY_PROBABILITY:
         return Batch(image, image, torch.zeros(1, *image.shape[1:]))
-    if options.anomaly == "draem":
-        return Batch(image, *texture_anomaly(image, rng, options, sources))
+    if options.anomaly == "draem":  # with the constants of its code
+        texture = draw_texture(rng, sources.textures, sources.images, own_share=options.own_texture_share)
+        mask = torch.from_numpy(draw_mask(rng, tuple(image.shape[1:])))[None]
+        return Batch(image, blend(image, texture, mask, rng.uniform(0.2, 1.0)), mask)
     blended, label = natural_anomaly(image.numpy().astype(np.float64), mask.numpy(), rng, options, sources)
     return Batch(image, torch.from_numpy(blended.astype(np.float32)), torch.from_numpy(label.astype(np.float32))[None])
 
@@ -166,7 +168,7 @@ class SRDAD(Method):
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:
         """Maps (B, 3, H, W) in [0, 1] at --size to M_pre (B, 1, H, W) in [0, 1]."""
-        check_images(images, size=self.options.size)
+        images = self.admit(images, size=self.options.size)
         return self(images)[1][:, 1:]
 
     def image_scores(self, maps: Tensor) -> dict[str, Tensor]:

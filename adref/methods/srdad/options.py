@@ -1,15 +1,13 @@
 """Options of SRDAD with their sources and readings, presets, ablations, and departures that are no option."""
 
-import math
 from dataclasses import dataclass
+from math import ceil, inf
 from typing import Literal, NamedTuple
 
 from adref.layers.unet import UNet
 from adref.method import Deviation
 from adref.methods.srdad.reconstructor import HEADS, next_valid_side
 from adref.options import UserError, option, require_ascending
-
-INF = math.inf
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,10 @@ class Options:
         "uniform", "standard deviation of a patch's noise: U(0, L), L itself (--noise-level), |N(0, L^2)| or sqrt(L)",
         "Eq 4", kind="mistake", paper="sigma ~ N(0, 0.05)", why="a standard deviation cannot be negative; 0.05, "
         "0.2 and 0.8 to 1.2 are in ImgAug's first example, which draws the deviation from U(0, 0.05 * 255)")
-    noise_channels: Literal["alike", "each", "half"] = option(
-        "alike", "noise alike in the three channels, drawn for each, or for each in half of the patches",
-        "ImgAug's default (per_channel=False)", kind="silent", paper="noise, made with ImgAug",
-        why="drawn for each channel it gives the patches away; alike it shows on smooth objects "
-        "alone (NOTES.md). ImgAug's example has half")
+    noise_channels: Literal["alike", "each", "half"] = option("alike", "noise alike in the three channels, drawn for "
+        "each, or for each in half of the patches", "ImgAug's default (per_channel=False)", kind="silent",
+        paper="noise, made with ImgAug", why="drawn for each channel it gives the patches away; alike it shows on "
+        "smooth objects alone (NOTES.md). ImgAug's example has half")
     noise_level: float = option(0.05, "L", "Eq 4", limits=(0, 1))
     brightness_mode: Literal["multiply", "add"] = option("multiply", "P (1 + delta) or P + delta, delta from U(-0.2, "
         "0.2)", "Eq 4", kind="ambiguous", paper="adjusted by U(-0.2, 0.2)", why="ImgAug's example has Multiply((0.8, "
@@ -70,10 +67,10 @@ class Options:
     # reconstructor
     reconstructor: Literal["srdad", "swin_unet", "draem"] = option(
         "srdad", "SRDAD's network, plain Swin-Unet or DRAEM's autoencoder", "table 4")
-    width: int = option(96, "channels of the first level of both Swin networks", "Eq 6", limits=(1, INF))
-    window: int = option(8, "side of their attention windows in tokens", "Swin Transformer's code", limits=(2, INF),
+    width: int = option(96, "channels of the first level of both Swin networks", "Eq 6", limits=(1, inf))
+    window: int = option(8, "side of their attention windows in tokens", "Swin Transformer's code", limits=(2, inf),
         kind="silent", paper="no window", why="its value for 256 pixels; Swin-Unet's 7 divides no map here")
-    aspp_width: int = option(192, "channels of each branch of ASPP", "adref", limits=(1, INF), kind="silent",
+    aspp_width: int = option(192, "channels of each branch of ASPP", "adref", limits=(1, inf), kind="silent",
                              paper="no widths", why="4 x 192 = 768, so no projection is needed")
     residual: Literal["level", "block"] = option(
         "level", "part of the decoder that each W bridges", "Eq 8", kind="ambiguous", paper="each decoder block",
@@ -86,10 +83,10 @@ class Options:
     skip_levels: int = option(4, "gated levels", "Eq 10", limits=(3, 4), kind="ambiguous", paper="a sum to 4",
                               why="Swin-Unet has three skips; the pair around ASPP is the fourth")
     autoencoder_width: int = option(128, "channels of the first level of DRAEM's autoencoder", "DRAEM's code",
-                                    limits=(1, INF))
+                                    limits=(1, inf))
     # discriminator
     discriminator: Literal["srdad", "draem"] = option("srdad", "with Res-SE and cross attention, or DRAEM's", "table 4")
-    discriminator_width: int = option(40, "channels of the first level of SRDAD's", "adref", limits=(1, INF),
+    discriminator_width: int = option(40, "channels of the first level of SRDAD's", "adref", limits=(1, inf),
         kind="ambiguous", paper="27.8 M parameters, no widths", why="28,283,402: the multiple of 8 that comes nearest; "
         "27,768,202, and 47,176,225 of the printed 47.2 M in all, with --attention counted")
     attention: Literal["uctransnet", "counted", "printed"] = option(
@@ -100,12 +97,12 @@ class Options:
         "16,845,402 parameters, its LayerNorms among them, and not 27.8 M")
     attention_dropout: float = option(0.1, "rate on tokens and attention", "UCTransNet's code", limits=(0, 0.99),
         kind="silent", paper="no dropout", why="the module that it cites")
-    unet_width: int = option(64, "channels of the first level of DRAEM's U-Net", "DRAEM's code", limits=(1, INF))
+    unet_width: int = option(64, "channels of the first level of DRAEM's U-Net", "DRAEM's code", limits=(1, inf))
     discriminator_input: Literal["image_first", "reconstruction_first"] = option(
         "image_first", "order of the two images in the six channels", "section Method", kind="silent",
         paper="anomalous and reconstructed", why="the order of the words; DRAEM's code has the other")
     score_window: int = option(
-        21, "side s of the score's mean filter, odd, pixels at --size", "DRAEM's code", limits=(1, INF), kind="silent",
+        21, "side s of the score's mean filter, odd, pixels at --size", "DRAEM's code", limits=(1, inf), kind="silent",
         paper="the symbol s", why="DRAEM's; a lone k x k response then scores at most k^2 / 441")
     # training
     recipe: Literal["srdad", "draem"] = option("srdad", "loss weights, optimizer, schedule, order and rotation of "
@@ -115,11 +112,11 @@ class Options:
         None, "share of clean images that are rotated first; none: the recipe's, srdad 0, draem 0.3", "adref",
         limits=(0, 1), kind="silent", paper="no augmentation of clean images", why="none is named")
     epochs: int | None = option(None, "length of training; none: the recipe's, srdad 500, draem 700",
-                                "section Experiments", limits=(0, INF))
+                                "section Experiments", limits=(0, inf))
     length_unit: Literal["epochs", "iterations"] = option("epochs", "what --epochs counts", "adref", kind="mistake",
         paper="500 iterations", why="500 steps are 16 passes; the fall at 400 mirrors DRAEM's epochs")
-    batch_size: int = option(8, "images a step", "section Experiments", limits=(1, INF))
-    learning_rate: float = option(1e-4, "the optimizer's step size", "section Experiments", limits=(0, INF))
+    batch_size: int = option(8, "images a step", "section Experiments", limits=(1, inf))
+    learning_rate: float = option(1e-4, "the optimizer's step size", "section Experiments", limits=(0, inf))
     # fmt: on
 
 
@@ -214,9 +211,8 @@ DEVIATIONS = (
               "words left over from another method: nothing is masked here"),
     Deviation("RECIPES", "silent", "no weight decay, no pretraining", "0.01; none", "PyTorch's AdamW; --weights takes "
               "a Swin checkpoint"),
-    Deviation("ABLATIONS", "mistake", "DRAEM has 26.5 M parameters, SRDAD is heavier",
-              "97,422,725, and 198.0 against SRDAD's 33.8 G multiply-adds an image",
-              "counted, attention's products among them (without: 30.9)"),
+    Deviation("ABLATIONS", "mistake", "DRAEM has 26.5 M parameters, SRDAD is heavier", "97,422,725, and 198.0 against "
+              "SRDAD's 33.8 G multiply-adds an image", "counted, attention's products among them (without: 30.9)"),
     Deviation("PRESETS", "substitution", "one size", "tiny: labels only where something shows, a higher rate",
               "an eighth of the steps"),
 )  # fmt: skip
@@ -228,7 +224,7 @@ def check(o: Options) -> None:
     for axis, side in zip(("height", "width"), o.size):
         fits = next_valid_side(side, o.window, 0) if swin else side
         if "draem" in (o.reconstructor, o.discriminator):
-            fits = math.ceil(fits / UNet.stride) * UNet.stride
+            fits = ceil(fits / UNet.stride) * UNet.stride
         if fits != side:
             why = f"windows of {o.window} tokens at every level" if swin else "the networks' poolings"
             raise UserError(f"--size: a {axis} of {side} does not fit {why}; the next that does is {fits}")

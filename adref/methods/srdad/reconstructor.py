@@ -4,7 +4,6 @@ H. Cao et al., "Swin-Unet", ECCV-W 2022; SRDAD, Scientific Reports 2025, equatio
 """
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +24,13 @@ SWIN_UNET = {"bottleneck_depth": 2, "aspp_width": None, "residual": "none", "ski
 class Stage(nn.Module):
     """Computes D = Stage(X) + W X (equation 8): the `depth` Swin blocks of one level, every second one shifted.
 
-    `residual` "level": as above; "block": the same around each block; "none": without W. Else as in `SwinBlock`.
+    `residual` "level": as above; "block": the same around each block; "none": without W. `form`: as in `SwinBlock`.
     """
 
-    def __init__(self, *, width, heads, size, window, depth: int, residual: Literal["none", "level", "block"]):
+    def __init__(self, *, width: int, depth: int, residual: str, **form):
         super().__init__()
         self.residual = residual
-        self.blocks = nn.ModuleList(
-            SwinBlock(width=width, heads=heads, size=size, window=window, shifted=i % 2 == 1) for i in range(depth)
-        )
+        self.blocks = nn.ModuleList(SwinBlock(width=width, shifted=i % 2 == 1, **form) for i in range(depth))
         count = {"none": 0, "level": 1, "block": depth}[residual]
         self.residuals = nn.ModuleList(nn.Linear(width, width) for _ in range(count))
 
@@ -50,7 +47,7 @@ class GatedSkip(nn.Module):
     `gates` "channel": one for each of `width` channels, as the equation; "spatial": one a token, as the caption.
     """
 
-    def __init__(self, *, width: int, gates: Literal["channel", "spatial"]):
+    def __init__(self, *, width: int, gates: str):
         super().__init__()
         self.gate = nn.Linear(2 * width, width if gates == "channel" else 1)  # W1
         self.value = nn.Linear(width, width)  # W2
@@ -75,9 +72,8 @@ class SwinUNet(nn.Module):
         depths, bottleneck_depth: blocks of each stage, in encoder and decoder, and at the deepest level.
     """
 
-    def __init__(self, *, size: tuple[int, int], width: int, window: int, aspp_width: int | None,
-                 residual: Literal["level", "block", "none"], skips: Literal["final_sum", "inline", "concat"],
-                 skip_levels: int, gates: Literal["channel", "spatial"], skip_tap: Literal["post", "pre"] = "post",
+    def __init__(self, *, size: tuple[int, int], width: int, window: int, aspp_width: int | None, residual: str,
+                 skips: str, skip_levels: int, gates: str, skip_tap: str = "post",
                  depths: tuple[int, int, int] = DEPTHS, bottleneck_depth: int = 0):  # fmt: skip
         super().__init__()
         self.skips, self.skip_tap = skips, skip_tap
@@ -86,7 +82,7 @@ class SwinUNet(nn.Module):
         sizes = [tuple(side // PATCH // 2**level for side in size) for level in range(levels + 1)]
         heads, blocks = (*HEADS, 2 * HEADS[-1]), (*depths, bottleneck_depth)  # the last is the bottleneck
 
-        def stage(level: int, residual: Literal["none", "level", "block"]) -> Stage:
+        def stage(level: int, residual: str) -> Stage:
             return Stage(width=widths[level], heads=heads[level], size=sizes[level], window=window,
                          depth=blocks[level], residual=residual)  # fmt: skip
 

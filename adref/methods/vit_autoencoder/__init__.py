@@ -1,6 +1,5 @@
 """A ViT autoencoder with a memory and coordinate attention."""
 
-from adref.methods.vit_autoencoder.method import ViTAutoencoder
-from adref.methods.vit_autoencoder.options import Options
+from adref.methods.vit_autoencoder.method import Options, ViTAutoencoder
 
 __all__ = ["Options", "ViTAutoencoder"]

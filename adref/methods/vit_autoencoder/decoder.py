@@ -1,15 +1,11 @@
 """Decoder of the ViT autoencoder: transposed convolutions from the patch map to the image."""
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTHS = {"anovit": 256, "pow2": 512}  # channels after the first layer
-STEPS = {  # kernel, stride and padding of each layer
-    "anovit": [(3, 1, 0)] * 3 + [(3, 2, 1)] * 3,
-    "pow2": [(3, 1, 1), *[(4, 2, 1)] * 4, (3, 1, 1)],
-}
+# Kernel, stride and padding of each layer.
+STEPS = {"anovit": [(3, 1, 0)] * 3 + [(3, 2, 1)] * 3, "pow2": [(3, 1, 1), *[(4, 2, 1)] * 4, (3, 1, 1)]}
 
 
 class Decoder(nn.Module):
@@ -19,16 +15,12 @@ class Decoder(nn.Module):
         anovit: 24, 26, 28, 30, 59, 117, 233 (n to 8 n + 41), then a bilinear resize, corners aligned, to `size`
         pow2:   24, 24, 48, 96, 192, 384, 384
 
-    Args:
-        width: channels C of the map.
-        size: (H, W) of the image.
-        first: channels after the first layer; each that follows has half as many, the last 3. None: WIDTHS.
-        norm: "batch", or "instance", which has no weights and keeps no statistics.
-        last_block: "norm_relu" adds both after the last layer, too.
+    `width` is C of the map, `size` (H, W) of the image, `first` the channels after the first layer (None: WIDTHS); each
+    that follows has half as many, the last 3. `norm`: "batch", or "instance", which has no weights and keeps no
+    statistics. `last_block`: "norm_relu" adds both after the last layer, too; "plain" does not.
     """
 
-    def __init__(self, *, width: int, size: tuple[int, int], kind: Literal["anovit", "pow2"], first: int | None,
-                 norm: Literal["batch", "instance"], last_block: Literal["plain", "norm_relu"]):  # fmt: skip
+    def __init__(self, *, width: int, size: tuple[int, int], kind: str, first: int | None, norm: str, last_block: str):
         super().__init__()
         widths = [width, *(max(1, (first or WIDTHS[kind]) >> i) for i in range(5)), 3]
         self.size, self.layers = tuple(size), nn.Sequential()

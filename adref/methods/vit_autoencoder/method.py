@@ -65,8 +65,9 @@ from torch import Tensor, nn
 
 from adref.layers.coordinate_attention import CoordinateAttention
 from adref.layers.memory import Memory, Recall, entropy
+from adref.layers.published import published_state
 from adref.layers.vit import VisionTransformer
-from adref.method import Context, EarlyStop, Method, Sources, Stage, check_images
+from adref.method import Context, EarlyStop, Method, Sources, Stage
 from adref.methods.vit_autoencoder.decoder import Decoder
 from adref.methods.vit_autoencoder.options import ABLATIONS, PRESETS, Options, check
 from adref.ops.filters import gaussian_smooth
@@ -109,11 +110,9 @@ class ViTAutoencoder(Method):
         if o.memory:
             self.memory = Memory(width=o.width, items=o.memory_items, addressing=o.addressing,
                                  temperature=o.temperature, threshold=o.shrinkage)  # fmt: skip
-        places = {"both": ("before_memory", "after_memory"), "none": ()}
-        places = places.get(o.coordinate_attention, (o.coordinate_attention,))
-        self.coordinate_attention = nn.ModuleDict(
-            {place: CoordinateAttention(width=o.width, reduction=CA_REDUCTION) for place in places}
-        )
+        places = [p for p in ("before_memory", "after_memory") if o.coordinate_attention in (p, "both")]
+        gates = {place: CoordinateAttention(width=o.width, reduction=CA_REDUCTION) for place in places}
+        self.coordinate_attention = nn.ModuleDict(gates)
         self.decoder = Decoder(width=o.width, size=o.size, kind=o.decoder, first=o.decoder_width, norm=o.decoder_norm,
                                last_block=o.last_block)  # fmt: skip
         # The network works in [-1, 1], the range of tanh.
@@ -167,7 +166,7 @@ class ViTAutoencoder(Method):
 
     def error_map(self, images: Tensor) -> Tensor:
         """Computes the map before the blur: (B, 3, H, W) in [0, 1] at --size -> (B, 1, H, W)."""
-        check_images(images, size=self.options.size)
+        images = self.admit(images, size=self.options.size)
         reconstruction, recall = self(images)
         error, similarity = self.compare(images, reconstruction)
         maps = error + LAMBDA_SSIM * (1 - similarity)
@@ -198,13 +197,11 @@ class ViTAutoencoder(Method):
         """
         if len(states) != 1:
             raise UserError(f"--weights takes one ViT checkpoint; got {len(states)} files")
-        state = states[0]
-        for name in ("state_dict", "model"):
-            state = state.get(name, state) if isinstance(state, dict) else state
-        named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items())
-        if not named or not all(t.is_floating_point() and t.layout == torch.strided for t in state.values()):
-            raise UserError("--weights: no ViT checkpoint: expected float tensors by name, or the same under 'model'")
+        refusal = "no ViT checkpoint: expected float tensors by name, or the same under 'model'"
         try:
+            state = published_state(states[0], refusal)
+            if not all(t.is_floating_point() and t.layout == torch.strided for t in state.values()):
+                raise ValueError(refusal)
             self.encoder.load_timm(state)
         except ValueError as error:
             raise UserError(f"--weights: {error}") from None

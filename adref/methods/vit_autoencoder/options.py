@@ -1,13 +1,11 @@
 """Options of the ViT autoencoder with their sources and readings, presets, ablations, and other departures."""
 
-import math
 from dataclasses import dataclass
+from math import ceil, inf
 from typing import Literal
 
 from adref.method import Deviation
 from adref.options import UserError, option
-
-INF = math.inf
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Options:
     width: int = option(768, "channels of a token", "section Experiments", limits=(1, 65536))
     depth: int = option(12, "transformer blocks", "adref", limits=(0, 1000), kind="silent", paper="L blocks",
                         why="ViT-Base, as the width and AnoViT imply")
-    heads: int = option(8, "attention heads", "section Experiments", limits=(1, INF), kind="contradiction",
+    heads: int = option(8, "attention heads", "section Experiments", limits=(1, inf), kind="contradiction",
                         paper="8 heads at width 768, hence of 96 channels",
                         why="as printed; ViT-Base has 12 of 64: its weights would mean another function")
     class_token: Literal["drop", "add", "none"] = option("drop", "the class token attends and is dropped, is added to "
@@ -35,7 +33,7 @@ class Options:
     addressing: Literal["cosine", "dot"] = option(
         "cosine", "similarity of query and item: cosine, or inner product", "Eq 7", kind="contradiction",
         paper="cosine", why="as printed; MemAE's code takes the inner product, which grows with the query")
-    temperature: float = option(1.0, "temperature of the softmax over the items", "Eq 8", limits=(1e-6, INF),
+    temperature: float = option(1.0, "temperature of the softmax over the items", "Eq 8", limits=(1e-6, inf),
         kind="contradiction", paper="a softmax of cosines, without a temperature, and sparse weights",
         why="as printed; only a temperature near .05 makes the weights sparse")
     shrinkage: float | None = option(None, "threshold lambda of the shrinkage; none: 1 / K", "Eq 10", limits=(0, 1),
@@ -48,7 +46,7 @@ class Options:
         "doublings", "AnoViT", kind="ambiguous", paper="six transposed convolutions that enlarge, 24 to 384",
         why="all six enlarge; four doublings would do")
     decoder_width: int | None = option(None, "channels after the first layer, halved by each that follows; none: "
-        "anovit 256, pow2 512", "AnoViT", limits=(16, INF), kind="silent", paper="no widths", why="AnoViT's")
+        "anovit 256, pow2 512", "AnoViT", limits=(16, inf), kind="silent", paper="no widths", why="AnoViT's")
     decoder_norm: Literal["batch", "instance"] = option(
         "batch", "normalisation of its layers", "adref", kind="ambiguous",
         paper="a normalisation that works on mini-batches", why="AnoViT has instance norm without weights")
@@ -61,11 +59,11 @@ class Options:
     entropy_sign: Literal["corrected", "literal"] = option("corrected", "minimise the entropy; literal: maximise it; "
         "the map has the sign, too", "Eq 14", kind="mistake", paper="sum of w ln w, minimised", why="this makes the "
         "weights uniform, the opposite of the stated purpose")
-    epochs: int = option(200, "passes over the training images", "section Experiments", limits=(0, INF))
-    batch_size: int = option(8, "images a step", "section Experiments", limits=(1, INF))
+    epochs: int = option(200, "passes over the training images", "section Experiments", limits=(0, inf))
+    batch_size: int = option(8, "images a step", "section Experiments", limits=(1, inf))
     learning_rate: float = option(2e-4, "Adam's step size, constant", "section Experiments", limits=(0, 1e6))
     patience: int | None = option(None, "stop after so many epochs without a lower validation loss; none: all epochs, "
-        "last weights", "adref", limits=(1, INF), kind="silent", paper="200 epochs", why="AnoViT: at most 200, stops "
+        "last weights", "adref", limits=(1, inf), kind="silent", paper="200 epochs", why="AnoViT: at most 200, stops "
         "after 12 without a lower squared error on validation images")
     score: Literal["l2+ssim", "l2+ssim+entropy"] = option(
         "l2+ssim+entropy", "terms of the anomaly map; without a memory there is no entropy", "its contributions",
@@ -103,9 +101,8 @@ DEVIATIONS = (
     Deviation("corrupt", "silent", "no word on augmentation", "none", "none is mentioned"),
     Deviation("ViTAutoencoder.mean", "silent", "no word on the range of values", "network in [-1, 1], losses in [0, 1]",
               "tanh's range; AnoViT normalises by the category's mean and deviation, values that tanh cannot reach"),
-    Deviation("ViTAutoencoder.load_weights", "contradiction", "trained from scratch, compared with AnoViT",
-              "from scratch: truncated normal, std 0.02",
-              "AnoViT starts from ImageNet-21k; --weights takes timm's names"),
+    Deviation("ViTAutoencoder.load_weights", "contradiction", "trained from scratch, compared with AnoViT", "from "
+              "scratch: truncated normal, std 0.02", "AnoViT starts from ImageNet-21k; --weights takes timm's names"),
     Deviation("VisionTransformer.norm", "silent", "no normalisation after the blocks", "LayerNorm", "ViT, AnoViT"),
     Deviation("Block.mlp", "silent", "no ratio of the MLP's widths", "4, with GELU; no dropout", "ViT, AnoViT"),
     Deviation("Memory.weight", "silent", "no initial items", "uniform in +-1 / sqrt(C)", "MemAE's code"),
@@ -135,7 +132,7 @@ def check(o: Options) -> None:
     """Raises UserError for options that do not fit together."""
     for axis, side in zip(("height", "width"), o.size):
         if side % o.patch:
-            fits = math.ceil(side / o.patch) * o.patch
+            fits = ceil(side / o.patch) * o.patch
             raise UserError(f"--size takes multiples of --patch {o.patch}; the {axis} is {side}, {fits} would do")
     if o.width % o.heads:
         raise UserError(f"--heads: {o.heads} heads do not divide --width {o.width}")
