@@ -1,30 +1,29 @@
 """Checks a data set before training: `python -m adref.data ROOT`."""
 
-import argparse
 import json
 import sys
 from collections import Counter
 
 from adref.data.layouts import LAYOUTS, find_categories, find_category, inspect
-from adref.options import UserError
+from adref.options import Parser
+from adref.run.cli import run_cli
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prints categories, counts, sizes, notes and problems of a data set; the exit code is 2 if there are problems."""
-    parser = argparse.ArgumentParser(prog="python -m adref.data", description=main.__doc__)
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_cli(lambda: run_command(sys.argv[1:] if argv is None else argv))
+
+
+def run_command(argv: list[str]) -> int:
+    """Prints categories, counts, sizes, notes and problems of a data set; returns 2 if there are problems."""
+    parser = Parser(prog="python -m adref.data", description="Checks a data set; exit code 2: it has problems.")
     parser.add_argument("root", metavar="ROOT", help=f"folder of a data set: {LAYOUTS}")
     parser.add_argument("--category", metavar="NAME", help="check this category only")
     parser.add_argument("--json", action="store_true", help="print as JSON")
-    flags = parser.parse_args(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack characters of a file name
-    try:
-        chosen = [find_category(flags.root, flags.category)] if flags.category else find_categories(flags.root).values()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    reports = []
+    flags, reports = parser.parse_args(argv), []
+    chosen = [find_category(flags.root, flags.category)] if flags.category else find_categories(flags.root).values()
     for category in chosen:
-        problems, notes, sizes = inspect(category)
+        problems, notes, _, sizes = inspect(category)
         report = {"category": category.name, "layout": category.layout, "train": len(category.train),
                   "test": dict(Counter(record.defect for record in category.test)),
                   "masks": sum(record.label and record.mask is not None for record in category.test)}  # fmt: skip
@@ -33,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         reports.append(report)
         for key, value in report.items() if not flags.json else ():
             for item in value if isinstance(value, list) else [value]:
-                print(f"{'' if key == 'category' else '  '}{key}: {item}", flush=True)
+                print(f"{'' if key == 'category' else '  '}{key}: {item}")
     if flags.json:
         print(json.dumps(reports, indent=2))
     return 2 if any(report["problems"] for report in reports) else 0

@@ -1,5 +1,6 @@
 """From images to batches: random streams, resized images, training examples, the order of a stage."""
 
+import hashlib
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adref.data.layouts import Problem
-from adref.data.reader import THREADS, read_file
+from adref.data.reader import THREADS, decode_image, read_bytes, read_unchanged
 from adref.method import Sources, Stage, Trainable
 from adref.options import UserError
 
@@ -45,9 +46,10 @@ def resize(image: Tensor, size: tuple[int, int], filter: str = "bilinear") -> Te
     """
     if image.dtype != torch.uint8 or image.ndim != 3 or filter not in ("bilinear", "antialias"):
         raise ValueError(f"expected (3, H, W) uint8, bilinear or antialias; got {image.shape}, {filter!r}")
-    # Channels-last memory: twice as fast, and the same bits.
-    pixels = F.interpolate(image[None].float(), size, mode="bilinear", antialias=filter == "antialias")[0]
-    return pixels.round().clamp(0, 255).byte().contiguous()
+    # Channels-last memory: twice as fast. Of a large image one channel at a time is in memory as floats.
+    parts = image[None].split(3 if image[0].numel() <= 2**24 else 1, dim=1)
+    parts = [F.interpolate(x.float(), size, mode="bilinear", antialias=filter == "antialias")[0] for x in parts]
+    return torch.cat(parts).round().clamp(0, 255).byte().contiguous()
 
 
 class Images(Sequence):
@@ -69,7 +71,8 @@ class Images(Sequence):
         def read(index: int) -> tuple:
             path = self.paths[index]
             try:
-                image, digest = read_file(path)
+                data = read_bytes(path)
+                image, digest = decode_image(data, path), hashlib.sha256(data).hexdigest()
             except UserError as error:
                 return None, None, Problem(path, str(error).removeprefix(f"{path}: "))
             if self.in_memory:
@@ -87,9 +90,8 @@ class Images(Sequence):
     def __getitem__(self, index: int) -> Tensor:
         if self.in_memory:
             return self.pixels[index]
-        image, digest = read_file(self.paths[index])
-        if digest != self.digests[index]:
-            raise UserError(f"{self.paths[index]} has changed since the command began; expected it to stay as it was")
+        path = self.paths[index]
+        image = decode_image(read_unchanged(path, self.digests[index]), path)
         return resize(to_tensor(image), self.size, self.filter)
 
 

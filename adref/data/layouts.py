@@ -10,17 +10,19 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from adref.data.reader import THREADS, decode_image, decode_mask, read_bytes
-from adref.options import UserError
+from adref.data.reader import THREADS, decode_image, decode_mask, read_bytes, read_text
+from adref.options import Notice, UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-HIDDEN = ("thumbs.db", "desktop.ini", "__macosx")  # ignored, as dot files are: operating systems leave them there
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm",
+            ".pbm", ".pnm", ".jp2", ".j2k", ".jpx")  # fmt: skip
+HIDDEN = ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle")  # of systems and NAS, as dot files
 COLUMNS = ("object", "split", "label", "image", "mask")  # of VisA's split_csv
 LAYOUTS = ("MVTec AD (CATEGORY/train/good, test/good, test/DEFECT, ground_truth/DEFECT/STEM_mask.png), "
            "BTAD (CATEGORY/train/ok, test/ok, test/ko, ground_truth/ko/STEM.png), VisA (split_csv/1cls.csv), "
@@ -45,7 +47,7 @@ class Problem(NamedTuple):
 
 
 class Category(NamedTuple):
-    """One kind of object; `train` holds good images only, `problems` those visible from names (see `check_images`)."""
+    """One kind of object; `train` holds good images only, `problems` those visible from names (see `check_files`)."""
 
     name: str
     layout: str
@@ -54,6 +56,10 @@ class Category(NamedTuple):
     test: tuple[Record, ...]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+
+    def name_of(self, record: Record) -> str:
+        """Returns the path of an image below the root, by which it is known everywhere."""
+        return Path(os.path.relpath(record.path, self.root)).as_posix()
 
 
 def find_categories(root: str | Path) -> dict[str, Category]:
@@ -66,6 +72,8 @@ def find_categories(root: str | Path) -> dict[str, Category]:
     if tables:
         return _visa(root, tables)
     split = [root] if _is_split(root) else [entry for entry in entries if _is_split(entry)]
+    if split != [root] and (others := [entry.name for entry in entries if split and entry not in split]):
+        warnings.warn(f"{root}: {len(others)} entries are no categories: {', '.join(others[:5])}", Notice, 2)
     if split or os.path.isdir(root / "good") or any(entry.suffix.lower() in SUFFIXES for entry in entries):
         return {category.name: category for category in map(_folder_category, split or [root])}
     nested = [e.name for e in entries if any(i.name in ("good", "split_csv") or _is_split(i) for i in _entries(e, []))]
@@ -73,14 +81,20 @@ def find_categories(root: str | Path) -> dict[str, Category]:
     raise UserError(f"{root}: no data set recognised; {hint}")
 
 
-def find_category(root: str | Path, name: str | None) -> Category:
+def find_category(root: str | Path, name: str | None, trained: bool = False) -> Category:
     """Finds one category, or merges several (names joined by commas) into one in alphabetical order.
 
-    `name` may be None if there is exactly one category. In a merged one, `defect` is CATEGORY/DEFECT or CATEGORY/good.
+    No `name`: the only one. In a merged one, `defect` is CATEGORY/DEFECT or CATEGORY/good. `trained`: that of a run,
+    whose folder may be called otherwise now if it is the only one.
     """
     categories = find_categories(root)
     if name in categories or (name is None and len(categories) == 1):
         return categories[name or next(iter(categories))]
+    if trained and len(categories) == 1 and "," not in name:
+        (found,) = categories.values()
+        warnings.warn(f"{root}: the category {found.name} is taken for {name}, the only one there", Notice, 2)
+        train, test = (tuple(r._replace(category=name) for r in some) for some in (found.train, found.test))
+        return found._replace(name=name, train=train, test=test)
     if name is None:
         raise UserError(f"{root} holds several categories; give --category, one of: {', '.join(sorted(categories))}")
     names = sorted(set(name.split(",")))
@@ -93,17 +107,27 @@ def find_category(root: str | Path, name: str | None) -> Category:
     return chosen[0]._replace(name=",".join(names), root=Path(root), **merged)
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """Lists the images of a folder and its sub-folders, sorted, without following links to folders; none: UserError."""
-    found, folders, problems = [], [Path(folder)], []
-    while folders:
-        entries = _entries(folders.pop(), problems)
-        folders += [entry for entry in entries if os.path.isdir(entry) and not os.path.islink(entry)]
-        found += [entry for entry in entries if entry.suffix.lower() in SUFFIXES and os.path.isfile(entry)]
+def list_images(folder: str | Path, without: Sequence[Path] = ()) -> list[Path]:
+    """Lists the images in a folder, not in links or the folders `without`; a Notice names the rest; none: UserError."""
+    found, left_out, unread = [], [], []
+    for base, folders, files in os.walk(folder, onerror=unread.append):
+        paths = [Path(base, name) for name in folders + files if not _is_hidden(name)]
+        images = [p for p in paths if p.suffix.lower() in SUFFIXES and os.path.isfile(p)]
+        inner = [p for p in paths if os.path.isdir(p) and not os.path.islink(p) and p.resolve() not in without]
+        left_out += [*{Path(base, name) for name in folders + files} - {*images} - {*inner}]
+        found, folders[:] = found + images, [p.name for p in inner]
+    left_out += [Path(error.filename) for error in unread]
+    shown = ", ".join(path.name for path in sorted(left_out)[:5])
     if not found:
-        reason = problems[0].reason if problems else "holds no images"
-        raise UserError(f"{folder}: {reason}; expected {' '.join(SUFFIXES)}")
+        reason = unread[0].strerror if unread else "holds no images"
+        raise UserError(f"{folder}: {reason}; expected {' '.join(SUFFIXES)}; left out: {shown or 'nothing'}")
+    if left_out:
+        warnings.warn(f"{folder}: {len(left_out)} entries are left out: {shown}", Notice, 2)
     return sorted(found, key=Path.as_posix)
+
+
+def _is_hidden(name: str) -> bool:
+    return name[0] == "." or name.lower() in HIDDEN
 
 
 def _is_split(folder: Path) -> bool:
@@ -113,7 +137,7 @@ def _is_split(folder: Path) -> bool:
 def _entries(folder: Path, problems: list[Problem]) -> list[Path]:
     """Lists the visible entries of a folder by code points: the same order on every system."""
     try:
-        names = sorted(name for name in os.listdir(folder) if name[0] != "." and name.lower() not in HIDDEN)
+        names = sorted(name for name in os.listdir(folder) if not _is_hidden(name))
     except OSError as error:
         problems.append(Problem(folder, f"cannot be listed as a folder ({error.strerror})"))
         return []
@@ -169,9 +193,13 @@ def _folder_category(root: Path) -> Category:
         folders = _entries(root / "test", problems) if os.path.isdir(root / "test") else []
         unread = [entry for entry in _entries(root / "train", []) if entry.name != good]
         problems += [Problem(entry, f"not read: training images lie in train/{good}") for entry in unread]
-        notes += [f"the folder {entry.name} is not read" for entry in others if os.path.isdir(entry)]
+    if beside := [entry.name for entry in others if entry not in folders and (plain or split)]:
+        notes.append(f"not read: {', '.join(beside[:5])}")
     source = root / "train" / good if split else root / "good" if plain else root
-    train = [Record(path, 0, "good", None) for path in _images(source, problems)]
+    found = _images(source, problems) if not split or os.path.isdir(root / "train") else []  # a test set alone
+    train = [Record(path, 0, "good", None) for path in found]
+    hidden = sorted({n for _, dirs, files in os.walk(root) for n in dirs + files if _is_hidden(n)})
+    notes += [f"hidden entries are not read: {', '.join(hidden[:5])}"] if hidden else []
     for folder in folders:
         label, images = int(folder.name != good), _images(folder, problems)
         masked |= bool(label) and os.path.isdir(masks / folder.name)
@@ -192,12 +220,12 @@ def _visa(root: Path, tables: list[Path]) -> dict[str, Category]:
     """Reads a table of VisA (Zou et al., ECCV 2022), split_csv/*.csv: images, labels, split and masks."""
     table, groups = tables[0], {}  # 1cls.csv, the protocol that trains on good images only, sorts first
     try:
-        rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8-sig"))))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = list(csv.DictReader(io.StringIO(read_text(table))))
+    except (OSError, csv.Error) as error:
         raise UserError(f"{table}: cannot be read as a table ({error})") from error
     if not rows or not all(set(COLUMNS) <= set(row) and row["object"] for row in rows):
         raise UserError(f"{table}: expected rows with {','.join(COLUMNS)}; found {len(rows)}, the first: {rows[:1]}")
-    listed = Counter(row["image"] for row in rows)
+    listed = Counter(os.path.normpath((row["image"] or "").strip()) for row in rows)
     for line, row in enumerate(rows, start=2):
         name, split, label, image, mask = ((row[column] or "").strip() for column in COLUMNS)
         train, test, problems, left_out = groups.setdefault(name, ([], [], [], []))
@@ -206,8 +234,10 @@ def _visa(root: Path, tables: list[Path]) -> dict[str, Category]:
             reason = f"expected train or test, normal or anomaly, an image; got {split}, {label}, {image}"
         elif missing:
             reason = f"no such file: {missing[0]}"
-        elif listed[row["image"]] > 1:
-            reason = f"{image} is listed {listed[row['image']]} times"
+        elif listed[os.path.normpath(image)] > 1:
+            reason = f"{image} is listed {listed[os.path.normpath(image)]} times"
+        elif outside := [file for file in (image, mask) if ".." in Path(file).parts or Path(file).is_absolute()]:
+            reason = f"expected a path below {root}; got {outside[0]}"
         elif mask and Path(mask).stem.removesuffix("_mask") != Path(image).stem:
             reason = f"image and mask have different stems: {image}, {mask}"
         else:
@@ -228,16 +258,12 @@ def _visa(root: Path, tables: list[Path]) -> dict[str, Category]:
 def _category(name, layout, root, train, test, masked, problems, notes) -> Category:
     """Makes a category of sorted records; adds the checks of all layouts. `masked`: some defect has masks."""
     defects = [record for record in test if record.label]
-    if not train:
-        problems.append(Problem(root, f"category {name} has no good training images"))
     if masked:
         problems += [Problem(r.path, "an anomalous image without mask") for r in defects if not r.mask]
     elif defects:
         notes.append("no masks: image-level metrics only")
     if len(defects) in (0, len(test)):
         notes.append(f"AUROC is undefined: {len(test)} test images, {len(defects)} of them anomalous")
-    lossy = [r.mask for r in test if r.mask and r.mask.suffix.lower() in (".jpg", ".jpeg")]
-    problems += [Problem(mask, "a JPEG mask: its compression noise would count as anomalous") for mask in lossy]
     ordered = (sorted(some, key=lambda record: record.path.as_posix()) for some in (train, test))
     train, test = (tuple(record._replace(category=name) for record in some) for some in ordered)
     return Category(name, layout, root, train, test, tuple(problems), tuple(notes))
@@ -251,25 +277,44 @@ def raise_if_any(problems: Sequence[Problem], name: str) -> None:
         raise UserError("\n  ".join(told))
 
 
-def inspect(category: Category) -> tuple[list[Problem], list[str], list[tuple[int, int]]]:
-    """Opens all files of a category; returns all problems, all notes, (height, width) of each readable image."""
-    problems, digests, sizes = check_images(category.train + category.test)
+class Checked(NamedTuple):
+    """Findings in the files of a data set."""
+
+    problems: list[Problem]
+    notes: list[str]
+    digests: dict[Path, str]  # SHA-256 of each file
+    sizes: list[tuple[int, int]]  # (height, width) of each sound image
+
+
+def inspect(category: Category) -> Checked:
+    """Opens all files of a category; returns all problems and notes, of names and of contents."""
+    problems, notes, digests, sizes = check_files(category.train + category.test)
     train = {digests[record.path]: record.path for record in category.train if record.path in digests}
     same = [f"{r.path} and {train[digests[r.path]]}" for r in category.test if digests.get(r.path) in train]
     shared = [f"{len(same)} test images have the bytes of a training image, the first: {same[0]}"] if same else []
-    return [*category.problems, *problems], [*category.notes, *shared], sizes
+    lacking = [] if category.train else [Problem(category.root, f"{category.name} has no good training images")]
+    return Checked([*lacking, *category.problems, *problems], [*category.notes, *notes, *shared], digests, sizes)
 
 
-def check_images(records: Sequence[Record]) -> tuple[list[Problem], dict[Path, str], list[tuple[int, int]]]:
-    """Reads all images and masks once; returns problems, SHA-256 of each file, (height, width) of each sound image."""
+def check_files(records: Sequence[Record]) -> Checked:
+    """Reads all images and masks once."""
     with ThreadPoolExecutor(THREADS) as pool:
-        rows = list(pool.map(_check_image, records))
-    problems = [problem for found, _, _ in rows for problem in found]
-    digests = {path: digest for _, contents, _ in rows for path, digest in contents.items()}
-    return problems, digests, [size for _, _, size in rows if size]
+        rows = list(pool.map(_check_record, records))
+    digests = {path: digest for _, contents, *_ in rows for path, digest in contents.items()}
+    masks = [(share, graded, r.mask.name) for (*_, (share, graded)), r in zip(rows, records) if share and r.mask]
+    notes = []
+    if masks:
+        (least, *_), (most, _, largest), graded = min(masks), max(masks), [name for _, grey, name in masks if grey]
+        notes.append(f"masks: {100 * least:.2g} % to {100 * most:.2g} % of a picture's pixels are anomalous")
+        if most > 0.5:
+            notes.append(f"WARNING: in {largest} more than half of the pixels are above 0: is it inverted?")
+        if graded:
+            notes.append(f"WARNING: {len(graded)} masks have grey levels, which all count as anomalous: {graded[0]}")
+    return Checked([p for found, *_ in rows for p in found], notes, digests, [size for *_, size, _ in rows if size])
 
 
-def _check_image(record: Record) -> tuple[list[Problem], dict[Path, str], tuple[int, int] | None]:
+def _check_record(record: Record) -> tuple[list[Problem], dict[Path, str], tuple | None, tuple[float, bool]]:
+    """Reads an image and its mask: problems, digests, (height, width), (anomalous share, whether it is graded)."""
     problems, digests = [], {}
 
     def attempt(path, decode):
@@ -280,20 +325,20 @@ def _check_image(record: Record) -> tuple[list[Problem], dict[Path, str], tuple[
         except UserError as error:
             problems.append(Problem(path, str(error).removeprefix(f"{path}: ")))
 
-    image, mask = attempt(record.path, decode_image), record.mask and attempt(record.mask, decode_mask)
-    size, reason = None if image is None else image.shape[:2], None
-    if mask is not None and size and mask.shape != size:
-        reason = "mask is {}x{}, its image {}x{} (height x width)".format(*mask.shape, *size)
-    elif mask is not None and mask.any() != bool(record.label):
-        reason = "an empty mask for a defect" if record.label else "a mask of defects for a good image"
-    return problems + [Problem(record.mask, reason)] * bool(reason), digests, size
+    image, mask = attempt(record.path, decode_image), attempt(record.mask, decode_mask) if record.mask else None
+    size, reason, share, graded = None if image is None else image.shape[:2], None, 0.0, False
+    if mask is not None:
+        share, anomalous, most = float((mask > 0).mean()), mask[mask > 0], mask.max()
+        graded = bool((anomalous < most).any() and (most > 31 or mask.dtype.kind == "f"))  # class ids are small
+        if size and mask.shape != size:
+            reason = "mask is {}x{}, its image {}x{} (height x width)".format(*mask.shape, *size)
+        elif bool(share) != bool(record.label):
+            reason = "an empty mask for a defect" if record.label else "a mask of defects for a good image"
+    return problems + [Problem(record.mask, reason)] * bool(reason), digests, size, (share, graded)
 
 
 def digest(records: Sequence[Record], digests: Mapping[Path, str]) -> str:
-    """Hashes records, in order: labels, defects, paths from their deepest common folder, bytes of images and masks.
-
-    `digests` holds the SHA-256 of each file by path, as `check_images` returns it.
-    """
+    """Hashes records, in order: labels, defects, paths from their deepest common folder, SHA-256 of their files."""
     base, listing = os.path.commonpath([record.path.parent for record in records]) if records else "", []
     for record in records:
         files = [path for path in (record.path, record.mask) if path]

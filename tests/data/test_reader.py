@@ -1,6 +1,5 @@
 """The rules of the image and mask reader; files that it refuses are in test_layouts.py."""
 
-import hashlib
 import struct
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 from PIL import Image
 from test_layouts import encoded, png, tiff
 
-from adref.data.reader import read_file, read_image, read_mask
+from adref.data.reader import read_image, read_mask
 
 
 def pixels(mode: str, values: list, kind: str = "PNG", **options) -> bytes:
@@ -65,10 +64,9 @@ MODES = {  # bytes of a file of one row, its pixels as RGB
 def test_read_image(tmp_path, mode):
     text, expected = MODES[mode]
     (tmp_path / "a.png").write_bytes(text)  # the content decides, not the suffix
-    image, sha256 = read_file(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
     assert image.dtype == np.uint8 and image.shape == (1, len(expected), 3) and image.flags.writeable
-    assert image[0].tolist() == [list(colour) for colour in expected] == read_image(tmp_path / "a.png")[0].tolist()
-    assert sha256 == hashlib.sha256(text).hexdigest()
+    assert image[0].tolist() == [list(colour) for colour in expected]
 
 
 def test_16_bit_values_are_scaled_by_their_range(tmp_path):
@@ -87,8 +85,8 @@ def test_exif_orientation_is_applied_once(tmp_path, kind):
     (tmp_path / "a").write_bytes(text)
     image = read_image(tmp_path / "a")
     assert image.shape == (6, 4, 3) and image[0, 3, 0] > 200 and image[:, :3].max() < 50
-    if kind == "PNG":
-        assert read_mask(tmp_path / "a").shape == (4, 6)
+    if kind != "JPEG":  # a mask is turned as its picture is
+        assert np.argwhere(read_mask(tmp_path / "a")).tolist() == [[0, 3]]
 
 
 MASKS = [
