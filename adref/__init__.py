@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 
 def load(folder, device: str = "cpu"):
-    """Opens a trained run: `run.method.score(images)`, `run.threshold`; see `adref.run.directory.load`."""
+    """Opens a trained run: `run.predict(picture)`, `run.threshold`; see `adref.run.directory.load`."""
     from adref.run.directory import load as load_run  # torch is imported when it is needed
 
     return load_run(folder, device)

@@ -18,21 +18,22 @@ from typing import NamedTuple
 
 import torch
 
-from adref import options as option_tools
 from adref.data.layouts import find_categories
 from adref.method import Method
 from adref.methods import METHODS, find_method
-from adref.options import UserError, flag
+from adref.options import Parser, UserError, flag, names, refuse_unknown
 from adref.run import config
-from adref.run.cli import run_cli
+from adref.run.cli import run_cli, signal_handler
 from adref.run.directory import lock, read_config
-from adref.run.summary import last_line, log_file, read_metrics, write_summary
+from adref.run.files import no_links, result_path, safe_name
+from adref.run.summary import last_line, read_metrics, write_summary
 
 
 class Cell(NamedTuple):
     """One training run with its evaluation."""
 
     run: Path  # run directory
+    log: Path  # beside it
     argv: list[str]  # arguments of adref.train except --out, --device and --resume
     config: dict  # the configuration that they give
 
@@ -53,20 +54,21 @@ def run_command(argv: list[str]) -> int:
     print(f"{len(cells)} cells, {len(cells) - len(waiting)} finished before. Folder: {arguments.out}", flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     try:
-        failed = run_cells(waiting, arguments.devices)
+        with signal_handler(signal.default_int_handler):  # SIGTERM ends like Ctrl-C
+            failed = run_cells(waiting, arguments.devices)
     finally:
         write_summary(arguments.out)
     for cell in failed:
-        print(f"failed: {log_file(cell.run)}: {last_line(log_file(cell.run))}", file=sys.stderr)
+        print(f"failed: {cell.log}: {last_line(cell.log)}", file=sys.stderr)
     print(f"Tables: {(arguments.out / 'index.html').resolve()}")
     return 1 if failed else 0
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Parses the command line up to `--`."""
-    parser = option_tools.Parser(
+    parser = Parser(
         prog="python -m adref.benchmark", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__.split("\n\n", 1)[1],
+        description=__doc__,
         epilog="FLAGS are those of adref.train; each method gets the ones it has: -- --textures FOLDER --epochs 50",
     )  # fmt: skip
     scoring, add = [name for name, method in METHODS.items() if issubclass(method, Method)], parser.add_argument
@@ -96,7 +98,7 @@ def shard(text: str) -> tuple[int, int]:
 
 def make_cells(arguments: argparse.Namespace, given: dict[str, list[str]]) -> list[Cell]:
     """Lists the cells of this shard: by seed, then category, then method and ablation; `given`: from `group_flags`."""
-    variants = []
+    variants, known = [], {}
     for word in dict.fromkeys(arguments.methods):
         name, _, preset = word.partition(":")
         method = find_method(name)
@@ -104,20 +106,22 @@ def make_cells(arguments: argparse.Namespace, given: dict[str, list[str]]) -> li
             raise UserError(f"--methods: {name} scores no images")
         ablations = [None, *dict.fromkeys(a for a in arguments.ablations if a in method.ablations)]
         variants += [(name, preset or arguments.preset, ablation) for ablation in ablations]
+        known[name] = {*names(method.Options), *names(config.RunSettings)}
+        known[name] -= set() if "backbone" in known[name] else {"backbone_weights"}
     if unknown := set(arguments.ablations) - {ablation for *_, ablation in variants}:
         raise UserError(f"--ablations: no method has {min(unknown)}")
-    known = {name: known_flags(name) for name, *_ in variants}
     every = set().union(*known.values())
     for key in given.keys() - every:
-        option_tools.refuse_unknown(flag(key), every)
+        refuse_unknown(flag(key), every)
     cells, roots = [], find_roots(arguments.data, arguments.categories)
     seeds, (first, count) = dict.fromkeys(arguments.seeds), arguments.shard
     for seed, category, (name, preset, ablation) in itertools.product(seeds, roots, variants):
-        argv = [name, "--data", str(roots[category].absolute()), "--category", category, "--seed", str(seed)]
+        argv = [name, "--data", str(roots[category].absolute()), f"--category={category}", "--seed", str(seed)]
         argv += ["--preset", preset, *(["--ablation", ablation] if ablation else [])]
         argv += [word for key, values in given.items() if key in known[name] for word in (flag(key), *values)]
-        run = arguments.out / "-".join(filter(None, (name, preset, ablation))) / category / f"seed-{seed}"
-        cells.append(Cell(run, argv, config.new_config(config.parse_arguments(argv, ""))))
+        variant = "-".join(filter(None, (name, preset, ablation)))
+        run = result_path(arguments.out, f"{variant}/{safe_name(category)}/seed-{seed}")
+        cells.append(Cell(run, run.with_suffix(".log"), argv, config.new_config(config.parse_arguments(argv, ""))))
     return cells[first - 1 :: count]
 
 
@@ -151,28 +155,20 @@ def group_flags(words: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def known_flags(name: str) -> set[str]:
-    """Returns the names of the flags of adref.train that a method takes."""
-    known = {*option_tools.names(find_method(name).Options), *option_tools.names(config.RunSettings)}
-    return known if "backbone" in known else known - {"backbone_weights"}
-
-
 def check_unchanged(cell: Cell) -> None:
     """Raises UserError if the cell was begun with other flags, except those that a resumed run may change."""
     if not (cell.run / "config.json").exists():
         return
-    old, new = read_config(cell.run), json.loads(json.dumps(cell.config))
-    for part, free in (("options", ()), ("flags", config.FREE_ON_RESUME)):
-        for name, value in new[part].items():
-            if name not in free and old[part].get(name) != value:
-                change = f"{flag(name)} {old[part].get(name)}, now {value}"
-                raise UserError(f"{cell.run} was begun with {change}; give another --out")
+    both = (read_config(cell.run), json.loads(json.dumps(cell.config)))
+    old, new = ({**one["options"], **one["flags"]} for one in both)
+    for name, value in new.items():
+        if name not in config.FREE_ON_RESUME and old.get(name) != value:
+            raise UserError(f"{cell.run} was begun with {flag(name)} {old.get(name)}, now {value}; give another --out")
 
 
 def run_cells(cells: list[Cell], devices: list[str]) -> list[Cell]:
     """Runs cells, one at a time on each device, unless another process runs them; returns those that failed."""
-    waiting, running, free, failed = list(cells), {}, list(devices), []
-    began, handler = time.monotonic(), signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
+    waiting, running, free, failed, began = list(cells), {}, list(devices), [], time.monotonic()
     try:
         while waiting or running:
             while waiting and free:
@@ -193,7 +189,6 @@ def run_cells(cells: list[Cell], devices: list[str]) -> list[Cell]:
             process.terminate()  # adref.train saves a checkpoint and ends
         for process in running:
             process.wait()
-        signal.signal(signal.SIGTERM, handler)
     return failed
 
 
@@ -202,7 +197,7 @@ def start(cell: Cell, device: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "adref.train", *cell.argv, "--out", str(cell.run), "--device", device]
     command += ["--resume"] if (cell.run / "config.json").exists() else []
     cell.run.parent.mkdir(parents=True, exist_ok=True)
-    with open(log_file(cell.run), "ab") as log:
+    with open(cell.log, "ab", opener=no_links) as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 

@@ -9,7 +9,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from adref.data.layouts import check_images, find_category, raise_if_any
+from adref.data.layouts import find_category
 from adref.method import Method
 from adref.methods import find_method
 from adref.ops.metrics import CONVENTIONS
@@ -17,7 +17,7 @@ from adref.options import Parser, UserError, add_flags, flags_given, parse_known
 from adref.run import distributed, tiles
 from adref.run.cli import run_cli
 from adref.run.directory import find_device, lock, open_run, read_config
-from adref.run.evaluation import Rules, evaluate, summary
+from adref.run.evaluation import Rules, check_test_set, evaluate, summary
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(argv: list[str]) -> int:
     """Evaluates in one process or in those of torchrun."""
-    parser = Parser(prog="python -m adref.evaluate", description=__doc__.split("\n\n", 1)[1])
+    parser = Parser(prog="python -m adref.evaluate", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="run directory of python -m adref.train")
     add("--data", type=Path, help="the data set, if it is no longer where the run was trained")
@@ -50,9 +50,8 @@ def run_command(argv: list[str]) -> int:
         root = arguments.data or Path(run.config["flags"]["data"])
         if not root.exists():
             raise UserError(f"the data set {root} is not there; --data takes where it is now")
-        category = find_category(root, run.config["category"])
-        problems, digests, _ = distributed.on_rank_zero(lambda: check_images(category.test))
-        raise_if_any([*category.problems, *problems], category.name)
+        category = find_category(root, run.config["category"], trained=True)
+        digests = check_test_set(category)
         tiling = tiles.tiling_of(arguments, run.method)
         rules = Rules(arguments.resolution, arguments.gt_mode, arguments.convention, tiling)
         print(summary(evaluate(run, category, digests, rules)))

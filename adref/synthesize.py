@@ -21,22 +21,21 @@ import numpy as np
 import scipy
 import torch
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from adref import options as option_tools
-from adref.data.examples import stage_examples
+from adref.data.examples import random_stream, stage_examples
 from adref.data.layouts import find_category, inspect, list_images, raise_if_any
 from adref.data.reader import read_mask
-from adref.method import Sources, Stage, Trainable
+from adref.method import Sampler, Sources, Stage, Trainable
 from adref.methods import METHODS, find_method
 from adref.ops.filters import grain
 from adref.ops.metrics import average_precision
-from adref.options import UserError
-from adref.run.cli import run_cli
+from adref.options import Parser, UserError, add_flags, add_variants, flag, flags_given, parse, parse_known, replace
+from adref.run import files
+from adref.run.cli import Progress, run_cli
 from adref.run.config import RunSettings, new_config
-from adref.run.directory import build
-from adref.run.files import csv_text, new_folder, refuse_existing, write_atomically, write_json
-from adref.run.sampling import draw_images
+from adref.run.directory import build, find_device, open_run, read_config
 from adref.run.scoring import as_bytes
 from adref.run.sources import open_sources, read_images, split
 
@@ -44,6 +43,7 @@ SETTINGS = ("data", "category", "textures", "defect_sizes", "anomaly_images", "s
 CHANGED = 1 / 255  # mean over the channels; a smaller change is none
 SHEET_ROWS = 32
 TRIES = 100  # draws for each example that is asked for
+BATCH = 16  # images that a model draws at a time
 
 
 class Example(NamedTuple):
@@ -65,36 +65,35 @@ def run_command(argv: list[str]) -> int:
     if argv and os.sep in argv[0]:
         raise UserError(f"{argv[0]} is no run directory, and no method")
     name = argv[0] if argv and not argv[0].startswith("-") else None
-    method = find_method(name) if name else None
-    description = __doc__.split("\n\n", 1)[1]
-    parser = option_tools.Parser(prog="python -m adref.synthesize", description=description, allow_abbrev=False)
+    method = find_method(name) if name else Trainable
+    parser = Parser(prog="python -m adref.synthesize", description=__doc__, allow_abbrev=False)
     parser.add_argument("method", nargs="?", help=f"one of: {', '.join(METHODS)}; must stand first")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to make (a file, for sizes)")
     parser.add_argument("--n", metavar="N", default="16", help="corrupted examples to show [16]")
     parser.add_argument("--stage", metavar="NAME", help="stage of training, for methods with several [the first]")
     parser.add_argument("--sizes-from", metavar="MASKS", type=Path, help="folder of masks to measure")
-    option_tools.add_variants(parser, method.presets if method else {}, method.ablations if method else {})
-    option_tools.add_flags(parser, RunSettings, "flags", "settings, as for python -m adref.train", SETTINGS)
-    if method:
-        option_tools.add_flags(parser, method.Options, "options", f"options of {name} (meaning, default, source)")
-    arguments = option_tools.parse_known(parser, argv)
+    add_variants(parser, method.presets, method.ablations)
+    add_flags(parser, RunSettings, "flags", "settings, as for python -m adref.train", SETTINGS)
+    if name:
+        add_flags(parser, method.Options, "options", f"options of {name} (meaning, default, source)")
+    arguments = parse_known(parser, argv)
     if arguments.sizes_from:
         return write_sizes(arguments.sizes_from, arguments.out)
-    if method is None:
+    if name is None:
         raise UserError(f"a method must stand first, one of: {', '.join(METHODS)}")
     return preview(arguments)
 
 
 def preview(arguments) -> int:
     """Writes the first corrupted examples of a training; UserError if there are none, or options do not fit."""
-    count = option_tools.parse("n", int, arguments.n)
+    count = parse("n", int, arguments.n)
     if count < 1:
         raise UserError(f"--n takes 1 or more; got {count}")
-    refuse_existing(arguments.out, "give another name")
+    files.refuse_existing(arguments.out, "give another name")
     config = new_config(arguments)
-    settings = option_tools.replace(RunSettings(), config["flags"])
+    settings = replace(RunSettings(), config["flags"])
     category = find_category(settings.data, config["category"])
-    raise_if_any(inspect(category)[0], category.name)
+    raise_if_any(inspect(category).problems, category.name)
     with torch.device("meta"):  # no weight is needed
         method = build(config)
     stages = {stage.name: stage for stage in method.stages}
@@ -104,9 +103,9 @@ def preview(arguments) -> int:
     training = split(category, settings)[0]
     images = read_images(method, training, settings)
     sources, _ = open_sources(method, images, [record.category for record in training], settings)
-    examples, failed, total = [], [], 0  # failed: was meant to have an anomaly, of which nothing remained
-    for example, notes in draw_examples(method, stages[stage], sources._replace(stage=stage, notes=[]), settings.seed):
-        total += 1
+    examples, failed = [], []  # failed: was meant to have an anomaly, of which nothing remained
+    drawn = draw_examples(method, stages[stage], sources._replace(stage=stage, notes=[]), settings.seed)
+    for total, (example, notes) in enumerate(drawn, start=1):
         examples += [example] if example else []
         failed += [notes] if notes and not example else []
         if len(examples) == count or total == TRIES * count:
@@ -116,10 +115,10 @@ def preview(arguments) -> int:
     if not examples:
         why = f"{len(failed)} came out empty: {reasons}" if failed else "see the options that mix in clean images"
         raise UserError(f"{arguments.method} corrupted none of {total} examples; {why}")
-    statistics = {"method": arguments.method, "category": category.name, "preset": config["preset"],
-                  "ablation": config["ablation"], "changed": config["changed"], "seed": settings.seed,
-                  "statistics": sources.statistics, "examples": total, "corrupted": len(examples),
-                  "came_out_empty": len(failed), "empty_because": reasons, **summarise(examples)}  # fmt: skip
+    statistics = {**{key: config[key] for key in ("method", "category", "preset", "ablation", "changed")},
+                  "seed": settings.seed, "statistics": sources.statistics, "examples": total,
+                  "corrupted": len(examples), "came_out_empty": len(failed), "empty_because": reasons,
+                  **summarise(examples)}  # fmt: skip
     write(arguments.out, examples, {**statistics, "options": config["options"]})
     for key, value in statistics.items():
         print(f"{key}: {value}")
@@ -127,8 +126,7 @@ def preview(arguments) -> int:
     return 0
 
 
-def draw_examples(method: Trainable, stage: Stage, sources: Sources,
-                  seed: int) -> Iterator[tuple[Example | None, dict]]:  # fmt: skip
+def draw_examples(method: Trainable, stage: Stage, sources: Sources, seed: int) -> Iterator[tuple]:
     """Yields the examples of a stage in its order, None for a clean one, with the notes of `corrupt`."""
     data, order = stage_examples(method, stage, sources, seed)
     for key in itertools.chain.from_iterable(part for step in itertools.count(1) for part in order.parts(step)):
@@ -168,16 +166,16 @@ def summarise(examples: list[Example]) -> dict[str, dict[str, float]]:
 
 
 def write(out: Path, examples: list[Example], statistics: dict) -> None:
-    """Writes the folder whole or not at all; UserError if it cannot be written."""
-    with new_folder(out) as partial:
+    """Writes the folder whole or not at all."""
+    with files.new_folder(out) as partial:
         (partial / "examples").mkdir()
         for i, example in enumerate(examples):
             for name, picture in example.pictures.items():
                 Image.fromarray(picture).save(partial / "examples" / f"{i:04d}_{name.replace(' ', '_')}.png")
         sheet(examples[:SHEET_ROWS]).save(partial / "sheet.png")
-        write_json(partial / "statistics.json", statistics)
+        files.write_json(partial / "statistics.json", statistics)
         rows = [["example", *examples[0].numbers], *([i, *e.numbers.values()] for i, e in enumerate(examples))]
-        (partial / "statistics.csv").write_text(csv_text(rows), encoding="utf-8")
+        files.write_text(partial / "statistics.csv", files.csv_text(rows))
 
 
 def sheet(examples: list[Example]) -> Image.Image:
@@ -194,8 +192,7 @@ def sheet(examples: list[Example]) -> Image.Image:
 
 def write_sizes(masks: Path, out: Path) -> int:
     """Writes height,width,weight of each 8-connected component of the masks, scaled to images of 256 x 256 pixels."""
-    if out.exists() or not out.parent.is_dir():
-        raise UserError(f"--out {out} " + ("exists already; give another name" if out.exists() else "is in no folder"))
+    files.refuse_existing(out, "give another name")
     paths = list_images(masks)
     if any(part.lower() == "ground_truth" for path in paths for part in path.resolve().parts):
         print("warning: these look like a test set's masks (ground_truth); their sizes would leak the test set into "
@@ -208,9 +205,80 @@ def write_sizes(masks: Path, out: Path) -> int:
             rows.append(",".join(f"{side:g}" for side in sides) + ",1")
     if len(rows) == 1:
         raise UserError(f"{masks}: no pixel of {len(paths)} masks is above 0")
-    write_atomically(out, lambda file: file.write(("\n".join(rows) + "\n").encode()))
+    files.write_text(out, "\n".join(rows) + "\n")
     print(f"{len(rows) - 1} components of {len(paths)} masks: {out}")
     return 0
+
+
+def draw_images(folder: Path, argv: list[str]) -> int:
+    """Draws images from a run of a `Sampler`: DIR/CATEGORY/000000.png and so on, without those that are there."""
+    kind = find_method(read_config(folder)["method"])
+    if not issubclass(kind, Sampler):
+        raise UserError(f"{folder} holds {kind.__name__}, which draws no images; expected a run of sdas")
+    parser = Parser(prog="python -m adref.synthesize RUN", allow_abbrev=False)
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to make, or to go on with")
+    parser.add_argument("--n", metavar="N", default="16", help="images of each category [16]")
+    parser.add_argument("--category", metavar="NAME", nargs="+", help="some of the categories [all]")
+    parser.add_argument("--seed", default="0", help="seed of all randomness [0]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
+    title = "options of the sampler (as the run has them, unless given; defaults of the method in brackets)"
+    add_flags(parser, kind.Options, "options", title, kind.changeable)
+    arguments = parse_known(parser, argv)
+    count, seed = (parse(name, int, getattr(arguments, name)) for name in ("n", "seed"))
+    if count < 1 or not 0 <= seed < 2**63:
+        raise UserError(f"--n takes 1 or more, --seed 0 to 2^63 - 1; got {count}, {seed}")
+    run = open_run(folder, find_device(arguments.device), Sampler, flags_given(arguments, "options"))
+    method, options, known, out = run.method, run.method.options, run.method.labels, arguments.out
+    chosen = sorted(set(",".join(arguments.category).split(","))) if arguments.category else known
+    if unknown := sorted(set(chosen) - set(known)):
+        raise UserError(f"--category: {folder} draws {', '.join(known)}; got {unknown[0]}")
+    begin(out, {"run": str(folder.resolve()), "checkpoint_sha256": run.sha256, "seed": seed,
+                **{name: getattr(options, name) for name in kind.changeable}})  # fmt: skip
+    suffix = {"png": ".png", "jpeg75": ".jpg"}[options.file_format]
+    names = {(name, i): f"{files.safe_name(name)}/{i:06d}" for name in chosen for i in range(count)}
+    places = {key: files.result_path(out, name, suffix) for key, name in names.items()}
+    missing = [key for key, path in places.items() if not path.exists()]
+    progress = Progress(len(missing))
+    for start in range(0, len(missing), BATCH):
+        batch = missing[start : start + BATCH]
+        strengths = [draw_strength(options, seed, *key) for key in batch]
+        streams = [random_stream(seed, f"sample {name}", i) for name, i in batch]
+        images = method.sample_images([known.index(name) for name, _ in batch], streams, strengths)
+        for key, strength, image in zip(batch, strengths, images.permute(0, 2, 3, 1).cpu().numpy()):
+            save_image(places[key], image, strength)
+        progress(start + len(batch), "images")
+    print(f"{len(missing)} images drawn, {len(places) - len(missing)} were there already: {out.resolve()}")
+    return 0
+
+
+def draw_strength(options, seed: int, category: str, index: int) -> float:
+    """Draws the strength of an image, uniform in its range, for each image or for each 16."""
+    low, high = options.strength[0], options.strength[-1]
+    key = index if options.strength_per == "image" else index // BATCH
+    return float(random_stream(seed, f"strength {category}", key).uniform(low, high)) if high > low else low
+
+
+def begin(out: Path, settings: dict) -> None:
+    """Makes the folder with settings.json; UserError if an earlier command began it with other settings."""
+    path = out / "settings.json"
+    if not path.exists():
+        files.refuse_existing(out, "give another name")
+        with files.new_folder(out) as partial:
+            files.write_json(partial / path.name, settings)
+        return
+    before, now = files.read_json(path), {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}
+    if wrong := next((key for key in now if key != "run" and before.get(key) != now[key]), None):
+        change = f"{flag(wrong)} {before.get(wrong)}, now {now[wrong]}"
+        change = "another checkpoint" if wrong == "checkpoint_sha256" else change
+        raise UserError(f"--out {out} was begun with {change}; give another name")
+
+
+def save_image(path: Path, image: np.ndarray, strength: float) -> None:
+    """Writes an image (H, W, 3) uint8 with its strength as a comment."""
+    text, notes = f"strength {strength:.6g}", PngInfo()
+    notes.add_text("Comment", text)
+    kinds = {".jpg": {"format": "JPEG", "quality": 75, "comment": text}, ".png": {"format": "PNG", "pnginfo": notes}}
+    files.write_atomically(path, lambda file: Image.fromarray(image).save(file, **kinds[path.suffix]))
 
 
 if __name__ == "__main__":

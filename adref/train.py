@@ -9,7 +9,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from adref.data.layouts import check_images, digest, find_category, raise_if_any
+from adref.data.layouts import digest, find_category
 from adref.data.sample import CATEGORIES
 from adref.method import Method
 from adref.options import UserError, replace
@@ -17,8 +17,8 @@ from adref.run import distributed
 from adref.run.cli import explain_failures, run_cli
 from adref.run.config import RunSettings, new_run, parse_arguments, resumed_run
 from adref.run.directory import Run, create_run, find_device, is_own_restart, lock, open_run, read_config
-from adref.run.evaluation import evaluate, summary
-from adref.run.files import sha256, write_json
+from adref.run.evaluation import check_test_set, evaluate, summary
+from adref.run.files import write_json
 from adref.run.loop import calibrate, fit
 from adref.run.sources import initial_method, open_sources, read_images, split
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_command(argv: list[str]) -> int:
     """Reads the command line, then trains in one process or in those of torchrun."""
     with distributed.process_group(), ExitStack() as locks:
-        arguments = parse_arguments(argv, __doc__.split("\n\n", 1)[1])
+        arguments = parse_arguments(argv, __doc__)
         if distributed.count() > 1 and arguments.out is None:
             raise UserError("several processes need --out RUN: restarted after a failure, they go on there")
         arguments.resume |= arguments.out is not None and is_own_restart(arguments.out)
@@ -48,14 +48,13 @@ def work(folder: Path, config: dict, resume: bool, locks: ExitStack) -> int:
     """Reads the data, makes or opens the run, trains, sets the threshold, evaluates; returns the exit code."""
     settings = replace(RunSettings(), config["flags"])
     device, name = find_device(settings.device), shlex.quote(str(folder))
-    category = find_category(Path(settings.data), config["category"])
+    category = find_category(Path(settings.data), config["category"], trained=resume)
     run = open_run(folder) if resume else None
-    method = run.method if run else initial_method(config, settings)
+    method, weights = (run.method, {}) if run else initial_method(config, settings)
     scores_images = isinstance(method, Method)
     training, held_out = split(category, settings) if scores_images else (list(category.train), [])
     images, held_out_images = (read_images(method, records, settings) for records in (training, held_out))
-    problems, digests, _ = distributed.on_rank_zero(lambda: check_images(category.test))
-    raise_if_any([*category.problems, *images.problems, *held_out_images.problems, *problems], category.name)
+    digests = check_test_set(category, [*images.problems, *held_out_images.problems])
     sources, known = open_sources(method, images, [record.category for record in training], settings)
     files = dict(zip(images.paths + held_out_images.paths, images.digests + held_out_images.digests))
     now = {"data_digest": digest(category.train, files), "sources": known}
@@ -67,11 +66,8 @@ def work(folder: Path, config: dict, resume: bool, locks: ExitStack) -> int:
         run.config |= {**config, **now}
         distributed.on_rank_zero(lambda: write_json(folder / "config.json", run.config))
     else:
-        weights = [*settings.weights, *({settings.backbone_weights} - {None, "random"})]
-        config |= {"device": str(device), "processes": distributed.count(), **now}
-        config |= {"weights_sha256": {path: sha256(path) for path in weights}}
-        distributed.on_rank_zero(lambda: create_run(folder, config, method))
-        distributed.on_rank_zero(lambda: locks.enter_context(lock(folder)))
+        config |= {"device": str(device), "processes": distributed.count(), **now, "weights_sha256": weights}
+        distributed.on_rank_zero(lambda: create_run(folder, config, method, locks))
         run = Run(folder, read_config(folder), method)
     print(f"{category.name}: {len(training)} normal images train, {len(held_out)} set the threshold. Run: {folder}")
     if not fit(run, sources, settings, device):

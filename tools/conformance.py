@@ -15,7 +15,6 @@ import ast
 import functools
 import inspect
 import json
-import os
 import re
 import shutil
 import sys
@@ -31,6 +30,8 @@ from conformance_verify import FORMAT, SAMPLES, Arrays, KitError, hashed, reduce
 
 from adref import __version__
 from adref.methods import METHODS
+from adref.options import UserError
+from adref.run.files import new_folder, refuse_existing
 
 WHOLE = {"trace": 512, "out": 2**17}  # elements up to which an array is kept whole
 
@@ -60,7 +61,7 @@ An array among the inputs or options is `{{"hash": name, "shape": [...], "dtype"
 for `uint8` (floor(256 h)). Or it has `values` in place of `hash`. With `repeat` [a, b, ...] the sides of the hashed
 array are smaller by these factors, and each element is repeated a times along the first axis, b times along the
 second. Compute it in float64 and round it to its type once. Inputs are the arguments of the function, or of the
-module's forward, in their order. A list of arrays, an object with fields (`{{"angles": ...}}`) and a plain number are
+module's forward, in their order. A list of arrays, an object with fields (`{{"angle": ...}}`) and a plain number are
 one argument each. Options are the other arguments of the function or class; a method's are listed completely.
 
 `weights` maps each key, which is the public checkpoint's where there is one, to its shape. With h of the key, and n
@@ -183,20 +184,10 @@ def write_kit(folder: Path) -> None:
 
 
 def export(folder: Path) -> int:
-    """Writes a kit, whole or not at all.
-
-    Raises:
-        KitError: the folder exists.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise KitError(f"{folder} exists already; give a new folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    """Writes a kit, whole or not at all; UserError if the folder exists."""
+    refuse_existing(folder, "give a new folder")
+    with new_folder(folder) as partial:
         write_kit(partial)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     sizes = [path.stat().st_size for path in folder.rglob("*.*")]
     print(f"{len(list(folder.glob('cases/*')))} cases, {sum(sizes) / 1e6:.1f} MB: {folder}")
     return 0
@@ -224,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.outputs:
             return verify_outputs(given.folder, given.outputs, given.only)
         return verify_own(given.folder, given.only)
-    except (KitError, OSError) as error:
+    except (KitError, UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
 

@@ -17,8 +17,6 @@ import importlib.util
 import io
 import logging
 import math
-import os
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -39,9 +37,9 @@ from adref.methods.sdas.method import SDAS, STEPS
 from adref.methods.sernet.method import SeRNet, repair
 from adref.ops import losses
 from adref.options import UserError, to_json
-from adref.run.cli import run_cli
+from adref.run.cli import TrainingError, run_cli
 from adref.run.directory import open_run, versions
-from adref.run.files import refuse_existing, sha256, write_json
+from adref.run.files import new_folder, refuse_existing, with_filename, write_json
 
 LIMIT = 1e-4  # of a difference from the method, relative to the largest value where that is above 1
 TORCH = {"onnx": (2, 9), "pt2": (2, 7)}  # least versions that work
@@ -370,7 +368,8 @@ def write_graphs(method: Trainable, kind: str, folder: Path) -> tuple[list[dict]
 def write_weights(method: Trainable, folder: Path) -> list[dict]:
     """Writes weights.npz; returns its table of keys."""
     state, parameters = method.state_dict(), dict(method.named_parameters())
-    np.savez(folder / "weights.npz", **{name: tensor.contiguous().numpy() for name, tensor in state.items()})
+    with with_filename(folder / "weights.npz"):
+        np.savez(folder / "weights.npz", **{name: tensor.contiguous().numpy() for name, tensor in state.items()})
     return [{"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch."),
              "kind": "parameter" if name in parameters else "buffer"} for name, tensor in state.items()]  # fmt: skip
 
@@ -388,9 +387,10 @@ def refuse(kind: str) -> None:
 
 @torch.no_grad()
 def export(folder: Path, kind: str, out: Path) -> int:
-    """Writes DIR; returns 0, or 1 where a graph differs from the method.
+    """Writes DIR.
 
     Raises:
+        TrainingError: a graph differs from the method.
         UserError: no run, an unknown format, an existing folder, missing packages, or a method that no graph can hold.
     """
     refuse(kind)
@@ -400,26 +400,19 @@ def export(folder: Path, kind: str, out: Path) -> int:
     if not run.state.finished:
         print(f"note: {folder} has not finished training", file=sys.stderr)
     about = {"method": run.config["method"], **{name: versions()[name] for name in ("adref", "torch")}, "format": kind,
-             "checkpoint_sha256": sha256(folder / "checkpoint.pt"), "options": to_json(method.options)}  # fmt: skip
+             "checkpoint_sha256": run.sha256, "options": to_json(method.options)}  # fmt: skip
     if isinstance(method, Method):
         about |= {"threshold": run.threshold, "pictures": PICTURES}
     if isinstance(method, SDAS):
         about["schedule"] = {name: table.tolist() for name, table in method.sampling_schedule()._asdict().items()}
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(out) as partial:
         if kind == "npz":
             about |= {"file": "weights.npz", "tensors": write_weights(method, partial)}
         else:
             about["stages"], worst = write_graphs(method, kind, partial)
             if worst > LIMIT:
-                print(f"error: {worst:.0e} from the method is above {LIMIT:.0e}; nothing is written", file=sys.stderr)
-                return 1
+                raise TrainingError(f"{worst:.0e} from the method is above {LIMIT:.0e}; nothing is written")
         write_json(partial / "export.json", about)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     print(f"{out}: {', '.join(sorted(f'{path.name} {path.stat().st_size / 1e6:.2f} MB' for path in out.iterdir()))}")
     return 0
 

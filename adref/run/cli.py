@@ -1,12 +1,16 @@
 """Commands: expected errors end as one sentence and an exit code; the progress line."""
 
+import errno
+import os
 import shlex
 import shutil
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -14,9 +18,11 @@ import torch
 from adref.options import Notice, UserError
 from adref.run import distributed
 
-OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory")  # words of the CPU's, fork's, CUDA's errors
+STOPS = (signal.SIGINT, signal.SIGTERM)
+# Words of the CPU's, fork's, CUDA's, Python's and oneDNN's errors.
+OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "can't start new thread",
+                 "could not create a primitive")  # fmt: skip
 WORKERS = {"shared memory": "no shared memory is left for what the data workers send (/dev/shm)",
-           "Too many open files": "too many files are open (ulimit -n)",
            "DataLoader worker (pid": "a data worker died, as it does when memory runs out ({})"}  # fmt: skip
 
 
@@ -30,32 +36,82 @@ def run_cli(command: Callable[[], int], processes: bool = False) -> int:
     2 for a user's mistake or a file that cannot be read or written, 1 for work that cannot go on (no memory, a loss
     that is not finite), 130 for Ctrl-C. `processes`: torchrun may start it in several processes.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold characters that the terminal cannot show
-    try:
-        with warnings.catch_warnings():
-            show = warnings.showwarning
-            warnings.showwarning = lambda text, kind, *rest: (
-                print(f"note: {text}", file=sys.stderr) if issubclass(kind, Notice) else show(text, kind, *rest)
-            )
+    out, err = Stream(sys.stdout), Stream(sys.stderr, needed=False)
+    with redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
+        warnings.simplefilter("always", Notice)  # even where other warnings are errors
+        show = warnings.showwarning
+        warnings.showwarning = lambda text, kind, *rest: (
+            print(f"note: {text}", file=sys.stderr) if issubclass(kind, Notice) else show(text, kind, *rest)
+        )
+        try:
             if not processes and distributed.launch():
                 raise UserError("torchrun starts adref.train and adref.evaluate; this command runs in one process")
             return command()
-    except UserError as error:
-        text, code = f"error: {error}", 2
-        if "Original Traceback" in text:  # from a data worker it comes as the last line of the worker's traceback
-            text = text.strip().splitlines()[-1].replace("adref.options.UserError", "error", 1)
-    except TrainingError as error:
-        text, code = f"stopped: {error}", 1
-    except OSError as error:
-        text, code = f"error: {error.filename or 'a file'}: {error.strerror or error}", 2
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        text, code = "stopped: memory does not suffice", 1
-    except KeyboardInterrupt:
-        text, code = "interrupted", 130
-    print(text, file=sys.stderr)
-    return code
+        except UserError as error:
+            text, code = f"error: {error}", 2
+            if "Original Traceback" in text:  # from a data worker it comes as the last line of the worker's traceback
+                text = text.strip().splitlines()[-1].replace("adref.options.UserError", "error", 1)
+        except TrainingError as error:
+            text, code = f"stopped: {error}", 1
+        except OSError as error:
+            text, code = f"error: {error.filename or 'a file'}: {error.strerror or error}", 2
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            text, code = "stopped: memory does not suffice", 1
+        except KeyboardInterrupt:
+            text, code = "interrupted", 130
+        print(text, file=sys.stderr)
+        return code
+
+
+class Stream:
+    """A standard stream that goes on without its reader, and shows characters that a terminal lacks as escapes."""
+
+    def __init__(self, stream, needed: bool = True):
+        self.needed, self.stream = needed, stream or open(os.devnull, "w")  # noqa: SIM115
+        self.reconfigure = getattr(self.stream, "reconfigure", lambda **words: None)  # a notebook's has none
+        self.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes and flushes; where nobody reads any more, or the text is not needed, it is lost and nothing else."""
+        try:
+            self.stream.write(text)
+            getattr(self.stream, "flush", bool)()
+        except OSError as error:
+            if self.needed and error.errno not in (errno.EPIPE, errno.EBADF):  # a full disk
+                error.filename = self.stream.name
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # what is left in the buffer goes there
+        return len(text)
+
+
+@contextmanager
+def signal_handler(handler: Callable) -> Iterator[None]:
+    """Handles Ctrl-C and SIGTERM in the main thread, the only one that may; in another they stay as they are."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in STOPS if main}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def require_open_files(workers: int) -> None:
+    """Raises the limit of open files for data workers, which hang without them; TrainingError if that is impossible."""
+    if os.name != "posix":
+        return
+    import resource
+
+    needed, (soft, hard) = 64 + 32 * workers, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if workers and 0 <= soft < needed:  # negative: no limit
+        if 0 <= hard < needed:
+            raise TrainingError(f"--workers {workers} needs {needed} open files, ulimit -n is {hard}; try --workers 0")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -89,7 +145,7 @@ class Progress:
 
     def __init__(self, total: int, done: int = 0):
         self.total, self.first, self.began, self.last = total, done, time.monotonic(), 0.0
-        self.shown = sys.stderr.isatty() and distributed.rank() == 0
+        self.shown = getattr(sys.stderr, "isatty", bool)() and distributed.rank() == 0
 
     def __call__(self, done: int, text: str, final: bool = False) -> None:
         now, final = time.monotonic(), final or done == self.total

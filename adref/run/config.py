@@ -16,7 +16,7 @@ from adref.method import Trainable
 from adref.methods import METHODS, find_method
 from adref.options import UserError, flag, flags_given, option, replace, to_json
 from adref.run.directory import read_config
-from adref.run.files import refuse_existing
+from adref.run.files import refuse_existing, safe_name
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,8 @@ class RunSettings:
         paper="DTD, a data set of photographs", why="nothing is downloaded; the command says so")  # fmt: skip
     defect_sizes: str | None = option(
         None, "CSV of height,width,weight (python -m adref.synthesize --sizes-from MASKS)", "adref")  # fmt: skip
-    anomaly_images: str | None = option(
-        None, "folder of whole anomalous pictures (python -m adref.synthesize RUN), perhaps one a category", "adref"
-    )
+    anomaly_images: str | None = option(None, "folder of whole anomalous pictures (python -m adref.synthesize RUN), "
+                                        "perhaps one a category", "adref")  # fmt: skip
     weights: tuple[str, ...] = option((), "published weights to start from, files joined by commas", "adref")
     backbone_weights: str | None = option(
         None, "published weights of a frozen feature extractor, or random (for tests)", "adref")  # fmt: skip
@@ -81,9 +80,8 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
 def new_config(arguments: argparse.Namespace) -> dict:
     """Makes the configuration of a new run from the command line."""
     settings = replace(RunSettings(), flags_given(arguments, "flags"))
-    for name in (*PATHS, "weights"):
-        if (value := getattr(settings, name)) == "" or (name == "weights" and "" in value):
-            raise UserError(f"{flag(name)} takes a path; got an empty name")
+    if "" in settings.weights:
+        raise UserError("--weights takes paths joined by commas; got an empty name")
     name, generated = arguments.method or "draem", settings.data is None
     method, changes = find_method(name), flags_given(arguments, "options")
     preset, ablation = arguments.preset or ("tiny" if generated else "paper"), arguments.ablation
@@ -106,6 +104,8 @@ def choose_categories(method: type[Trainable], options, settings: RunSettings) -
             raise UserError(f"--category {unknown[0]}: the generated sample data has {', '.join(CATEGORIES)}")
         data, names = write_sample_data(Path("runs/sample-data")), names or CATEGORIES[:1]
     chosen = find_category(Path(data), ",".join(names) if names else None)
+    if not chosen.train:
+        raise UserError(f"category {chosen.name} in {chosen.root} has no normal training image")
     found = tuple(sorted({record.category for record in chosen.train}))
     several = "categories" in option_tools.names(method.Options, all_fields=True)
     if len(found) > 1 and not several:
@@ -117,11 +117,10 @@ def new_run(arguments: argparse.Namespace) -> tuple[Path, dict]:
     """Makes the folder's name and the configuration of a new run from the command line."""
     if arguments.out:  # now, and not after minutes of reading
         refuse_existing(arguments.out, "give --resume to go on with it, or another name")
-        return arguments.out, new_config(arguments)
     config = new_config(arguments)
-    path = Path("runs") / f"{config['category'].replace(',', '+')}-{config['method']}"
+    path = Path("runs") / safe_name(f"{config['category'].replace(',', '+')}-{config['method']}")
     names = (path if i == 1 else path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
-    return next(name for name in names if not name.exists()), config
+    return arguments.out or next(name for name in names if not name.exists()), config
 
 
 def resumed_run(arguments: argparse.Namespace) -> tuple[Path, dict]:
@@ -139,7 +138,7 @@ def resumed_run(arguments: argparse.Namespace) -> tuple[Path, dict]:
         now = replace(before, given)
         for name in given:
             was, value = getattr(before, name), getattr(now, name)
-            if was != value and (part == "options" or name not in FREE_ON_RESUME):
+            if was != value and name not in FREE_ON_RESUME:
                 raise UserError(f"--resume: {flag(name)} was {was}, now {value}; start a new run for that")
         config[part] = to_json(now)
     return arguments.out, config

@@ -6,21 +6,21 @@ other way); the numbers of several categories are of all images together, and th
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from adref.data.layouts import Category, Record, digest
-from adref.data.reader import read_image, read_mask
+from adref.data.layouts import Category, Problem, Record, check_files, digest, raise_if_any
+from adref.data.reader import decode_image, decode_mask, read_unchanged
 from adref.ops import metrics as metric
-from adref.options import flag
+from adref.options import UserError, flag
 from adref.run import distributed
 from adref.run.cli import Progress
 from adref.run.directory import Run, read_log
-from adref.run.files import csv_text, with_filename, write_json
+from adref.run.files import csv_text, result_path, with_filename, write_json, write_text
 from adref.run.measures import Lazy, all_metrics, resized_mask
 from adref.run.report import Picture, write_report
 from adref.run.scoring import as_batch, as_bytes, at_size, decision, map_scale, resize_and_hash, score_image
@@ -37,12 +37,23 @@ class Rules(NamedTuple):
     shown: int = 80  # pictures that the report embeds
 
 
+def check_test_set(category: Category, problems: Sequence[Problem] = ()) -> dict[Path, str]:
+    """Reads all test images and masks, prints notes, returns the SHA-256 of each file; UserError for any problem."""
+    found = distributed.on_rank_zero(lambda: check_files(category.test))
+    raise_if_any([*category.problems, *problems, *found.problems], category.name)
+    for note in (*category.notes, *found.notes):
+        print(f"{category.name}: {note}")
+    return found.digests
+
+
 def evaluate(run: Run, category: Category, digests: dict[Path, str], rules: Rules = Rules()) -> dict:
-    """Scores the test images (digests: from `check_images`), writes evaluation and report, returns metrics.json."""
+    """Scores the test images (digests: from `check_test_set`), writes evaluation and report, returns metrics.json."""
     folder = run.folder / "evaluation.new"
+    if not category.test and (run.folder / "evaluation").exists():
+        raise UserError(f"{category.root} has no test image; {run.folder} keeps its evaluation")
     distributed.on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
     try:
-        scored = score_test_images(run, category, distributed.shard(range(len(category.test))), rules)
+        scored = score_test_images(run, category, digests, distributed.shard(range(len(category.test))), rules)
         rows = [row for _, row in sorted(item for part in distributed.gather(scored) for item in part)]
         return distributed.on_rank_zero(lambda: conclude(run, category, digests, rows, rules))
     except BaseException:
@@ -50,13 +61,13 @@ def evaluate(run: Run, category: Category, digests: dict[Path, str], rules: Rule
         raise
 
 
-def score_test_images(run: Run, category: Category, indices: Sequence[int],
+def score_test_images(run: Run, category: Category, digests: dict[Path, str], indices: Sequence[int],
                       rules: Rules) -> list[tuple[int, dict[str, float]]]:  # fmt: skip
     """Scores the test images at some indices, writes their maps, and returns (index, image scores by name) of each."""
     rows, progress, seed = [], Progress(len(indices)), run.config["flags"]["seed"]
     for done, index in enumerate(indices, start=1):
         record = category.test[index]
-        image = read_image(record.path)
+        image = read_test_file(record.path, digests, decode_image)
         score, anomaly_map = score_image(run.method, image, seed, index, rules.tiling)
         scores = {name: float(value) for name, value in run.method.image_scores(anomaly_map).items()}
         rows.append((index, {**scores, next(iter(scores)): score}))
@@ -64,7 +75,7 @@ def score_test_images(run: Run, category: Category, indices: Sequence[int],
         if rules.resolution == "method":
             sizes["maps.small"] = anomaly_map.shape[2:]
         for part, size in sizes.items():
-            path = map_file(run, record, f"evaluation.new/{part}")
+            path = result_path(run.folder / "evaluation.new" / part, category.name_of(record), ".npy")
             path.parent.mkdir(parents=True, exist_ok=True)
             with with_filename(path):
                 np.save(path, at_size(anomaly_map, size))
@@ -72,28 +83,29 @@ def score_test_images(run: Run, category: Category, indices: Sequence[int],
     return rows
 
 
-def map_file(run: Run, record: Record, part: str = "evaluation/maps") -> Path:
-    """Returns the path of an image's map; `maps.small`: at the method's size."""
-    return run.folder / part / record.defect / f"{record.path.stem}.npy"
+def read_test_file(path: Path | None, digests: dict[Path, str], decode: Callable) -> np.ndarray | None:
+    """Reads a test image or mask, None without one; UserError if it is no longer the file that was checked."""
+    return None if path is None else decode(read_unchanged(path, digests[path]), path)
 
 
 def conclude(run: Run, category: Category, digests: dict[Path, str], rows: list[dict[str, float]],
              rules: Rules) -> dict:  # fmt: skip
     """Makes the results of an evaluation from its maps and `rows`, the image scores by name; else as `evaluate`."""
     method, test, native, state = run.method, category.test, rules.resolution == "native", run.state
-    size, part = rules.tiling.size or method.options.size, f"evaluation.new/{'maps' if native else 'maps.small'}"
+    new, old, final = (run.folder / f"evaluation{suffix}" for suffix in (".new", ".old", ""))
+    size, part = rules.tiling.size or method.options.size, new / ("maps" if native else "maps.small")
     scores, labels = [next(iter(row.values())) for row in rows], np.array([record.label for record in test])
     others = list(rows[0])[1:] if rows else []
 
     def known_mask(record: Record) -> np.ndarray | None:
-        mask = record.mask and read_mask(record.mask)
-        return mask if mask is None or native else resized_mask(mask, size, rules.gt_mode)
+        mask = read_test_file(record.mask, digests, decode_mask)
+        return mask if mask is None else mask > 0 if native else resized_mask(mask > 0, size, rules.gt_mode)
 
     checkpoint = f"step {state.step}" + (", the last" if state.finished else ": training is not finished")
     if state.finished and state.selected_steps:
         last = list(state.selected_steps.values())[-1]
         checkpoint = f"step {last} of {state.step}, the least loss on normal images"
-    maps = Lazy(lambda record: np.load(map_file(run, record, part)), test)
+    maps = Lazy(lambda record: np.load(result_path(part, category.name_of(record), ".npy")), test)
     seed, convention = run.config["flags"]["seed"], rules.convention or method.evaluation.aupro
     numbers, curve = all_metrics(test, scores, maps, Lazy(known_mask, test), seed, convention)
     metrics = {
@@ -104,13 +116,10 @@ def conclude(run: Run, category: Category, digests: dict[Path, str], rows: list[
         "map_scale": map_scale(maps), **numbers, "calibration": None if run.changed else state.calibration,
         **{f"image_auroc_{name}": metric.auroc(np.array([row[name] for row in rows]), labels) for name in others},
     }  # fmt: skip
-    table = [(f"{r.defect}/{r.path.name}", r.defect, r.label, score) for r, score in zip(test, scores)]
+    table = [(category.name_of(r), r.defect, r.label, score) for r, score in zip(test, scores)]
     lines = [(name, label, defect, repr(s), decision(s, run.threshold)) for name, defect, label, s in table]
-    new, old, final = (run.folder / f"evaluation{suffix}" for suffix in (".new", ".old", ""))
     new.mkdir(exist_ok=True)
-    with with_filename(new / "scores.csv"):
-        text = csv_text([("path", "label", "defect", "score", "decision"), *lines])
-        (new / "scores.csv").write_text(text, encoding="utf-8", errors="surrogateescape")
+    write_text(new / "scores.csv", csv_text([("path", "label", "defect", "score", "decision"), *lines]))
     shutil.rmtree(new / "maps.small", ignore_errors=True)
     write_json(new / "metrics.json", metrics)
     shutil.rmtree(old, ignore_errors=True)
@@ -119,24 +128,27 @@ def conclude(run: Run, category: Category, digests: dict[Path, str], rows: list[
     new.rename(final)
     shutil.rmtree(old, ignore_errors=True)
     if test:
-        report(run, metrics, category, table, curve, rules)
+        report(run, metrics, category, digests, table, curve, rules)
     return metrics
 
 
 @torch.inference_mode()
-def report(run: Run, metrics: dict, category: Category, rows: list[tuple], curve: tuple, rules: Rules) -> None:
+def report(run: Run, metrics: dict, category: Category, digests: dict[Path, str], rows: list[tuple], curve: tuple,
+           rules: Rules) -> None:  # fmt: skip
     """Writes RUN/report.html; image, mask and map of the images that are shown are read again, one after the other."""
-    tiling, method = rules.tiling, run.method
+    tiling, method, maps = rules.tiling, run.method, run.folder / "evaluation" / "maps"
 
     def picture(index: int) -> Picture:
         record = category.test[index]
-        image = read_image(record.path)
+        image = read_test_file(record.path, digests, decode_image)
         steps = {}
         if not tiling.tile:
             inputs = resize_and_hash(method, image, tiling)
             steps = as_bytes(method.figures(*as_batch(method, *inputs, run.config["flags"]["seed"], index)))
-        mask = read_mask(record.mask) if record.mask else None if record.label else np.zeros(image.shape[:2], bool)
-        return Picture(*rows[index], image, steps, mask, np.load(map_file(run, record)))
+        mask = read_test_file(record.mask, digests, decode_mask)
+        mask = np.zeros(image.shape[:2]) if mask is None and not record.label else mask
+        mask = mask if mask is None else mask > 0
+        return Picture(*rows[index], image, steps, mask, np.load(result_path(maps, rows[index][0], ".npy")))
 
     curves, labels = {}, np.array([row[2] for row in rows])
     if len(set(labels)) == 2:

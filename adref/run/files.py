@@ -5,13 +5,16 @@ import hashlib
 import io
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
+from adref.data.reader import read_text
 from adref.options import UserError
 
 
@@ -30,10 +33,11 @@ def with_filename(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, write: Callable) -> None:
-    """Calls `write(file)` on a temporary file beside `path`, flushes it to the disk, then renames it."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Calls `write(file)` on a temporary file beside `path`, in a folder that it may make, then renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name[-40:]}.tmp")  # of this call alone, and not too long
     try:
-        with with_filename(path), open(temporary, "wb") as file:
+        with with_filename(path), open(temporary, "xb") as file:  # follows no link
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -41,60 +45,100 @@ def write_atomically(path: Path, write: Callable) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)  # a full disk needs the room
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
+    with suppress(PermissionError):  # of a folder that may be written and not read
+        folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)  # the rename itself
-    finally:
         os.close(folder)
 
 
 def refuse_existing(folder: Path, remedy: str) -> None:
-    """Raises UserError if the name of a new folder is taken, unless by an empty one."""
-    if folder.resolve() == Path.cwd() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+    """Raises UserError if the name of a new folder is taken, unless by an empty one or what a kill left unfinished."""
+    entries = folder.iterdir() if folder.is_dir() else [folder] * os.path.lexists(folder)
+    ours = r"\.lock|\.[0-9a-f]{8}-.*\.tmp|\.[0-9a-f]{16}\.partial|lost\+found"
+    if folder.resolve() == Path.cwd() or not all(re.fullmatch(ours, entry.name) for entry in entries):
         raise UserError(f"--out {folder} exists already; {remedy}")
 
 
-@contextmanager
-def explain_out(path: Path) -> Iterator[None]:
-    """Turns an OSError inside the block into a UserError: `path`, which --out names, cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--out {path} cannot be written: {error.strerror or error}") from None
+def safe_name(text: str) -> str:
+    """Turns a name from data into one path component: the name, or part of it and a digest where it could be none."""
+    plain = re.sub(r"[/\\\0]|^\.+", "_", text)
+    if text and plain == text and len(os.fsencode(text)) <= 200:
+        return text
+    return f"{plain[:40]}-{hashlib.sha256(os.fsencode(text)).hexdigest()[:16]}"
+
+
+def result_path(root: Path, name: str, suffix: str = "") -> Path:
+    """Returns a path below `root`, of the parts of `name`, each safe; UserError for a link among its folders."""
+    *parents, last = map(safe_name, Path(name).parts)
+    path = root.joinpath(*parents, last + suffix)
+    if links := [folder for folder in path.parents[: len(parents)] if folder.is_symlink()]:
+        raise UserError(f"{links[-1]} is a link; what is written there would lie outside of {root}")
+    return path
+
+
+def no_links(path: str, flags: int) -> int:
+    """Opens a file, as `opener` of `open`, unless a link is in its place."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes a folder if nothing is in it and nothing keeps it."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`, which takes this name at the end of the block; UserError if it fails."""
-    partial = path.with_name(f".{path.name}.partial")
-    with explain_out(path):
-        try:
-            shutil.rmtree(partial, ignore_errors=True)  # of a command that was killed here
-            partial.mkdir(parents=True)
-            yield partial
-            os.replace(partial, path)
-        except OSError:
-            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
-            raise
+    """Yields a temporary folder in `path`, new or empty, whose entries move up at the end, or nothing does."""
+    partial = path / f".{secrets.token_hex(8)}.partial"
+    with ExitStack() as undo:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        undo.callback(remove_empty, path)
+        path.mkdir(exist_ok=True)  # an empty one may be a mounted volume
+        partial.mkdir()
+        undo.callback(shutil.rmtree, partial, ignore_errors=True)  # a full disk needs the room
+        yield partial
+        refuse_existing(path, "another process has written it")
+        undo.pop_all()
+        for entry in sorted(partial.iterdir(), reverse=True):  # a run's config.json after its log
+            entry.rename(path / entry.name)
+        partial.rmdir()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text as UTF-8, in which each name has the bytes of its file even if the locale's encoding is another."""
+    try:
+        (data := os.fsencode(text)).decode()
+    except UnicodeError:
+        data = text.encode(errors="surrogateescape")
+    write_atomically(path, lambda file: file.write(data))
 
 
 def write_json(path: Path, value) -> None:
     """Writes indented JSON atomically; NaN becomes null, which every reader of JSON takes."""
-    text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda file: file.write(text.encode(errors="surrogateescape")))
+    write_text(path, json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def csv_text(rows: Iterable[Iterable]) -> str:
     """Formats rows as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    lines = []
+    for row in rows:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\r\n").writerow(map(_disarmed, row))  # quotes a cell with either character
+        lines.append(text.getvalue().removesuffix("\r\n") + "\n")
+    return "".join(lines)
+
+
+def _disarmed(cell):
+    """Puts an apostrophe before a text that a spreadsheet would compute; numbers stay."""
+    armed = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{cell}" if armed and not re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", cell) else cell
 
 
 def read_json(path: Path) -> dict:
     """Reads an object that `write_json` wrote; UserError for a missing or damaged file."""
     try:
-        value = json.loads(path.read_bytes().decode(errors="surrogateescape"))
+        value = json.loads(read_text(path))
         if not isinstance(value, dict):
             raise ValueError("no JSON object")
         return value
@@ -110,12 +154,3 @@ def _plain(value):
     if isinstance(value, float | np.floating):
         return float(value) if np.isfinite(value) else None
     return value.item() if isinstance(value, np.integer) else value
-
-
-def sha256(path: str | Path) -> str:
-    """Computes the hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

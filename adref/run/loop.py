@@ -2,7 +2,9 @@
 
 import math
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,31 +20,26 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from adref.data.examples import Images, TrainingSet, random_stream, stage_examples
 from adref.method import EarlyStop, Sources, Stage, Trainable
 from adref.run import distributed
-from adref.run.cli import Progress, TrainingError
+from adref.run.cli import STOPS, Progress, TrainingError, require_open_files, signal_handler
 from adref.run.config import RunSettings
 from adref.run.directory import Run, load_state, read_log
 from adref.run.scoring import score_resized
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
 LEAST_SIGN, SETTLED_STEPS = -0.1, 100  # see `finish_stage`: settled channels have -0.4 to -0.8, early ones any sign
 
 
 @contextmanager
-def catch_interrupts() -> Iterator[list[int]]:
-    """Collects the numbers of Ctrl-C and SIGTERM in a list instead of ending the process; a second Ctrl-C raises."""
+def catch_interrupts(run: Run) -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM in a list and goes on; a second Ctrl-C raises, but never in a save."""
     caught: list[int] = []
 
     def handle(number: int, frame) -> None:
-        if caught and number == signal.SIGINT:
-            raise KeyboardInterrupt
         caught.append(number)
+        if caught.count(signal.SIGINT) > 1 and number == signal.SIGINT and not run.saving:
+            raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, handle) for number in STOPS}
-    try:
+    with signal_handler(handle):
         yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def fit(run: Run, sources: Sources, settings: RunSettings, device: torch.device) -> bool:
@@ -52,7 +49,7 @@ def fit(run: Run, sources: Sources, settings: RunSettings, device: torch.device)
     run.method.to(device, memory_format=torch.channels_last)
     for network in run.method.children() if settings.compile else ():
         network.compile()
-    with catch_interrupts() as interrupts:
+    with catch_interrupts(run) as interrupts:
         for stage in run.method.stages:
             if stage.name not in run.state.finished_stages:
                 fit_stage(run, stage, sources._replace(stage=stage.name), settings, device, interrupts)
@@ -181,16 +178,19 @@ def require_finite(run: Run, line: dict) -> None:
             raise TrainingError(f"{where}. A lower --learning-rate in a new run is the first thing to try")
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Leaves Ctrl-C and SIGTERM to the process that started a data worker, which ends with it."""
+def begin_worker(worker: int) -> None:
+    """Leaves Ctrl-C and SIGTERM to the process that started a data worker, with which it ends, even by SIGKILL."""
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def load_batches(data: TrainingSet, keys: Iterable, settings: RunSettings, device: torch.device) -> Iterator:
     """Starts the data workers, which make batches from lists of keys; returns an iterator of batches on the device."""
+    require_open_files(settings.workers)
     loader = DataLoader(
-        data, batch_sampler=keys, num_workers=settings.workers, worker_init_fn=ignore_interrupts,
+        data, batch_sampler=keys, num_workers=settings.workers, worker_init_fn=begin_worker,
         multiprocessing_context=settings.start_method if settings.workers else None, pin_memory=device.type == "cuda",
     )  # fmt: skip
     others = multiprocessing.active_children()

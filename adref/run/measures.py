@@ -29,15 +29,12 @@ class Lazy(Sequence):
 
 
 def resized_mask(mask: np.ndarray, size: tuple[int, int], gt_mode: str) -> np.ndarray:
-    """Resizes a mask (bool) to (h, w).
+    """Resizes a mask (bool) to (h, w); "nearest" takes the pixel at each new centre.
 
-    "nearest" takes the pixel at each new centre. "draem" resizes bilinearly and casts to integers, as DRAEM's test code
-    does, so that only pixels of value 1 stay anomalous and every boundary pixel becomes normal.
+    "draem" resizes bilinearly and casts to integers, as DRAEM's test code does: every boundary pixel becomes normal.
     """
-    field = torch.from_numpy(mask)[None, None].float()
-    if gt_mode == "nearest":
-        return F.interpolate(field, size, mode="nearest-exact")[0, 0].numpy() > 0
-    return F.interpolate(field, size, mode="bilinear", align_corners=False)[0, 0].numpy() >= 1
+    mode = {"nearest": "nearest-exact", "draem": "bilinear"}[gt_mode]
+    return F.interpolate(torch.from_numpy(mask)[None, None].float(), size, mode=mode)[0, 0].numpy() >= 1
 
 
 def all_metrics(records: Sequence[Record], scores: list, maps: Sequence, masks: Sequence, seed: int,
@@ -78,8 +75,7 @@ def all_metrics(records: Sequence[Record], scores: list, maps: Sequence, masks: 
             by_defect[str(defect)] = {"n": int((defects[inside] == defect).sum()), **numbers}
     result["by_defect"] = dict(sorted(by_defect.items()))
     if several:
-        rows = list(by_category.values())
-        mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        mean = {key: float(np.mean([row[key] for row in by_category.values()])) for key in by_category[names[0]]}
         result["by_category"] = {**by_category, "mean of categories": {**mean, "n": len(records)}}
     return result, curve
 

@@ -18,7 +18,8 @@ import numpy as np
 import scipy
 from PIL import Image
 
-from adref.run.files import write_atomically
+from adref.data.reader import by_rows, read_text
+from adref.run.files import write_text
 
 # Colours at equal distances from 0 to 1; their luminance rises monotonically.
 COLOURS = np.array([(0, 0, 0), (66, 16, 108), (154, 38, 104), (224, 84, 48), (250, 164, 32), (255, 246, 150)])
@@ -46,11 +47,15 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float)
     if image.shape != (*anomaly_map.shape, 3) or np.isnan(anomaly_map).any() or not low <= high:
         got = f"{image.shape}, {anomaly_map.shape} with {np.isnan(anomaly_map).sum()} NaN, {low}, {high}"
         raise ValueError(f"expected image (H, W, 3), map (H, W) without NaN, low <= high; got {got}")
-    position = np.clip((anomaly_map.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
-    colour = [np.interp(position, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T]
-    grey = image @ np.array([0.299, 0.587, 0.114])
-    # Constant opacity: if it grew with the map, a bright pixel would become darker before it becomes brighter.
-    return np.rint(0.35 * grey[..., None] + 0.65 * np.stack(colour, axis=-1)).astype(np.uint8)
+
+    def blend(image: np.ndarray, part: np.ndarray) -> np.ndarray:
+        position = np.clip((part.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
+        colour = [np.interp(position, np.linspace(0, 1, len(COLOURS)), channel) for channel in COLOURS.T]
+        grey = image @ np.array([0.299, 0.587, 0.114])
+        # Constant opacity: if it grew with the map, a bright pixel would become darker before it becomes brighter.
+        return np.rint(0.35 * grey[..., None] + 0.65 * np.stack(colour, axis=-1))
+
+    return by_rows(blend, image, anomaly_map)
 
 
 def write_report(path: Path, *, title: str, facts: dict[str, str], metrics: dict, curves: dict, history: list[dict],
@@ -67,8 +72,7 @@ def write_report(path: Path, *, title: str, facts: dict[str, str], metrics: dict
         history: the lines of metrics.jsonl: stage, step, "loss/<term>" and other numbers whose names have a slash.
         figures: caption -> uint8 (h, w, 3) of any size: what the method has learned, before any test image.
         scores, pictures: (name, defect, label, score) of all test images; an image for each, perhaps lazy.
-        threshold: the stored threshold of the image score; None if there is none.
-        most: images to show, the first in the order of `ordered`.
+        threshold, most: the stored threshold, None if there is none; images to show, in the order of `ordered`.
     """
     values = [row[3] for row in scores] + ([] if threshold is None else [threshold])
     if not scores or not np.isfinite(values).all():
@@ -83,9 +87,9 @@ def write_report(path: Path, *, title: str, facts: dict[str, str], metrics: dict
     sections = {name: content for name, content in sections.items() if content}
     data = {"scores": scores, "start": start, "low": low, "high": high, "stored": threshold is not None}
     shown = ordered(scores, start)[:most]
-    cards, (map_low, map_high) = [_card(pictures[i], metrics["map_scale"]) for i in shown], metrics["map_scale"]
-    columns = max((tiles for _, tiles in cards), default=1)
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    cards, (map_low, map_high) = [_try_card(pictures, i, scores[i], metrics) for i in shown], metrics["map_scale"]
+    columns = max((card.count("<figure>") for card in cards), default=0) or 1
+    template = read_text(Path(__file__).with_suffix(".html"))
     script = re.search(r"<script>(.*?)</script>", template, flags=re.S)[1]
     values = {
         "title": escape(title),
@@ -95,13 +99,13 @@ def write_report(path: Path, *, title: str, facts: dict[str, str], metrics: dict
         "low": repr(low), "high": repr(high), "map_low": f"{map_low:.4g}", "map_high": f"{map_high:.4g}",
         "count": len(scores), "shown": len(shown), "left_out": len(scores) - len(shown),
         "colours": ",".join(f"rgb{tuple(map(int, colour))}" for colour in COLOURS),
-        "cards": "".join(card for card, _ in cards), "columns": columns if columns <= 4 else math.ceil(columns / 2),
+        "cards": "".join(cards), "columns": columns if columns <= 4 else math.ceil(columns / 2),
         # a name cannot end the script element, and the policy in the head allows this script only
         "data": json.dumps(data).replace("<", "\\u003c"),
         "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }  # fmt: skip
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: str(values[match[1]]), template)
-    write_atomically(path, lambda file: file.write(page.encode(errors="replace")))  # names may be broken UTF-8
+    write_text(path, page.encode(errors="surrogateescape").decode(errors="replace"))  # names may be broken UTF-8
 
 
 def label(name: str) -> str:
@@ -229,29 +233,35 @@ def _figures(figures: dict[str, np.ndarray]) -> str:
     return f'<div class="figures">{"".join(parts)}</div>' if figures else ""
 
 
-def _card(picture: Picture, map_scale: tuple[float, float]) -> tuple[str, int]:
-    """Makes the card of an image, its tiles of one size up to `SIDE`; returns markup and the number of tiles."""
+def _try_card(pictures: Sequence[Picture], index: int, row: tuple, metrics: dict) -> str:
+    """Makes a card as `_card`; one that says why an image or its map cannot be shown, if so."""
+    try:
+        return _card(pictures[index], metrics["map_scale"])
+    except (OSError, ValueError, EOFError) as error:
+        name, defect, label, score = row
+        text = f'<h3>{escape(name)}</h3><p class="note">{escape(defect)}, score {score:.4g}: {escape(str(error))}</p>'
+        return f'<article data-label="{label}" data-score="{score!r}">{text}<b class="badge"></b></article>'
+
+
+def _card(picture: Picture, map_scale: tuple[float, float]) -> str:
+    """Makes the card of an image, its tiles of one size up to `SIDE`."""
     image, anomaly_map, name = picture.image, picture.anomaly_map, escape(picture.name)
     height, width = image.shape[:2]
     if (factor := max(height, width) // (2 * SIDE)) > 1:  # an overlay of millions of pixels takes seconds
         image, anomaly_map = (np.asarray(Image.fromarray(array).reduce(factor)) for array in (image, anomaly_map))
     size = [math.ceil(n * min(1.0, SIDE / max(image.shape))) for n in image.shape[1::-1]]
-    arrays = {"input": image, **picture.steps}
-    arrays |= {} if picture.mask is None else {"true mask": picture.mask.astype(np.uint8) * 255}
-    arrays["map"] = overlay(image, anomaly_map, *map_scale)
-    tiles, outline = "", ""
-    for kind, array in arrays.items():
-        tile = Image.fromarray(array).resize(size, Image.Resampling.BOX)
-        if kind == "true mask":
-            mask = np.asarray(tile) > 0  # a defect thinner than a pixel stays visible
-            edge = scipy.ndimage.binary_dilation(mask, iterations=2) ^ mask
-            edge = Image.fromarray(edge[..., None] * np.array([90, 235, 255, 255], np.uint8))
-            tile, outline = Image.fromarray(mask), _embed(edge, "outline", picture.name)
-        markup = _embed(tile, kind, picture.name, "PNG" if kind == "true mask" else "JPEG")
-        markup += outline if kind == "map" else ""
-        tiles += f"<figure><div>{markup}</div><figcaption>{escape(kind)}</figcaption></figure>"
-    card = f"""<article data-label="{picture.label}" data-score="{picture.score!r}"
+    arrays = {"input": image, **picture.steps, "map": overlay(image, anomaly_map, *map_scale)}
+    small = {kind: Image.fromarray(array).resize(size, Image.Resampling.BOX) for kind, array in arrays.items()}
+    tiles = {kind: _embed(tile, kind, picture.name, "JPEG") for kind, tile in small.items()}
+    if picture.mask is not None:
+        mask = Image.fromarray(picture.mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
+        mask = np.asarray(mask) > 0  # a defect thinner than a pixel stays visible
+        edge = scipy.ndimage.binary_dilation(mask, iterations=2) ^ mask
+        edge = Image.fromarray(edge[..., None] * np.array([90, 235, 255, 255], np.uint8))
+        tiles["true mask"] = _embed(Image.fromarray(mask), "true mask", picture.name)
+        tiles["map"] = tiles.pop("map") + _embed(edge, "outline", picture.name)  # the last tile
+    tiles = "".join(f"<figure><div>{v}</div><figcaption>{escape(k)}</figcaption></figure>" for k, v in tiles.items())
+    return f"""<article data-label="{picture.label}" data-score="{picture.score!r}"
  style="--ratio:{width}/{height}"><header><h3>{name}</h3><b class="badge"></b></header>
 <p class="note">{escape(picture.defect)}, score {picture.score:.4g}</p>
 <button class="tiles" aria-label="Enlarge {name}">{tiles}</button></article>"""
-    return card, len(arrays)

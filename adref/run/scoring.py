@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adref.data.examples import random_stream, resize, to_tensor
+from adref.data.reader import as_pixels
 from adref.method import Context, Method
 from adref.options import UserError
 from adref.run.cli import TrainingError, is_out_of_memory
@@ -46,6 +48,22 @@ def score_resized(method: Method, resized: Tensor, image_hash: np.ndarray | None
     return score, maps.float().cpu()
 
 
+class Prediction(NamedTuple):
+    """The result of a trained method for one picture."""
+
+    score: float  # higher is more anomalous
+    decision: str  # see `decision`
+    map: np.ndarray  # (H, W) float32 at the picture's size
+
+
+def predict(method: Method, picture, threshold: float | None, seed: int, index: int,
+            tiling: Tiling = Tiling()) -> tuple[Prediction, np.ndarray]:  # fmt: skip
+    """Scores a path, a Pillow image or an array as `score_image` does; returns also its pixels, uint8 (H, W, 3)."""
+    image = as_pixels(picture)
+    score, scored = score_image(method, image, seed, index, tiling)
+    return Prediction(score, decision(score, threshold), at_size(scored, image.shape[:2])), image
+
+
 def resize_and_hash(method: Method, image: np.ndarray, tiling: Tiling) -> tuple[Tensor, np.ndarray | None]:
     """Resizes an image, uint8 (H, W, 3), to the size it is scored at: uint8 (3, h, w); and hashes it as it was."""
     o = method.options
@@ -55,8 +73,8 @@ def resize_and_hash(method: Method, image: np.ndarray, tiling: Tiling) -> tuple[
 def as_batch(method: Method, resized: Tensor, image_hash: np.ndarray | None, seed: int,
              index: int) -> tuple[Tensor, Context]:  # fmt: skip
     """Makes the batch (1, 3, h, w) in [0, 1] on the method's device, and its context."""
-    device = next(method.parameters()).device
-    images = resized.unsqueeze(0).to(device, memory_format=torch.channels_last).float() / 255
+    weight = next(method.parameters())
+    images = resized.unsqueeze(0).to(weight.device, memory_format=torch.channels_last).to(weight.dtype) / 255
     return images, Context([random_stream(seed, "test", index)], None if image_hash is None else [image_hash])
 
 
@@ -77,13 +95,10 @@ def decision(score: float, threshold: float | None) -> str:
 
 
 def map_scale(maps: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Returns the map values of the first and last colour: the 1st and 99.9th percentile of a sample of all pixels.
-
-    About 10,000 pixels of each map, and of more than 200 maps two millions in all.
-    """
+    """Returns the map values of the first and last colour: the 1st and 99.9th percentile of a sample of all pixels."""
     if not maps:
         return 0.0, 1.0
-    each = max(1, min(10_000, 2_000_000 // len(maps)))
+    each = max(1, min(10_000, 2_000_000 // len(maps)))  # pixels of a map
     sample = np.concatenate([m.ravel()[:: max(1, m.size // each)].copy() for m in maps])  # a view would keep the map
     low, high = np.percentile(sample, (1, 99.9))
     return float(low), float(high if high > low else low + 1)

@@ -1,5 +1,7 @@
 """The ingredients of a run: its split, its method at the first weights, and the inputs of `corrupt`."""
 
+import hashlib
+import os
 import warnings
 from functools import partial
 from pathlib import Path
@@ -8,35 +10,32 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
+from adref.data import sample
 from adref.data.examples import Images, random_stream
 from adref.data.layouts import Category, Record, digest, list_images, raise_if_any
-from adref.data.sample import VERSION as SAMPLE_VERSION
-from adref.data.sample import generated_textures
+from adref.data.reader import read_text
 from adref.method import Sources, Trainable
 from adref.options import Notice, UserError, names
 from adref.run.config import RunSettings
 from adref.run.directory import build, load_tensors, non_finite
-from adref.run.files import sha256
+from adref.run.files import safe_name
 
 
 def split(category: Category, settings: RunSettings) -> tuple[list[Record], list[Record]]:
     """Splits the normal images of each category into those that train and those held out for the threshold."""
-    if not category.train:
-        raise UserError(f"category {category.name} in {category.root} has no normal training image")
-    found, chosen = sorted({record.category for record in category.train}), set()
+    found, chosen = {record.category for record in category.train}, set()
     for name in found:
-        inside = [i for i, record in enumerate(category.train) if record.category == name]
+        inside = [record for record in category.train if record.category == name]
         kept = min(len(inside) - 1, max(1, round(settings.holdout * len(inside)))) if settings.holdout else 0
         rng = random_stream(settings.seed, "holdout" if len(found) == 1 else f"holdout {name}")
         chosen |= {inside[i] for i in rng.permutation(len(inside))[:kept]}
-    records = list(enumerate(category.train))
-    return [r for i, r in records if i not in chosen], [r for i, r in records if i in chosen]
+    return [r for r in category.train if r not in chosen], [r for r in category.train if r in chosen]
 
 
-def initial_method(config: dict, settings: RunSettings) -> Trainable:
-    """Builds the method at its first weights, drawn from the seed or published; UserError for files that do not fit."""
+def initial_method(config: dict, settings: RunSettings) -> tuple[Trainable, dict[str, str]]:
+    """Builds the method at its first weights, drawn or published (UserError if unfit), and hashes published files."""
     torch.manual_seed(int(random_stream(settings.seed, "weights").integers(2**62)))
-    method, backbone = build(config), settings.backbone_weights
+    method, backbone, known = build(config), settings.backbone_weights, {}
     if backbone is None and "backbone" in method.needs:
         raise UserError(f"--backbone-weights FILE is missing: {method.needs['backbone']}; random is for tests")
     if backbone and "backbone" not in method.needs:
@@ -44,15 +43,16 @@ def initial_method(config: dict, settings: RunSettings) -> Trainable:
     files = (("backbone", "--backbone-weights", () if backbone in (None, "random") else (backbone,)),
              ("method", "--weights", settings.weights))  # fmt: skip
     for part, flag, paths in files:
-        states = [load_tensors(path, f"{flag} {path} cannot be read") for path in paths]
+        loaded = {path: load_tensors(path, f"{flag} {path} cannot be read") for path in paths}
+        known |= {path: sha256 for path, (_, sha256) in loaded.items()}
         try:
-            if states:
-                method.load_weights(states, part)
+            if loaded:
+                method.load_weights([loaded[path][0] for path in paths], part)
         except UserError as error:
             raise UserError(f"{flag} {','.join(paths)}: {str(error).removeprefix(f'{flag}: ')}") from None
     if name := non_finite(method.state_dict()):
         raise UserError(f"the published weights: {name} is not finite")
-    return method
+    return method, known
 
 
 def read_images(method: Trainable, records: list[Record], settings: RunSettings) -> Images:
@@ -63,49 +63,36 @@ def read_images(method: Trainable, records: list[Record], settings: RunSettings)
 
 def open_sources(method: Trainable, images: Images, categories: list[str],
                  settings: RunSettings) -> tuple[Sources, dict[str, str]]:  # fmt: skip
-    """Opens the inputs of `corrupt`: `images` that train, in these categories, and the files that flags name.
-
-    Returns the sources; and name -> digest of the textures, sizes and anomalies, for config.json.
-    """
+    """Opens the inputs of `corrupt`: `images` that train, in these categories, and files; and each input's digest."""
     o, limit, known, needs = method.options, settings.memory_limit * 2**30, {}, method.needs
     textures = sizes = anomalies = None
-    for need, value in (("textures", settings.textures), ("sizes", settings.defect_sizes),
-                        ("anomalies", settings.anomaly_images)):  # fmt: skip
+    given = {"textures": settings.textures, "sizes": settings.defect_sizes, "anomalies": settings.anomaly_images}
+    required = {"sizes": "--defect-sizes FILE, a table of height,width,weight",
+                "anomalies": "--anomaly-images FOLDER, from python -m adref.synthesize RUN of sdas"}  # fmt: skip
+    for need, value in given.items():
         if value is not None and need not in needs:
-            warnings.warn(
-                f"{value} is not used: with these options the method draws from no {need}", Notice, stacklevel=2
-            )
-    if "textures" in needs and settings.textures is None:
-        print("No --textures FOLDER: using 300 generated textures (DRAEM's paper: photographs of textures, DTD).")
-        textures = torch.from_numpy(generated_textures(300, max(o.size), seed=0))[:, :, : o.size[0], : o.size[1]]
-        known["textures"] = f"generated, version {SAMPLE_VERSION}"
-    elif "textures" in needs:
+            warnings.warn(f"{value} is not used: with these options the method draws from no {need}", Notice, 2)
+        if value is None and need in needs and need in required:
+            raise UserError(f"this method needs {required[need]} ({needs[need]})")
+    if "textures" in needs and settings.textures:
         textures, known["textures"] = read_folder(list_images(Path(settings.textures)), o, limit, "texture", 0)
+    elif "textures" in needs:
+        print("No --textures FOLDER: using 300 generated textures (DRAEM's paper: photographs of textures, DTD).")
+        textures = torch.from_numpy(sample.generated_textures(300, max(o.size), seed=0))[:, :, : o.size[0], : o.size[1]]
+        known["textures"] = f"generated, version {sample.VERSION}"
     if "sizes" in needs:
-        path = required(settings.defect_sizes, "--defect-sizes FILE, a table of height,width,weight", needs["sizes"])
-        sizes, known["sizes"] = read_sizes(path), sha256(path)
+        sizes, known["sizes"] = read_sizes(settings.defect_sizes)
     if "anomalies" in needs:
-        words = "--anomaly-images FOLDER, from python -m adref.synthesize RUN of sdas"
-        folder = Path(required(settings.anomaly_images, words, needs["anomalies"]))
-        files = list_anomalies(folder, sorted(set(categories)))
+        files = list_anomalies(Path(settings.anomaly_images), sorted(set(categories)))
         read = {name: read_folder(paths, o, limit / len(files), name, 1) for name, paths in files.items()}
         anomalies = {name: pictures for name, (pictures, _) in read.items()}
         known["anomalies"] = " ".join(value for _, value in read.values())
-    statistics = {
-        name: method.statistics(Subset(images, [i for i, c in enumerate(categories) if c == name]), name, o)
-        for name in dict.fromkeys(categories)
-    }
+    places = {name: [i for i, c in enumerate(categories) if c == name] for name in dict.fromkeys(categories)}
+    statistics = {name: method.statistics(Subset(images, own), name, o) for name, own in places.items()}
     if "categories" not in names(type(o), all_fields=True):
         statistics = statistics[categories[0]]
     hashes = images.hashes if images.hashes and images.hashes[0] is not None else None
     return Sources(images, hashes, categories, textures, anomalies, sizes, statistics), known
-
-
-def required(value: str | None, flag: str, why: str) -> str:
-    """Returns the value of a flag that the method needs; UserError if it is not given."""
-    if value is None:
-        raise UserError(f"this method needs {flag} ({why})")
-    return value
 
 
 def read_folder(paths: list[Path], options, limit: float, name: str, label: int) -> tuple[Images, str]:
@@ -117,28 +104,29 @@ def read_folder(paths: list[Path], options, limit: float, name: str, label: int)
 
 def list_anomalies(folder: Path, categories: list[str]) -> dict[str, list[Path]]:
     """Lists the anomalous images for each category: those in its folder, or all where no category has one."""
-    found = [name for name in categories if (folder / name).is_dir()]
+    places = {name: folder / safe_name(name) for name in categories}
+    found = [name for name, place in places.items() if place.is_dir()]
     drawn = (folder / "settings.json").exists() and not (folder / "all").is_dir()  # by synthesize, with categories
     if found != categories and (found or drawn):
         missing = next(name for name in categories if name not in found)
         raise UserError(f"--anomaly-images {folder} has folders of other categories, but none of {missing}")
     try:
-        files = {name: list_images(folder / name if found else folder) for name in categories}
+        files = {name: list_images(place if found else folder) for name, place in places.items()}
     except UserError as error:
         raise UserError(f"--anomaly-images: {error}") from None
     for name, paths in files.items():
-        print(f"{name}: anomalies from {len(paths)} images in {folder / name if found else folder}")
+        print(f"{name}: anomalies from {len(paths)} images in {places[name] if found else folder}")
     return files
 
 
-def read_sizes(path: str | Path) -> np.ndarray:
-    """Reads a table of height,width,weight, above 0 and up to a million, as (n, 3) float64; it may have a heading."""
+def read_sizes(path: str | Path) -> tuple[np.ndarray, str]:
+    """Reads a table of height,width,weight, in (0, 1e6], heading or not, as (n, 3) float64, and its text's SHA-256."""
     try:
-        rows = Path(path).read_text(encoding="utf-8-sig").splitlines()
-        numbers = [row.split(",") for row in rows[rows[0][:1].isalpha() :] if row.strip()]
-        sizes = np.array([list(map(float, row)) for row in numbers])
+        text = read_text(path)
+        rows = text.splitlines()
+        sizes = np.array([list(map(float, r.split(","))) for r in rows[rows[0][:1].isalpha() :] if r.strip()])
         if sizes.ndim != 2 or sizes.shape[1] != 3 or not ((sizes > 0) & (sizes <= 1e6)).all():
             raise ValueError(f"got an array of {sizes.shape}")
     except (OSError, ValueError, IndexError) as error:
         raise UserError(f"{path}: expected rows of height,width,weight, above 0 and up to 1e6 ({error})") from None
-    return sizes
+    return sizes, hashlib.sha256(os.fsencode(text)).hexdigest()

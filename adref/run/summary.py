@@ -1,16 +1,18 @@
 """Tables of a benchmark: metrics of every cell, means over seeds, published numbers beside them."""
 
 import csv
-import fcntl
+import io
 import itertools
-import json
+import math
 import statistics
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from adref.run.directory import read_config
-from adref.run.files import csv_text, write_atomically, write_json
+from adref.data.reader import read_text
+from adref.options import UserError
+from adref.run.directory import lock, read_config
+from adref.run.files import csv_text, read_json, write_json, write_text
 from adref.run.report import LABELS, label
 
 # Best F1 is left out: its threshold is chosen on test images. The last one is RealNet's reading of AUPRO.
@@ -31,64 +33,52 @@ td, th { padding: 4px 12px; border-bottom: 1px solid #ccc; text-align: left }</s
 
 def write_summary(out: Path) -> None:
     """Writes summary.json, summary.csv, summary.md and index.html of all cells in a folder."""
-    with open(out / ".summary.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several commands may end at the same time
+    with lock(out, wait=True):  # several commands may end at the same time
         cells = read_cells(out)
         lines = aggregate(cells, read_published())
+        found = table(cells, lines)
         write_json(out / "summary.json", {"cells": cells, "table": lines})
-        rows, found = [list(lines[0] if lines else []), *(line.values() for line in lines)], table(cells, lines)
-        texts = {"summary.csv": csv_text(rows), "summary.md": markdown(*found), "index.html": html(*found)}
-        for name, text in texts.items():
-            write_atomically(out / name, lambda file, text=text: file.write(text.encode(errors="surrogateescape")))
-
-
-def log_file(run: Path) -> Path:
-    """Returns the path of a cell's log, beside its run directory."""
-    return run.with_name(run.name + ".log")
+        write_text(out / "summary.csv", csv_text([lines[0].keys() if lines else (), *map(dict.values, lines)]))
+        write_text(out / "summary.md", markdown(*found))
+        write_text(out / "index.html", html(*found))
 
 
 def last_line(log: Path) -> str:
     """Reads the last line of a log that is not blank."""
-    lines = log.read_text(errors="replace").splitlines()
-    return next((line for line in reversed(lines) if line.strip()), "no output")
+    return next((line for line in reversed(read_text(log).splitlines()) if line.strip()), "no output")
 
 
 def read_metrics(run: Path) -> dict | None:
-    """Reads the metrics of a run; None unless its training and its evaluation are finished."""
+    """Reads the metrics and the configuration of a run; None unless its training and its evaluation are finished."""
     try:
-        metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
-    except (FileNotFoundError, ValueError):
+        found = read_json(run / "evaluation" / "metrics.json") | read_config(run)
+        sound = all(math.isfinite(found[name]) for name in METRICS if found.get(name) is not None)
+    except (UserError, TypeError):
         return None
-    return metrics if metrics["finished"] else None
+    return found if sound and found.get("finished") else None
 
 
 def read_cells(out: Path) -> list[dict]:
     """Reads a row for each cell; one that is not finished has the last line of its log as "reason"."""
-    rows = []
+    rows, keys = [], ("method", "preset", "ablation", "device", "torch", "checkpoint", *METRICS)
     for log in out.glob("*/*/seed-*.log"):
-        run = log.with_suffix("")
-        variant, category, name = run.relative_to(out).parts
-        if not name.removeprefix("seed-").isdecimal():  # somebody's copy
-            continue
-        metrics = read_metrics(run) or {}
-        config, reason = (read_config(run), None) if metrics else ({}, last_line(log))
-        row = {"variant": variant, "category": category, "seed": int(name.removeprefix("seed-"))}
-        row |= {key: config.get(key) for key in ("method", "preset", "ablation", "device", "torch")}
-        rows.append({**row, **{key: metrics.get(key) for key in ("checkpoint", *METRICS)}, "reason": reason})
+        seed = log.stem.removeprefix("seed-")
+        if seed.isdecimal():  # no copy of somebody's
+            found = read_metrics(log.with_suffix("")) or {}
+            row = {"variant": log.parts[-3], "category": log.parts[-2], "seed": int(seed)}
+            row |= {key: found.get(key) for key in keys}
+            rows.append({**row, "reason": None if found else last_line(log)})
     return sorted(rows, key=lambda row: (row["variant"], row["category"], row["seed"]))
 
 
 def read_published() -> list[dict]:
     """Reads published.csv."""
-    with open(Path(__file__).parent.with_name("published.csv"), newline="") as file:
-        return [{**row, "value": float(row["value"])} for row in csv.DictReader(file)]
+    rows = csv.DictReader(io.StringIO(read_text(Path(__file__).parent.with_name("published.csv"))))
+    return [{**row, "value": float(row["value"])} for row in rows]
 
 
 def aggregate(cells: list[dict], published: list[dict]) -> list[dict]:
-    """Averages over seeds: a line for each variant, category and metric, and for the mean of several categories.
-
-    The deviation is that of a sample (n - 1), None for a single seed.
-    """
+    """Averages over seeds: a line for each variant, category and metric, and for the mean of several categories."""
     lines = []
     for variant in dict.fromkeys(cell["variant"] for cell in cells):
         own = [cell for cell in cells if cell["variant"] == variant]
@@ -109,7 +99,7 @@ def aggregate(cells: list[dict], published: list[dict]) -> list[dict]:
                 lines.append({
                     **{name: known[name] for name in ("variant", "method", "preset", "ablation")},
                     "category": category, "metric": metric, "seeds": len(numbers), "mean": mean,
-                    "deviation": statistics.stdev(numbers) if len(numbers) > 1 else None,
+                    "deviation": statistics.stdev(numbers) if len(numbers) > 1 else None,  # of a sample: n - 1
                     "published": entry.get("value"), "gap": mean - entry["value"] if entry and numbers else None,
                     "data set": entry.get("dataset"), "source": entry.get("source"),
                 })  # fmt: skip
@@ -117,11 +107,7 @@ def aggregate(cells: list[dict], published: list[dict]) -> list[dict]:
 
 
 def find_published(cell: dict, category: str, metric: str, categories: set[str], published: list[dict]) -> dict:
-    """Finds the row of published.csv to compare a cell with; {} if there is none.
-
-    A preset that was not published is compared with the paper's main result. A mean is compared only if `categories`
-    are those of the whole data set.
-    """
+    """Finds the row of published.csv to compare with, for a mean only if `categories` are a whole data set; else {}."""
     found = {}
     for row in published:
         if (row["method"], row["category"], row["metric"]) == (cell["method"], category, metric):
@@ -130,14 +116,12 @@ def find_published(cell: dict, category: str, metric: str, categories: set[str],
                 found[row["ablation"], row["preset"]] = row
     ablation, preset = cell["ablation"] or "", cell["preset"]
     names = (ablation or preset, ablation)  # RealNet's "half" and "c" are presets here and published as ablations
-    return next((found[key] for key in itertools.product(names, (preset, "paper")) if key in found), {})
+    presets = (preset, "paper")  # one that was not published is compared with the paper's main result
+    return next((found[key] for key in itertools.product(names, presets) if key in found), {})
 
 
 def table(cells: list[dict], lines: list[dict]) -> tuple[list[str], list[tuple]]:
-    """Makes a table, a row for each variant and category: its head, and its rows as (texts, links) pairs.
-
-    The links of a row, (text, relative path), lead to the reports of its seeds, or to the logs of unfinished cells.
-    """
+    """Makes a table: its head; for each variant and category its texts, and links (text, path) to reports or logs."""
     metrics = [name for name in METRICS if any(line["metric"] == name and line["seeds"] for line in lines)]
     rows: dict[tuple, tuple] = {(line["variant"], line["category"]): ([], []) for line in lines}
     for line in lines:

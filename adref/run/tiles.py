@@ -92,10 +92,7 @@ def weights(start: int, length: int, side: int, overlap: int, blend: int) -> Ten
 
 
 def tiled(function: Callable, images: Tensor, tile: tuple[int, int], overlap: int, blend: int) -> Tensor:
-    """Applies a function (B, 3, h, w) -> (B, C, h, w) to images (B, 3, H, W) tile by tile; returns (B, C, H, W).
-
-    Tiles share `overlap` pixels at least; `blend` is the width of the cross-fade between two, at most the overlap.
-    """
+    """Applies a function (B, 3, h, w) -> (B, C, h, w) to tiles of images (B, 3, H, W); `blend` pixels are faded."""
     (height, width), (tall, wide), total = images.shape[2:], tile, None
     weight = torch.zeros(height, width, device=images.device)
     for top, left in itertools.product(starts(height, tall, overlap), starts(width, wide, overlap)):

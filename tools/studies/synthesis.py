@@ -93,7 +93,7 @@ def study(arguments) -> list[dict]:
     torch.manual_seed(arguments.seed)
     backbone, rows = build_backbone(arguments.backbone).eval(), []
     if arguments.backbone_weights:
-        backbone.load_published(load_tensors(arguments.backbone_weights, "--backbone-weights cannot be read"))
+        backbone.load_published(load_tensors(arguments.backbone_weights, "--backbone-weights cannot be read")[0])
     for run in open_runs(arguments):
         count = min(arguments.n, len(run.anomalous), len(run.normal), len(run.category.train))
         if count < 3:
