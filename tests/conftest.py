@@ -1,6 +1,7 @@
 """What several test files share: a small data set, and the flags that make a run take a second."""
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adref.run.directory import read_log
+from adref.run.directory import fingerprint, read_log
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "tools"), str(HERE.parent / "tools" / "sources"),
@@ -68,6 +69,13 @@ def rows_of(path: Path) -> list[dict]:
 def checkpoint(run: Path) -> dict:
     """The content of a run's checkpoint."""
     return torch.load(run / "checkpoint.pt", weights_only=True)
+
+
+def save_checkpoint(content: dict, run: Path) -> None:
+    """Writes a checkpoint that somebody has changed, with the digest of its new content."""
+    content.pop("digest")
+    options = json.loads((run / "config.json").read_text())["options"]
+    torch.save({**content, "digest": fingerprint([content, options])}, run / "checkpoint.pt")
 
 
 def same_weights(first: Path, second: Path) -> bool:

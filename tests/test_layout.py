@@ -45,6 +45,8 @@ def test_files_import_only_what_their_folder_may():
             top, *rest = name.split(".")
             if top != "adref":
                 fine = top in PACKAGES or top in sys.stdlib_module_names
+            elif own[-1] == "__main__":
+                fine = rest[0] in ALLOWED["train"]
             elif own[0] == "methods" and len(own) > 2 and rest[0] == "methods":
                 fine = rest[1] == own[1]  # a paper imports no other paper
             else:
@@ -65,7 +67,7 @@ def test_run_names_no_paper():
 def test_no_file_is_longer_than_350_lines():
     lengths = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in FILES}
     long = {name: count for name, count in lengths.items() if count > (420 if name == "data/sample.py" else 350)}
-    assert not long and sum(lengths.values()) <= 11_600, (long, sum(lengths.values()))
+    assert not long and sum(lengths.values()) <= 11_568, (long, sum(lengths.values()))
 
 
 def test_nothing_runs_at_import_and_nothing_is_asserted_or_probed():

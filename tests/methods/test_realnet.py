@@ -531,7 +531,7 @@ def test_one_model_of_many_categories(run):
     assert {"image_auroc_max", "aupro_0.3_realnet", "aupro_0.3", "image_auroc"} <= set(metrics)
     assert set(metrics["by_defect"]) == {"other/spot", "part/spot"} and metrics["by_category"]["part"]["n"] == 4
     scores = {row["path"]: float(row["score"]) for row in rows_of(run / "evaluation/scores.csv")}
-    good, bad = ([scores[f"part/{kind}/{i:03d}.png"] for i in range(2)] for kind in ("good", "spot"))
+    good, bad = ([scores[f"part/test/{kind}/{i:03d}.png"] for i in range(2)] for kind in ("good", "spot"))
     auroc = np.mean([(b > g) + 0.5 * (b == g) for b in bad for g in good])
     assert metrics["by_category"]["part"]["image_auroc"] == pytest.approx(auroc)
     mean = np.mean([metrics["by_category"][name]["aupro_0.3"] for name in ("other", "part")])

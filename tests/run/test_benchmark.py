@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -42,7 +43,7 @@ def test_cells_and_shards(roots, tmp_path):
     variants = ["draem-paper", "noise_to_norm-tiny", "noise_to_norm-tiny-lambda-0"]
     assert list(found) == [f"{v}/{c}/seed-{s}" for s in (3, 1) for c in ("bottle", "washer") for v in variants]
     argv = found["noise_to_norm-tiny-lambda-0/washer/seed-1"]
-    assert " ".join(argv) == "noise_to_norm --category washer --seed 1 --preset tiny --ablation lambda-0"
+    assert " ".join(argv) == "noise_to_norm --category=washer --seed 1 --preset tiny --ablation lambda-0"
     shards = [list(make_cells(roots, tmp_path, f"{words} --shard {i}/5")) for i in (1, 2, 3, 4, 5)]
     assert sorted(name for part in shards for name in part) == sorted(found)
     assert [len(part) for part in shards] == [3, 3, 2, 2, 2]
@@ -86,12 +87,15 @@ def test_two_data_sets_with_one_category(roots, tmp_path):
         make_cells([roots[0], roots[0]], tmp_path, "--methods draem")
 
 
-def test_only_a_finished_run_has_metrics(tmp_path):
+def test_only_a_finished_run_has_metrics(small_run, tmp_path):
     (tmp_path / "evaluation").mkdir()
+    shutil.copy(small_run / "config.json", tmp_path)
     assert summary.read_metrics(tmp_path) is None
-    for finished in (False, True):
-        (tmp_path / "evaluation/metrics.json").write_text(json.dumps({"finished": finished}))
-        assert (summary.read_metrics(tmp_path) is not None) == finished
+    for text, found in (('{"finished": false}', False), ('{"finished": true}', True), ('{"finished": tr', False)):
+        (tmp_path / "evaluation/metrics.json").write_text(text)
+        assert (summary.read_metrics(tmp_path) is not None) == found
+    (tmp_path / "config.json").write_text("{}")  # a damaged cell does not cost the tables
+    assert summary.read_metrics(tmp_path) is None
 
 
 def start(roots, out, *words: str) -> subprocess.Popen:

@@ -18,7 +18,7 @@ TRAIN_MISTAKES = [
     (["draem", "extra"], "unknown argument 'extra'"),
     (["draem", "--prest", "tiny"], "unknown option --prest; known: --preset"),
     (["draem", "--texture-weight", "1,0.2"], "--texture-weight takes two numbers in ascending order; got 1.0,0.2"),
-    (["draem", "--data", ""], "--data takes a path; got an empty name"),
+    (["draem", "--data", ""], "an empty name among the arguments: 'draem' '--data' ''"),
     (["draem", "--preset", "huge"], "unknown --preset huge; known: paper, tiny"),
     (["draem", "--ablation", "none"], "unknown --ablation none; known: literal"),
     (["draem", "--epochs", "many"], "--epochs takes a whole number; got 'many'"),
@@ -39,7 +39,7 @@ TRAIN_MISTAKES = [
     (["draem", "--weights", "DATA/absent.pckl,DATA/absent.pckl"], "--weights DATA/absent.pckl cannot be read"),
     (["draem", "--weights", "DATA/part/train/good/000.png"], "--weights DATA/part/train/good/000.png cannot be read"),
     (["draem", "--out", "DATA/part"], "--out DATA/part exists already; give --resume to go on with it, or another"),
-    (["draem", "--out", "DATA/part/train/good/000.png/run"], "cannot be written"),
+    (["draem", "--out", "DATA/part/train/good/000.png/run"], "000.png/run: Not a directory"),
     (["--resume"], "--resume needs --out RUN"),
     (["--resume", "--out", "DATA/absent"], "DATA/absent is no run directory: it has no config.json"),
 ]  # fmt: skip
@@ -76,7 +76,7 @@ def test_ctrl_c_outside_training_is_no_traceback(small_run, capsys, monkeypatch)
 def test_predict_refuses_an_output_that_is_a_file_and_an_empty_folder(small_run, tmp_path, capsys):
     out, picture = tmp_path / "out", small_run.parent / "data/part/test/spot/000.png"
     out.touch()
-    for given, words in ((picture, f"--out {out} cannot be written"), (tmp_path, f"{tmp_path}: holds no images")):
+    for given, words in ((picture, f"error: {out}/maps: Not a directory"), (tmp_path, f"{tmp_path}: holds no images")):
         assert predict.main([str(small_run), str(given), "--out", str(out)]) == 2
         assert words in capsys.readouterr().err
 

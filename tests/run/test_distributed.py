@@ -182,7 +182,7 @@ def test_sigterm_stops_all_at_one_step_and_one_process_goes_on(runs, textures, t
     argv = [*command("vit_autoencoder", runs / "data", textures, out), "--checkpoint-steps", "1"]
     process = torchrun(script, *argv)
     deadline = time.time() + 120
-    while time.time() < deadline and (not out.exists() or checkpoint(out)["step"] < 1):
+    while time.time() < deadline and (not (out / "config.json").exists() or checkpoint(out)["step"] < 1):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     code, text, _ = run(process)

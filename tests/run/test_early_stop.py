@@ -15,7 +15,7 @@ from adref import train
 from adref.data import examples as examples_module
 from adref.data.examples import random_stream, resize, to_tensor
 from adref.data.layouts import find_category, list_images
-from adref.data.reader import read_file, read_image
+from adref.data.reader import read_bytes, read_image
 from adref.method import EarlyStop, Sources
 from adref.methods.noise_to_norm import NoiseToNorm, Options
 from adref.methods.noise_to_norm import method as noise_method
@@ -260,7 +260,7 @@ def test_one_image_trains_by_its_own_loss(tmp_path):
 
 def test_each_training_file_is_read_once_and_no_test_image_scored_before_evaluation(data, tmp_path, monkeypatch):
     read, trained, evaluate = [], [], train.evaluate
-    monkeypatch.setattr(examples_module, "read_file", lambda path: (read.append(str(path)), read_file(path))[1])
+    monkeypatch.setattr(examples_module, "read_bytes", lambda path: (read.append(str(path)), read_bytes(path))[1])
     monkeypatch.setattr(train, "evaluate", lambda *rest: (trained.append(list(read)), evaluate(*rest))[1])
     run_of(data, tmp_path / "run", "--epochs", 2, "--patience", 1)
     assert len(trained[0]) == len(set(trained[0])) == len(list_images(data / "part" / "train")) == 12

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import at_step, checkpoint, interrupt, picture, same_weights, without_times
+from conftest import at_step, checkpoint, interrupt, picture, same_weights, save_checkpoint, without_times
 from PIL import Image
 from test_train import arguments
 
@@ -77,10 +77,10 @@ class FullDisk(io.FileIO):
 
 
 def fill_disk(patch, name: str) -> None:
-    """Every file of that name, opened to be written, is on a full disk."""
+    """Every file whose name ends so, opened to be written, is on a full disk."""
 
     def opened(path, mode="r", *rest, real=builtins.open, **more):
-        if isinstance(path, int) or Path(path).name != name or not set(mode) & set("wax"):
+        if isinstance(path, int) or not Path(path).name.endswith(name) or not set(mode) & set("wax"):
             return real(path, mode, *rest, **more)
         file = io.BufferedWriter(FullDisk(path, mode.strip("bt")))
         return file if "b" in mode else io.TextIOWrapper(file, "utf-8", more.get("errors"))
@@ -100,7 +100,7 @@ def test_full_disk_in_training(name, half, small_run, monkeypatch, capsys):
     check_goes_on(half, small_run)
 
 
-@pytest.mark.parametrize("name", ["001.npy", "scores.csv", "metrics.json.tmp", "report.html.tmp"])
+@pytest.mark.parametrize("name", ["001.png.npy", "scores.csv.tmp", "metrics.json.tmp", "report.html.tmp"])
 def test_full_disk_in_an_evaluation(name, small_run, tmp_path, monkeypatch, capsys):
     run = shutil.copytree(small_run, tmp_path / "run")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -112,13 +112,14 @@ def test_full_disk_in_an_evaluation(name, small_run, tmp_path, monkeypatch, caps
     assert all(path.read_bytes() == before[path] for path in kept) and not (run / "evaluation.new").exists()
 
 
-@pytest.mark.parametrize("name", ["001.npy.tmp", "001.png.tmp", "scores.csv.tmp"])
+@pytest.mark.parametrize("name", ["001.png.npy.tmp", "001.png.png.tmp", "scores.csv.tmp"])
 def test_full_disk_in_a_prediction(name, small_run, tmp_path, monkeypatch, capsys):
     words = [str(small_run), str(small_run.parent / "data/part/test/spot"), "--out", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
         fill_disk(patch, name)
         code = predict.main([*words, "--device", "cpu"])
-    assert code == 2 and f"--out {tmp_path / 'out'} cannot be written: {FULL}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert code == 2 and f"error: {tmp_path / 'out'}/" in said and f"{name.removesuffix('.tmp')}: {FULL}" in said
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
@@ -126,7 +127,9 @@ def test_full_disk_for_a_new_run(data, textures, tmp_path, monkeypatch, capsys):
     fill_disk(monkeypatch, "checkpoint.pt.tmp")
     run = tmp_path / "new/run"
     code = train.main(arguments(data, textures, run))
-    check(code, capsys.readouterr().err, 2, f"--out {run} cannot be written: {FULL}")
+    said = capsys.readouterr().err
+    check(code, said, 2, f"error: {run}/")
+    assert f"checkpoint.pt: {FULL}" in said
     assert not list(run.parent.iterdir())
 
 
@@ -303,7 +306,7 @@ def damage(run: Path, kind: str) -> str:
         "config of something else": ('{"a": 1}', "is not of a run of this version: method, preset"),
         "unknown option": (text.replace('"batch_size"', '"batch_sise"'), "unknown option --batch-sise; known: --b"),
         "unknown method": (text.replace('"method": "draem"', '"method": "dream"'), "unknown method dream"),
-        "another width": (text.replace('nator_width": 4', 'nator_width": 8'), "do not fit config.json"),
+        "another width": (text.replace('nator_width": 4', 'nator_width": 8'), "not of these options"),
     }):  # fmt: skip
         config.write_text(edits[kind][0])
         if kind == "no config":
@@ -314,7 +317,7 @@ def damage(run: Path, kind: str) -> str:
         return "checkpoint.pt is missing"
     if kind == "NaN in a weight":
         list(state["model"].values())[3].view(-1)[0] = torch.nan
-        torch.save(state, path)
+        save_checkpoint(state, run)
         return "is not finite"
     if kind == "a bit of a weight":  # which torch would load
         place = whole.index(state["model"]["reconstructor.out.bias"].numpy().tobytes()) + 1
@@ -322,7 +325,7 @@ def damage(run: Path, kind: str) -> str:
         assert not torch.equal(
             checkpoint(run)["model"]["reconstructor.out.bias"], state["model"]["reconstructor.out.bias"]
         )
-        return "checkpoint.pt is damaged"
+        return "is damaged"
     if kind == "code":
         torch.save(state | {"best": Code(made)}, path)
     elif kind == "code in a plain pickle":

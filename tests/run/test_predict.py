@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import torch
-from conftest import checkpoint, picture, rows_of
+from conftest import checkpoint, picture, rows_of, save_checkpoint
 from PIL import Image
 
 from adref import load
@@ -24,11 +24,11 @@ def test_scores_maps_and_overlays_of_a_folder(small_run, tmp_path, capsys):
     evaluated = {r["path"]: r for r in rows_of(small_run / "evaluation/scores.csv")}
     assert len(rows) == 6
     for row in rows:
-        name = row["path"][len(str(folder)) + 1 :]
+        name = f"test/{row['path'][len(str(folder)) + 1 :]}"
         assert (row["score"], row["decision"]) == (evaluated[name]["score"], evaluated[name]["decision"])
-        array = np.load(tmp_path / "out/maps" / name.replace(".png", ".npy"))
-        assert np.array_equal(array, np.load(small_run / "evaluation/maps" / name.replace(".png", ".npy")))
-        assert Image.open(tmp_path / "out/overlays" / name).size == (48, 40)
+        array = np.load(tmp_path / "out/maps" / f"{name[5:]}.npy")
+        assert np.array_equal(array, np.load(small_run / "evaluation/maps" / f"{name}.npy"))
+        assert Image.open(tmp_path / "out/overlays" / f"{name[5:]}.png").size == (48, 40)
 
 
 def test_csv_on_stdout_writes_no_file(small_run, tmp_path, capsys, monkeypatch):
@@ -64,8 +64,8 @@ def test_any_size_and_mode_is_scored_at_its_own_size(small_run, tmp_path):
     Image.fromarray(picture(1, 300, 37)).convert("L").save(tmp_path / "tall.png")
     Image.fromarray(picture(2, 31, 200)).convert("RGBA").save(tmp_path / "wide.png")
     assert run(small_run, tmp_path, "--out", tmp_path / "out") == 0
-    assert np.load(tmp_path / "out/maps/tall.npy").shape == (300, 37)
-    assert np.load(tmp_path / "out/maps/wide.npy").shape == (31, 200)
+    assert np.load(tmp_path / "out/maps/tall.png.npy").shape == (300, 37)
+    assert np.load(tmp_path / "out/maps/wide.png.npy").shape == (31, 200)
 
 
 def test_the_embedding_example_of_the_readme(small_run):
@@ -78,7 +78,7 @@ def test_the_embedding_example_of_the_readme(small_run):
 
 def test_a_run_without_an_end_makes_no_decisions(small_run, tmp_path, capsys):
     shutil.copytree(small_run, tmp_path / "run")
-    torch.save(checkpoint(small_run) | {"calibration": None, "finished": False}, tmp_path / "run/checkpoint.pt")
+    save_checkpoint(checkpoint(small_run) | {"calibration": None, "finished": False}, tmp_path / "run")
     assert run(tmp_path / "run", small_run.parent / "data/part/test/spot", "--out", "-") == 0
     captured = capsys.readouterr()
     assert "stores no threshold" in captured.err

@@ -4,11 +4,11 @@ import pytest
 from conftest import write_category
 from PIL import Image
 
+from adref import synthesize as sampling
 from adref.evaluate import main as evaluate
 from adref.methods.sdas.method import SDAS
 from adref.methods.sdas.options import Options
 from adref.predict import main as predict
-from adref.run import sampling
 from adref.synthesize import main as synthesize
 from adref.train import main as train
 

@@ -88,7 +88,6 @@ def test_no_weights_are_made(data, tmp_path, monkeypatch):
         (["srdad", "--rotation", "-10,10"], "--rotation: expected at least one argument (a value that begins with"),
         (["srdad", "--patch-size", "histogram"], "this method needs --defect-sizes FILE"),
         (["srdad", "--size", "200,64", "--window", "8"], "--size: a height of 200 does not fit"),
-        (["--sizes-from", "DATA/part/ground_truth", "--out", "DATA/none/a.csv"], "DATA/none/a.csv is in no folder"),
         (["--sizes-from", "DATA/part/test/none"], "DATA/part/test/none"),
         (["--sizes-from", "DATA/part/ground_truth", "--out", "DATA/part"], "--out DATA/part exists already"),
     ],
@@ -125,7 +124,7 @@ def test_sizes_of_masks(tmp_path, capsys):
         assert call("--sizes-from", tmp_path / folder, "--out", out) == 0
         assert out.read_text() == "height,width,weight\n20,40,1\n8,4,1\n"
         assert ("leak the test set" in capsys.readouterr().err) == warned
-    assert read_sizes(out).tolist() == [[20, 40, 1], [8, 4, 1]]
+    assert read_sizes(out)[0].tolist() == [[20, 40, 1], [8, 4, 1]]
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "masks/a_mask.png")
     assert call("--sizes-from", tmp_path / "masks", "--out", tmp_path / "none.csv") == 2
     assert "no pixel of 1 masks is above 0" in capsys.readouterr().err
