@@ -301,11 +301,12 @@ def check_files(records: Sequence[Record]) -> Checked:
     with ThreadPoolExecutor(THREADS) as pool:
         rows = list(pool.map(_check_record, records))
     digests = {path: digest for _, contents, *_ in rows for path, digest in contents.items()}
-    masks = [(share, graded, r.mask.name) for (*_, (share, graded)), r in zip(rows, records) if share and r.mask]
+    known = [(r.category, *row[-1], r.mask.name) for row, r in zip(rows, records) if r.mask and row[-1][0]]
     notes = []
-    if masks:
-        (least, *_), (most, _, largest), graded = min(masks), max(masks), [name for _, grey, name in masks if grey]
-        notes.append(f"masks: {100 * least:.2g} % to {100 * most:.2g} % of a picture's pixels are anomalous")
+    for name in sorted({category for category, *_ in known}):
+        masks = [row[1:] for row in known if row[0] == name]
+        (least, *_), (most, _, largest), graded = min(masks), max(masks), [mask for _, grey, mask in masks if grey]
+        notes.append(f"masks of {name}: {100 * least:.2g} % to {100 * most:.2g} % of a picture's pixels are anomalous")
         if most > 0.5:
             notes.append(f"WARNING: in {largest} more than half of the pixels are above 0: is it inverted?")
         if graded:

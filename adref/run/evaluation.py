@@ -145,9 +145,8 @@ def report(run: Run, metrics: dict, category: Category, digests: dict[Path, str]
         if not tiling.tile:
             inputs = resize_and_hash(method, image, tiling)
             steps = as_bytes(method.figures(*as_batch(method, *inputs, run.config["flags"]["seed"], index)))
-        mask = read_test_file(record.mask, digests, decode_mask)
-        mask = np.zeros(image.shape[:2]) if mask is None and not record.label else mask
-        mask = mask if mask is None else mask > 0
+        values = read_test_file(record.mask, digests, decode_mask)
+        mask = values > 0 if values is not None else None if record.label else np.zeros(image.shape[:2], bool)
         return Picture(*rows[index], image, steps, mask, np.load(result_path(maps, rows[index][0], ".npy")))
 
     curves, labels = {}, np.array([row[2] for row in rows])

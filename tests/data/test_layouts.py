@@ -298,7 +298,7 @@ def test_first_problems_and_notes_of_a_category(tmp_path):
     shutil.copy(mvtec(tmp_path) / "train/good/001.png", tmp_path / "test/good/000.png")
     found, notes, _, sizes = inspect(only(tmp_path))
     assert found == [] and sizes == [(6, 8)] * 9
-    assert [note[:19] for note in notes] == ["masks: 8.3 % to 8.3", "1 test images have "]
+    assert [note.split(":")[0][:19] for note in notes] == [f"masks of {tmp_path.name}"[:19], "1 test images have "]
     for index in range(13):
         (tmp_path / "train/good" / f"x{index:02}.txt").write_text("x")
     lines = refusal(tmp_path).split("\n")

@@ -96,8 +96,8 @@ MASKS = {"inverted": (~SHAPE * np.uint8(255), "91 % to 91 %.*WARNING: .* more th
          "all": (np.full((40, 48), 255, np.uint8), "1e.02 % to 1e.02 %.*more than half"),
          "palette": (PALETTE, "more than half"),
          "soft": (GREY, "WARNING: 1 masks have grey levels"),
-         "alpha": (WHITE, r"masks: 8\.8 % to 8\.8 %"),
-         "class ids": (SHAPE * np.uint8(7), r"masks: 8\.8 % to 8\.8 %")}  # fmt: skip
+         "alpha": (WHITE, r"masks of part: 8\.8 % to 8\.8 %"),
+         "class ids": (SHAPE * np.uint8(7), r"masks of part: 8\.8 % to 8\.8 %")}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -204,7 +204,7 @@ def test_training_in_a_thread_and_without_streams(data, textures, tmp_path, monk
     thread = threading.Thread(target=lambda: codes.append(train.main(arguments(data, textures, tmp_path / "run"))))
     thread.start()
     thread.join()
-    assert codes == [0] and "part: masks" not in sys.stderr.getvalue()
+    assert codes == [0] and "masks of part" not in sys.stderr.getvalue()
 
 
 @pytest.mark.parametrize("flag", ["-OO", "-Werror", "-bb"])
