@@ -50,11 +50,12 @@ def run_command(argv: list[str]) -> int:
         raise UserError(f"--out {out} holds a scores.csv that is no prediction; give another name")
     threshold = run.threshold if (given := arguments.threshold) is None else parse("threshold", float, given)
     scale, progress, rows = stored_map_scale(run.folder), Progress(len(names)), []
-    for told, words in (
-        (threshold is None, "stores no threshold (training not finished, or no image held out): no decisions"),
-        (scale is None and out, "was not evaluated with its own options: each overlay has a colour scale of its own"),
-    ):
-        print(f"{run.folder} {words}\n" if told else "", end="", file=sys.stderr)
+    missing = {
+        "stores no threshold (training not finished, or no image held out): no decisions": threshold is None,
+        "was not evaluated with its own options: each overlay has a colour scale of its own": scale is None and out,
+    }
+    for words in filter(missing.get, missing):
+        print(f"{run.folder} {words}", file=sys.stderr)
     for index, (name, path) in enumerate(names.items()):
         try:
             found, image = predict(run.method, path, threshold, run.config["flags"]["seed"], index, tiling)

@@ -301,8 +301,7 @@ def check_files(records: Sequence[Record]) -> Checked:
     with ThreadPoolExecutor(THREADS) as pool:
         rows = list(pool.map(_check_record, records))
     digests = {path: digest for _, contents, *_ in rows for path, digest in contents.items()}
-    known = [(r.category, *row[-1], r.mask.name) for row, r in zip(rows, records) if r.mask and row[-1][0]]
-    notes = []
+    notes, known = [], [(r.category, *row[-1], r.mask.name) for row, r in zip(rows, records) if r.mask and row[-1][0]]
     for name in sorted({category for category, *_ in known}):
         masks = [row[1:] for row in known if row[0] == name]
         (least, *_), (most, _, largest), graded = min(masks), max(masks), [mask for _, grey, mask in masks if grey]

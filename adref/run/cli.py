@@ -38,7 +38,7 @@ def run_cli(command: Callable[[], int], processes: bool = False) -> int:
     """
     out, err = Stream(sys.stdout), Stream(sys.stderr, needed=False)
     with redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
-        warnings.simplefilter("always", Notice)  # even where other warnings are errors
+        warnings.simplefilter("default", Notice)  # once each, even where other warnings are errors
         show = warnings.showwarning
         warnings.showwarning = lambda text, kind, *rest: (
             print(f"note: {text}", file=sys.stderr) if issubclass(kind, Notice) else show(text, kind, *rest)

@@ -66,6 +66,13 @@ def test_a_picture_is_its_path_not_its_name(run, tmp_path, capsys):
     assert sorted(p.relative_to(tmp_path / "out/maps").as_posix()[:-4] for p in tmp_path.glob("out/maps/*/*")) == names
 
 
+def test_what_lies_beside_the_categories_is_named_once(data, textures, tmp_path, capsys):
+    (data / "readme.txt").touch()
+    for name in ("first", "second"):
+        assert train.main(arguments(data, textures, tmp_path / name)) == 0
+        assert capsys.readouterr().err.count("1 entries are no categories: readme.txt") == 1
+
+
 def test_what_is_left_out_is_named(run, tmp_path, capsys):
     folder = tmp_path / "pictures"
     for name in ("a.jfif", "b.JPE", "c.ppm", "d.gif", "e.jp2"):
