@@ -22,10 +22,12 @@ class Options:
     source_resize: Literal["bilinear", "antialias"] = option("bilinear", "filter for textures and SDAS images", "code")
     categories: tuple[str, ...] = option((), "names of the categories, sorted", "--category", is_flag=False)
     backbone: Literal[
-        "wide_resnet50_2", "resnet50", "resnet34", "resnet18", "efficientnet_b4", "mobilenet_v2"] = option(
+        "wide_resnet50_2", "resnet50", "resnet34", "resnet18", "efficientnet_b4", "efficientnet_lite0",
+        "mobilenet_v2"] = option(
         "wide_resnet50_2", "frozen network that gives the features", "section on implementation", kind="silent",
         paper="ImageNet weights", why="the user's file, whose hash is recorded: the code takes timm 0.5.4's files, "
-        "mostly not torchvision's, with other features, selection and results. mobilenet_v2 is an extension for CPUs")
+        "mostly not torchvision's, with other features, selection and results. efficientnet_lite0 and mobilenet_v2 are "
+        "extensions for CPUs")
     widths: tuple[int, ...] = option((256, 512, 512, 256), "m_k, channels kept of each layer", "table of widths",
         limits=(1, 4096), kind="silent", paper="a width for each layer", why="the code's, which keep layers 1 and 2 "
         "whole. ResNet34's fourth is 128 in the table (preset resnet34), 256 in a configuration of the authors")
