@@ -24,7 +24,7 @@ Equations
     (3) P(phi_j) = {phi_j(N_p(h, w)) for all h, w}                                    bank.patch_features
     (4) M = union over the normal images of P(phi_j(x_i))                             PatchCore.prepare
     (5) M_C = argmin_{M_C in M} max_{m in M} min_{n in M_C} |m - n|                   bank.greedy_coreset
-    (6) m_test*, m* = argmax over m_test of argmin over m of |m_test - m|, s* = |m_test* - m*|    PatchCore.score
+    (6) m_test*, m* = argmax_{m_test} argmin_m |m_test - m|, s* = |m_test* - m*|      bank.nearest, PatchCore.score
     (7) s = (1 - exp |m_test* - m*| / sum_{m in N_b(m*)} exp |m_test* - m|) s*        PatchCore.score
 
 Algorithms and tables
