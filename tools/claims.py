@@ -48,6 +48,7 @@ LEAST_CATEGORIES, LEAST_SEEDS = 3, 2  # with fewer a claim counts as not measure
 CONFIDENCE = 0.95  # of the interval
 BLOCKS = (3, 4)  # sides in pixels: SRDAD, section on tiny anomalies
 STRENGTHS = (0, 0.1, 0.2, 0.5)  # the first three are those of RealNet's table of strengths
+FILES = ("backbone_weights", "textures")  # flags that the table names
 PICTURES = 100  # of SDAS for each category, for RealNet's arm
 TITLES = {
     "srdad": "SRDAD (Scientific Reports 2025, s41598-025-10303-8)",
@@ -57,6 +58,7 @@ TITLES = {
     "realnet": "RealNet (CVPR 2024)",
     "sdas": "RealNet's synthesis, SDAS (CVPR 2024)",
 }
+SCORING = [name for name in TITLES if name != "sdas"]
 SWIN, ROWS = "table 4, in words: its body is not in the text", "section Experiments, MVTec AD"
 VIT, LOST = "ablation on MVTec AD", "the section of experiments is not in the text"
 NOISE, ATTENTION = "noise coefficients on MPDD", "table 5, body not in the text: second number from the printed gain"
@@ -72,7 +74,7 @@ CLAIMS = (
           None, (None, "draem-reconstructor"), ("reconstructor",), IMAGE),
     Claim("srdad", "Res-SE and cross attention in the discriminator help localisation above all", SWIN,
           None, ("draem+", "draem"), ("discriminator",), PIXEL),
-    Claim("srdad", "the residual modules add to a plain Swin-UNet with DRAEM's discriminator", SWIN,
+    Claim("srdad", "its additions help plain Swin-Unet with DRAEM's U-Net (rows srdad-, srdad)", SWIN,
           None, (None, "srdad-"), ("reconstructor", "discriminator"), IMAGE),
     Claim("srdad", "the whole detects better than DRAEM", ROWS, (0.986, 0.980), (None, "draem"), DRAEM, IMAGE),
     Claim("srdad", "the whole localises better than DRAEM", ROWS, (0.980, 0.973), (None, "draem"), DRAEM, PIXEL),
@@ -118,11 +120,12 @@ CLAIMS = (
     *(Claim("realnet", f"RRS by maximum and mean is better than by {one} alone", STATISTICS,
             None, (None, f"rrs-{short}"), ("residuals",), IMAGE) for one, short in (("the maximum", "max"),
                                                                                     ("the mean", "mean"))),
-    *(Claim("realnet", f"{ours} is a better source of anomalies than {other}", ORIGINS,
+    *(Claim("realnet", f"{ours} as the source of anomalies are better than {other}", ORIGINS,
             figure, arms, ("anomaly_sources",), IMAGE) for ours, other, arms, figure in (
-        ("SDAS", "textures", ("sdas", "dtd"), (0.9965, 0.9952)), ("SDAS", "NSA", ("sdas", "nsa"), (0.9965, 0.9935)),
-        ("SDAS", "CutPaste", ("sdas", "cut-paste"), (0.9965, 0.9873)),
-        ("textures", "CutPaste", ("dtd", "cut-paste"), (0.9952, 0.9873)))),
+        ("pictures of SDAS", "textures", ("sdas", "dtd"), (0.9965, 0.9952)),
+        ("pictures of SDAS", "patches of NSA", ("sdas", "nsa"), (0.9965, 0.9935)),
+        ("pictures of SDAS", "patches of CutPaste", ("sdas", "cut-paste"), (0.9965, 0.9873)),
+        ("textures", "patches of CutPaste", ("dtd", "cut-paste"), (0.9952, 0.9873)))),
     *(Claim("sdas", f"strength {high} draws pictures further from the normal ones than {low}", STRENGTH,
             None, (None, None), (), f"distance {high}", f"distance {low}")
       for low, high in itertools.pairwise(STRENGTHS)),
@@ -187,11 +190,18 @@ def preset_of(method: str, runs: dict) -> str:
     return found[0] if found else "tiny"
 
 
+def facts(claim: Claim, run: dict) -> dict:
+    """Collects what two arms must share: options and flags by name, and the digests of their inputs."""
+    free = {*claim.options, *FREE_ON_RESUME}
+    return {**{key: value for key, value in {**run["options"], **run["flags"]}.items() if key not in free},
+            "the data set": run.get("data_digest"), **run.get("sources", {})}  # fmt: skip
+
+
 def compare(claim: Claim, runs: dict) -> tuple[dict[tuple, float], int]:
     """Computes the differences of a claim by (category, seed), and how many there should be.
 
     A category without masks has no pixel metric and is left out. UserError for arms that differ in more than the
-    options of the claim, or in the flags of their training.
+    options of the claim.
     """
     preset, places, differences, without = preset_of(claim.method, runs), {key[1:] for key in runs}, {}, set()
     arms = ["-".join(filter(None, (claim.method, preset, arm))) for arm in claim.arms]
@@ -199,11 +209,11 @@ def compare(claim: Claim, runs: dict) -> tuple[dict[tuple, float], int]:
         ours, other = (runs.get((claim.method if claim.against is not None else arm, *place)) for arm in arms)
         if not ours or not other:
             continue
-        for part, free in (("options", claim.options), ("flags", FREE_ON_RESUME)):
-            for name in ours[part]:
-                if name not in free and ours[part][name] != other[part].get(name):
-                    raise UserError(f"{arms[0]} and {arms[1]}, {' seed '.join(map(str, place))}: expected a difference "
-                                    f"in {', '.join(claim.options)} alone, found one in {flag(name)}")  # fmt: skip
+        (mine, theirs), where = (facts(claim, run) for run in (ours, other)), " seed ".join(map(str, place))
+        for name in mine:
+            if name in theirs and mine[name] != theirs[name]:
+                raise UserError(f"{arms[0]} and {arms[1]}, {where}: expected a difference in "
+                                f"{', '.join(claim.options)} alone, found one in {name}")  # fmt: skip
         values = ours.get(claim.metric), other.get(claim.metric) if claim.against is None else claim.against
         values = [ours.get(value) if isinstance(value, str) else value for value in values]
         if None in values:
@@ -221,7 +231,7 @@ def line(claim: Claim, runs: dict) -> tuple[str, str]:
     text = f"{statistics.fmean(differences):+.3f}" if differences else ""
     text += " ({:+.3f} to {:+.3f})".format(*interval(differences)) if len(differences) > 1 else ""
     text += f", {sum(d > 0 for d in differences)} of {len(differences)} above 0" if differences else ""
-    figure = "none" if claim.figure is None else "{:.3f} / {:.3f}".format(*claim.figure)
+    figure = "none" if claim.figure is None else " / ".join(f"{x:.4f}".removesuffix("0") for x in claim.figure)
     arms, metric = [arm or "default" for arm in claim.arms], claim.metric.replace("_auroc", " AUROC")
     if claim.against is not None:
         arms, metric = [claim.metric, str(claim.against)], claim.metric.split()[0]
@@ -235,7 +245,9 @@ def write_table(out: Path, path: Path) -> None:
     runs, text, verdicts = read_runs(out), "", collections.Counter()
     for method, title in TITLES.items():
         own = [run for run in runs.values() if run and run["method"] == method]
-        changed = sorted({" ".join(f"{flag(k)} {v}" for k, v in run["changed"].items()) for run in own} - {""})
+        files = ({k: Path(v).name for k in FILES if (v := run["flags"].get(k))} for run in own)
+        changed = ({**run["changed"], **named} for run, named in zip(own, files))
+        changed = sorted({" ".join(f"{flag(k)} {v}" for k, v in one.items()) for one in changed} - {""})
         rows = [line(claim, runs) for claim in CLAIMS if claim.method == method]
         verdicts.update(decided.split(" (")[0] for _, decided in rows)
         text += f"\n## {title}\n\n{'; '.join([f'Preset {preset_of(method, runs)}', *changed])}.\n\n"
@@ -289,18 +301,20 @@ def run_command(argv: list[str]) -> int:
     add("--categories", nargs="+", metavar="NAME", help="[all in the folders]")
     add("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help="[0 1]")
     add("--out", type=Path, metavar="DIR", required=True, help="folder of all runs")
-    add("--methods", nargs="+", default=[f"{name}:tiny" for name in TITLES if name != "sdas"],
-        metavar="METHOD:PRESET", help="realnet brings sdas [all, at tiny]")  # fmt: skip
+    add("--methods", nargs="+", default=[f"{name}:tiny" for name in SCORING], metavar="METHOD:PRESET",
+        help="realnet brings sdas [all, at tiny]")  # fmt: skip
     add = kinds.add_parser("table", help="write the table of what DIR holds").add_argument
     add("folder", type=Path, metavar="DIR", help="--out of the commands")
     add("--file", type=Path, default=Path(__file__).with_name("CLAIMS.md"), help="[tools/CLAIMS.md]")
     end = argv.index("--") if "--" in argv else len(argv)
     arguments, rest = parser.parse_known_args(argv[:end])
     if arguments.kind == "table":
+        if not arguments.folder.is_dir():
+            parser.error(f"expected a folder of runs, found none: {arguments.folder}")
         write_table(arguments.folder, arguments.file)
         return 0
-    if wrong := [word for word in arguments.methods if word.count(":") != 1 or word.partition(":")[0] not in TITLES]:
-        parser.error(f"--methods takes METHOD:PRESET, METHOD one of {', '.join(TITLES)}; got {wrong[0]}")
+    if wrong := [word for word in arguments.methods if word.count(":") != 1 or word.partition(":")[0] not in SCORING]:
+        parser.error(f"--methods takes METHOD:PRESET, METHOD one of {', '.join(SCORING)}; got {wrong[0]}")
     print("\n".join(map(shlex.join, commands(arguments, rest, argv[end + 1 :]))))
     return 0
 

@@ -96,14 +96,14 @@ def test_a_table_of_made_up_runs(tmp_path):
     text = (tmp_path / "CLAIMS.md").read_text()
     rows = [row for row in text.splitlines() if row.startswith("| the memory helps")]
     assert "| 3 x 2 | +0.200 (+0.106 to +0.294), 6 of 6 above 0 | holds |" in rows[0]
-    assert ".857 / 0.822 | `+m / base`" in rows[0]
+    assert "0.857 / 0.822 | `+m / base`" in rows[0]
     assert "| 2 x 2 | +0.000 (+0.000 to +0.000), 0 of 4 above 0 | not measured (4 of 6) |" in rows[1]
     assert "1 holds" in text and f"{len(claims.CLAIMS) - 1} not measured" in text
     # a run that is missing, and one that was trained otherwise in what the claim does not name
     shutil.rmtree(tmp_path / "vit_autoencoder-tiny-base/b/seed-1")
     assert claims.line(MEMORY, claims.read_runs(tmp_path))[1] == "not measured (5 of 6)"
     write_run(tmp_path, "base", ("b", 1), {"epochs": 4}, image_auroc=0.5)
-    with pytest.raises(UserError, match="expected a difference in memory alone, found one in --epochs"):
+    with pytest.raises(UserError, match="expected a difference in memory alone, found one in epochs"):
         claims.line(MEMORY, claims.read_runs(tmp_path))
 
 
