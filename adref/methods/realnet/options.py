@@ -93,9 +93,9 @@ ABLATIONS = {
     "rdr": {"selection": "random"}, "rdr-no-rrs": {"selection": "random", "residuals": "all"},
     "rlpr": {"selection": "projection"}, "rlpr-no-rrs": {"selection": "projection", "residuals": "all"},
     "no-rrs": {"residuals": "all"}, "rrs-max": {"residuals": "max"}, "rrs-mean": {"residuals": "mean"},
-    # table of anomaly sources; SDAS is the default
-    "dtd": {"anomaly_sources": ("textures",)}, "nsa": {"anomaly_sources": ("nsa",)},
-    "cut-paste": {"anomaly_sources": ("cut_paste",)},
+    # table of anomaly sources; SDAS is the default of the paper preset
+    "sdas": {"anomaly_sources": ("sdas",)}, "dtd": {"anomaly_sources": ("textures",)},
+    "nsa": {"anomaly_sources": ("nsa",)}, "cut-paste": {"anomaly_sources": ("cut_paste",)},
     # table of strengths; the strength is that of the images in --anomaly-images
     "strength-0": {}, "strength-0.1": {}, "strength-0.2": {},
     # table of architectures
