@@ -481,9 +481,8 @@ def patchcore() -> list[float]:
     """Fills a memory and scores by it, with both descriptions of a patch; the coreset itself is drawn elsewhere."""
     numbers, images = [], hashed("images", 2, 3, 64, 64)
     for width in (None, 200):
-        method = fill(
-            PatchCore(PatchCore.Options(size=(64, 64), backbone="efficientnet_lite0", width=width, coreset=1))
-        )
+        o = PatchCore.Options(size=(64, 64), backbone="efficientnet_lite0", width=width, coreset=1)
+        method = fill(PatchCore(o))
         pictures = [(255 * hashed(f"picture {i}", 3, 64, 64)).byte() for i in range(3)]
         method.prepare(Sources(images=pictures), "train", lambda *_: np.random.default_rng(0))
         numbers += digest(method.bank, method.features(images), *method.score(images))

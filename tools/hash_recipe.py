@@ -34,7 +34,7 @@ def fill(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
     Returns the module in evaluation mode and of type `dtype`.
     """
     for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and tensor.numel():
             values = hashed(name, *tensor.shape)
             if tensor.ndim > 1:
                 values = (values - 0.5) * (12 / tensor[0].numel()) ** 0.5  # variance 1 / fan-in

@@ -92,6 +92,7 @@ def test_search_in_parts_by_brute_force(monkeypatch):
 @pytest.mark.holds("patchcore", "5", "Algorithm 1")
 def test_coreset_by_a_loop():
     features, draws = golden.hashed("features", 60, 16), np.random.default_rng(4)
+    features[:48] *= 0.1  # most are alike
     chosen = greedy_coreset(features, 12, np.random.default_rng(4)).tolist()
     points = features.double().numpy()
     bound = np.linalg.norm(points[:, None] - points[draws.choice(60, 10, replace=False)], axis=2).mean(1)

@@ -4,10 +4,10 @@
     pip install --no-deps anomalib
     PYTHONPATH=tools python tools/sources/patchcore.py
 
-anomalib's files are loaded alone, with stand-ins for what they import for other purposes (torch 2.13.0, anomalib 2.7.0,
-faiss 1.15.1, scipy 1.17.1; 2026-11-29). It means each channel over 3 x 3 features, joins the layers, and has equation 7;
-faiss searches the memory, as in the authors' code; the map is scipy's Gaussian of faiss's squares, as there. Inputs: the
-hash of tools/hash_recipe.py. adref is not imported.
+torch 2.13.0, anomalib 2.7.0, faiss 1.15.1, scipy 1.17.1; 2026-11-29. anomalib averages each channel over 3 x 3 places,
+joins the layers, and has equation 7; its file is loaded alone, with stand-ins for what it imports for other purposes.
+The map is, as in the authors' code, scipy's Gaussian of the squares that faiss returns. Inputs: the hash of
+tools/hash_recipe.py. adref is not imported.
 """
 
 import importlib.metadata
