@@ -82,7 +82,7 @@ def test_the_codes_features_by_a_loop():
 def test_search_in_parts_by_brute_force(monkeypatch):
     queries = golden.hashed("queries", 30, 32)
     distances = np.linalg.norm(queries.double().numpy()[:, None] - BANK.double().numpy(), axis=2)
-    monkeypatch.setattr(bank_of, "CHUNK", 7 * len(BANK))  # five parts
+    monkeypatch.setattr(bank_of, "ROWS", 7)  # six parts
     found, indices = nearest(queries, BANK, 4)
     np.testing.assert_array_equal(indices.numpy(), distances.argsort(axis=1)[:, :4])
     np.testing.assert_allclose(found.numpy(), np.sort(distances, axis=1)[:, :4], rtol=1e-6)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 STARTS = 10  # code: features from whose mean distance the coreset starts
 PROJECTED = 128  # code: dimensions in which the coreset is chosen
-CHUNK = 2**24  # distances in memory at a time: 64 MiB in float32
+ROWS = 2048  # of the memory that are searched at a time
 
 
 def patch_features(layers: list[Tensor], side: int, width: int | None) -> Tensor:
@@ -57,11 +57,16 @@ def greedy_coreset(features: Tensor, count: int, rng: np.random.Generator) -> Te
 def nearest(queries: Tensor, bank: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
     """Finds the `count` nearest of a bank (m, d) to each query (n, d): distances, not squared, and indices (n, count).
 
-    At most CHUNK distances are in memory. The search compares |b|^2 - 2 q b; the distances are those of differences.
+    n ROWS numbers are in memory at a time. The search compares |b|^2 - 2 q b; the distances are those of differences.
     """
-    squares, indices = bank.square().sum(dim=1), []
-    for part in queries.split(max(1, CHUNK // len(bank))):
-        indices.append(torch.addmm(squares, part, bank.T, alpha=-2).topk(count, largest=False).indices)
-    found = torch.cat(indices)
-    distances = torch.stack([(queries - bank[column]).norm(dim=1) for column in found.T], dim=1)
-    return distances, found
+    squares, places = [], []
+    for begin in range(0, len(bank), ROWS):
+        part = bank[begin : begin + ROWS]
+        compared = torch.addmm(part.square().sum(dim=1), queries, part.T, alpha=-2)
+        least, place = compared.topk(min(count, len(part)), largest=False)
+        squares.append(least)
+        places.append(place + begin)
+    chosen = torch.cat(squares, dim=1).topk(count, largest=False).indices
+    indices = torch.cat(places, dim=1).gather(1, chosen)
+    distances = torch.stack([(queries - bank[column]).norm(dim=1) for column in indices.unbind(dim=1)], dim=1)
+    return distances, indices
