@@ -33,3 +33,13 @@ def test_the_command_times_steps_inference_and_evaluation(tmp_path, capsys):
         assert all(row["median_ms"] > 0 for row in group.values())
     assert "corrupt 4 images" in table["groups"]["vit_autoencoder, training step, train"]
     assert "vit_autoencoder, inference\n" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_step_is_timed_alone_and_under_load(tmp_path):
+    assert speed.main(["--load", "1", "--rounds", "1", "--json", str(tmp_path / "speed.json")]) == 0
+    (rows,) = json.loads((tmp_path / "speed.json").read_text())["groups"].values()
+    assert list(rows) == [f"{name}, {label}" for name in ("alone", "beside 1 loops") for label in speed.WAITING]
+    assert all(row["median_ms"] > 0 for row in rows.values())
+    with pytest.raises(SystemExit):
+        speed.main(["draem", "--load", "1"])
