@@ -7,7 +7,7 @@ Each row: median milliseconds, 5th and 95th percentile, ratio to the first row o
 turns, so that a slow moment of the machine meets all of them. Steps and inference run in float32 with contiguous and
 with channels-last memory (as the commands do), under bf16 autocast, and through torch.compile where asked for. Images
 are generated and 256 x 256; weights are random. The second form times a step of DRAEM at tiny, alone and beside busy
-loops, under three ways in which OpenMP's threads wait for each other.
+loops, under three ways in which OpenMP's threads wait for each other, each in a process of its own.
 """
 
 import argparse
@@ -22,12 +22,11 @@ if __name__ == "__main__":  # numpy and torch read these when they are imported
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
 
 import platform
-import signal
 import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -223,32 +222,35 @@ def answer_steps(folder: str, threads: int) -> None:
 
 
 @contextmanager
-def load_rows(folder: Path, loops: int, threads: int) -> Iterator[Rows]:
-    """Lists a step of DRAEM alone and beside busy loops, in a process for each of WAITING; ends all processes."""
-    code = f"import speed; speed.answer_steps({str(folder)!r}, {threads})"
+def running(code: str, environments: Iterable[dict[str, str]], threads: int = 1) -> Iterator[list[subprocess.Popen]]:
+    """Runs Python code in a process for each environment, with pipes as stdin and stdout; ends them all."""
     known = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     known |= {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "OMP_NUM_THREADS": str(threads)}
+    words, pipes = [sys.executable, "-W", "ignore", "-c", code], dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
     with ExitStack() as stack:
-
-        def start(code: str, environment: dict[str, str]) -> subprocess.Popen:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes))
+        found = []
+        for environment in environments:
+            process = stack.enter_context(subprocess.Popen(words, env=known | environment, text=True, **pipes))
             stack.callback(process.kill)
-            return process
+            found.append(process)
+        yield found
 
-        def step(process: subprocess.Popen, loaded: bool, number: int) -> None:
-            for loop in busy:
-                loop.send_signal(signal.SIGCONT if loaded else signal.SIGSTOP)
-            process.stdin.write("\n")
-            process.stdin.flush()
-            if not process.stdout.readline():
-                raise RuntimeError("the process of the step has died")
 
-        busy = [start("while True: pass", known) for _ in range(loops)]
-        steps = {label: start(code, known | waiting) for label, waiting in WAITING.items()}
-        yield {f"{name}, {label}": partial(step, process, loaded)
-               for name, loaded in (("alone", False), (f"beside {loops} loops", True))
-               for label, process in steps.items()}  # fmt: skip
+def load_groups(folder: Path, loops: int, threads: int) -> Iterator[tuple[str, Rows]]:
+    """Yields a step of DRAEM, in a process for each of WAITING, first alone, then beside busy loops."""
+
+    def step(process: subprocess.Popen, number: int) -> None:
+        process.stdin.write("\n")
+        process.stdin.flush()
+        if not process.stdout.readline():
+            raise RuntimeError("the process of the step has ended")
+
+    code = f"import speed; speed.answer_steps({str(folder)!r}, {threads})"
+    with running(code, WAITING.values(), threads) as found:
+        rows = {label: partial(step, process) for label, process in zip(WAITING, found)}
+        yield f"draem, training step, {threads} threads, alone", rows
+        with running("while True: pass", [{}] * loops):
+            yield f"draem, training step, {threads} threads, beside {loops} busy loops", rows
 
 
 def groups_of(bench: Bench) -> dict[str, Callable[[], Rows]]:
@@ -264,8 +266,7 @@ def groups_of(bench: Bench) -> dict[str, Callable[[], Rows]]:
 def open_groups(given: argparse.Namespace, root: Path, device: torch.device) -> Iterator[tuple[str, Rows]]:
     """Yields the title and the rows of each group that the command line asks for."""
     if given.load:
-        with load_rows(root, given.load, given.threads) as rows:
-            yield "draem, training step under load", rows
+        yield from load_groups(root, given.load, given.threads)
         return
     category = find_category(root, "fabric")
     for name in given.methods or METHODS:
@@ -283,9 +284,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each row [15]")
     parser.add_argument("--threads", type=int, default=1, help="of torch and numpy [1]")
     parser.add_argument("--compile", action="store_true", help="through torch.compile too: minutes")
-    parser.add_argument(
-        "--load", type=int, default=0, metavar="N", help="times DRAEM's step beside N busy loops instead"
-    )
+    parser.add_argument("--load", type=int, default=0, metavar="N", help="DRAEM's step, alone and beside N busy loops")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the same as JSON")
     given = parser.parse_args(argv)
     if unknown := set(given.methods) - set(METHODS):
