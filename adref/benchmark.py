@@ -16,6 +16,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+from adref.run.threads import bound_spinning
+
+if __name__ == "__main__":
+    bound_spinning()  # before torch is loaded
+
 import torch
 
 from adref.data.layouts import find_categories

@@ -9,6 +9,11 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from adref.run.threads import bound_spinning
+
+if __name__ == "__main__":
+    bound_spinning()  # before torch is loaded
+
 from adref.data.layouts import find_category
 from adref.method import Method
 from adref.methods import find_method

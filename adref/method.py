@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from adref.options import Notice, UserError, replace, to_json
 
+STEPS = "length in training steps; none: --epochs decides, which on the command line replaces a preset's steps"
 Stream = Callable[..., np.random.Generator]  # (purpose, number, ...) -> the random stream of these for a run's seed
 
 
@@ -49,6 +50,11 @@ class Stage(NamedTuple):
     order: Literal["permutation", "replacement"] = "permutation"  # how an epoch draws its images
     early_stop: EarlyStop | None = None
     parts: int = 1  # micro-batches of a batch, whose gradients are added: memory for time
+
+
+def training_length(epochs: int, steps: int | None) -> tuple[int, Literal["epochs", "steps"]]:
+    """Returns the length of a stage and its unit: `steps`, or `epochs` where they are None."""
+    return (epochs, "epochs") if steps is None else (steps, "steps")
 
 
 class Sources(NamedTuple):
@@ -133,7 +139,7 @@ class Trainable(nn.Module):
         """Changes the gradients after each micro-batch, e.g. clips them; `last`: the optimizer steps next."""
 
     def finish(self, stage: str, statistics: dict[str, float]) -> None:
-        """Looks at a finished stage and may give a Notice; `statistics` are the means of its last epoch's log."""
+        """Looks at a finished stage and may give a Notice; `statistics`: means of an epoch's number of last steps."""
 
     def load_weights(self, states: list[dict], part: Literal["method", "backbone"] = "method") -> None:
         """Loads published weights before training; UserError for keys or shapes that do not fit.

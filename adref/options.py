@@ -135,6 +135,8 @@ def build(options_class, presets: dict, ablations: dict, preset: str, ablation: 
         if name is not None and name not in table:
             raise UserError(f"unknown --{kind} {name}; known: {', '.join(table) or 'none'}")
         changes |= table.get(name, {})
+    if "epochs" in flags:  # a length in epochs replaces a preset's in steps
+        changes.pop("steps", None)
     return replace(options_class(), {**changes, **flags})
 
 

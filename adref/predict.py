@@ -12,6 +12,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from adref.run.threads import bound_spinning
+
+if __name__ == "__main__":
+    bound_spinning()  # before torch is loaded
+
 import numpy as np
 from PIL import Image
 

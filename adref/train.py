@@ -9,6 +9,11 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from adref.run.threads import bound_spinning
+
+if __name__ == "__main__":
+    bound_spinning()  # before torch is loaded
+
 from adref.data.layouts import digest, find_category
 from adref.data.sample import CATEGORIES
 from adref.method import Method

@@ -1,11 +1,13 @@
 """Times training steps, inference, corruption of examples and parts of an evaluation, method by method.
 
 python tools/speed.py [METHOD ...] [--preset tiny] [--device cuda] [--compile] [--threads 1] [--rounds 15] [--json FILE]
+python tools/speed.py --load 2 --threads 2 [--rounds 15] [--json FILE]
 
 Each row: median milliseconds, 5th and 95th percentile, ratio to the first row of its group. The rows of a group take
 turns, so that a slow moment of the machine meets all of them. Steps and inference run in float32 with contiguous and
 with channels-last memory (as the commands do), under bf16 autocast, and through torch.compile where asked for. Images
-are generated and 256 x 256; weights are random.
+are generated and 256 x 256; weights are random. The second form times a step of DRAEM at tiny, alone and beside busy
+loops, under three ways in which OpenMP's threads wait for each other, each in a process of its own.
 """
 
 import argparse
@@ -20,10 +22,12 @@ if __name__ == "__main__":  # numpy and torch read these when they are imported
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
 
 import platform
+import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +52,11 @@ FORMS = {  # label -> precision, memory format, whether compiled
     "fp32, channels_last": ("fp32", torch.channels_last, False),
     "bf16, channels_last": ("bf16", torch.channels_last, False),
     "compiled, fp32, channels_last": ("fp32", torch.channels_last, True),
+}
+WAITING = {  # label -> what OpenMP reads; the commands set the first one
+    "bounded": {"GOMP_SPINCOUNT": "50000"},
+    "libgomp's own": {},
+    "passive": {"OMP_WAIT_POLICY": "passive"},
 }
 LIMIT = 10.0  # seconds after which a row is not repeated
 Rows = dict[str, Callable[[int], object]]  # label -> what is timed, called with the number of the round
@@ -202,6 +211,48 @@ def measure(rows: Rows, rounds: int, wait: Callable[[], object] = lambda: None) 
     return {label: found[label] for label in rows}
 
 
+def answer_steps(folder: str, threads: int) -> None:
+    """Makes a training step of DRAEM for each line of stdin and answers it with one; runs in a process of its own."""
+    torch.set_num_threads(threads)
+    bench = open_bench("draem", "tiny", find_category(Path(folder), "fabric"), torch.device("cpu"), compiled=False)
+    step = step_rows(bench, Stage("train", 0))["fp32, channels_last"]
+    for _ in sys.stdin:
+        step(0)
+        print(flush=True)
+
+
+@contextmanager
+def running(code: str, environments: Iterable[dict[str, str]], threads: int = 1) -> Iterator[list[subprocess.Popen]]:
+    """Runs Python code in a process for each environment, with pipes as stdin and stdout; ends them all."""
+    known = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    known |= {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "OMP_NUM_THREADS": str(threads)}
+    words, pipes = [sys.executable, "-W", "ignore", "-c", code], dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    with ExitStack() as stack:
+        found = []
+        for environment in environments:
+            process = stack.enter_context(subprocess.Popen(words, env=known | environment, text=True, **pipes))
+            stack.callback(process.kill)
+            found.append(process)
+        yield found
+
+
+def load_groups(folder: Path, loops: int, threads: int) -> Iterator[tuple[str, Rows]]:
+    """Yields a step of DRAEM, in a process for each of WAITING, first alone, then beside busy loops."""
+
+    def step(process: subprocess.Popen, number: int) -> None:
+        process.stdin.write("\n")
+        process.stdin.flush()
+        if not process.stdout.readline():
+            raise RuntimeError("the process of the step has ended")
+
+    code = f"import speed; speed.answer_steps({str(folder)!r}, {threads})"
+    with running(code, WAITING.values(), threads) as found:
+        rows = {label: partial(step, process) for label, process in zip(WAITING, found)}
+        yield f"draem, training step, {threads} threads, alone", rows
+        with running("while True: pass", [{}] * loops):
+            yield f"draem, training step, {threads} threads, beside {loops} busy loops", rows
+
+
 def groups_of(bench: Bench) -> dict[str, Callable[[], Rows]]:
     """Names the groups of a method."""
     with torch.device("meta"):
@@ -210,6 +261,18 @@ def groups_of(bench: Bench) -> dict[str, Callable[[], Rows]]:
     if issubclass(bench.kind, Method):
         found |= {"inference": partial(inference_rows, bench), "evaluation": partial(evaluation_rows, bench)}
     return found
+
+
+def open_groups(given: argparse.Namespace, root: Path, device: torch.device) -> Iterator[tuple[str, Rows]]:
+    """Yields the title and the rows of each group that the command line asks for."""
+    if given.load:
+        yield from load_groups(root, given.load, given.threads)
+        return
+    category = find_category(root, "fabric")
+    for name in given.methods or METHODS:
+        if given.preset in METHODS[name].presets:
+            bench = open_bench(name, given.preset, category, device, given.compile)
+            yield from ((f"{name}, {group}", rows()) for group, rows in groups_of(bench).items())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -221,10 +284,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each row [15]")
     parser.add_argument("--threads", type=int, default=1, help="of torch and numpy [1]")
     parser.add_argument("--compile", action="store_true", help="through torch.compile too: minutes")
+    parser.add_argument("--load", type=int, default=0, metavar="N", help="DRAEM's step, alone and beside N busy loops")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the same as JSON")
     given = parser.parse_args(argv)
     if unknown := set(given.methods) - set(METHODS):
         parser.error(f"unknown method {', '.join(sorted(unknown))}; known: {', '.join(METHODS)}")
+    if given.load < 0 or (given.load and given.methods):
+        parser.error(f"--load takes a number of busy loops, and no METHOD; got {given.load} {' '.join(given.methods)}")
     device = torch.device(given.device)
     torch.set_num_threads(given.threads)
     is_cuda = device.type == "cuda"
@@ -235,17 +301,12 @@ def main(argv: list[str] | None = None) -> int:
     result = {}
     with tempfile.TemporaryDirectory() as folder:
         write_sample_data(Path(folder) / "data", size=256, train=8, test=4, per_defect=2, categories=("fabric",))
-        category = find_category(Path(folder) / "data", "fabric")
-        for name in given.methods or METHODS:
-            if given.preset not in METHODS[name].presets:
-                continue
-            for group, rows in groups_of(open_bench(name, given.preset, category, device, given.compile)).items():
-                timed = measure(rows(), given.rounds, torch.cuda.synchronize if is_cuda else lambda: None)
-                print(f"{name}, {group}")
-                for label, row in timed.items():
-                    numbers = row.get("failure") or "{median_ms:10.3f} ms  [{p5_ms:.3f}, {p95_ms:.3f}]  x {ratio:.2f}"
-                    print(f"  {label:32s} {numbers.format(**row)}", flush=True)
-                result[f"{name}, {group}"] = timed
+        for title, rows in open_groups(given, Path(folder) / "data", device):
+            timed = result[title] = measure(rows, given.rounds, torch.cuda.synchronize if is_cuda else lambda: None)
+            print(title)
+            for label, row in timed.items():
+                numbers = row.get("failure") or "{median_ms:10.3f} ms  [{p5_ms:.3f}, {p95_ms:.3f}]  x {ratio:.2f}"
+                print(f"  {label:32s} {numbers.format(**row)}", flush=True)
     if given.json:
         given.json.write_text(json.dumps({**facts, "groups": result}, indent=1) + "\n")
     return int(any("failure" in row for timed in result.values() for row in timed.values()))

@@ -4,6 +4,11 @@ import json
 import sys
 from collections import Counter
 
+from adref.run.threads import bound_spinning
+
+if __name__ == "__main__":
+    bound_spinning()  # before torch is loaded
+
 from adref.data.layouts import LAYOUTS, find_categories, find_category, inspect
 from adref.options import Parser
 from adref.run.cli import run_cli

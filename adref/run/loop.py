@@ -98,7 +98,7 @@ def fit_stage(run: Run, stage: Stage, sources: Sources, settings: RunSettings, d
         line |= {"seconds": round(now - clock, 4), "data_seconds": round(waited, 4)}
         clock = now
         totals.append(terms["loss/total"])
-        if rule and step % order.per_epoch == 0:
+        if rule and (step % order.per_epoch == 0 or step == order.last_step):
             name = "validation/total" if len(validation) else "epoch/total"
             epoch = totals[-order.per_epoch :]
             line[name] = validate(method, validation, stage.name, autocast) if len(validation) else mean(epoch)
@@ -126,9 +126,9 @@ def fit_stage(run: Run, stage: Stage, sources: Sources, settings: RunSettings, d
 
 
 def finish_stage(run: Run, stage: str) -> None:
-    """Hands the means of a stage's last epoch to the method; TrainingError for a channel that is its own negative."""
+    """Hands means of a stage's last steps to the method; TrainingError for a channel that is its own negative."""
     lines = [line for line in read_log(run.folder) if line["stage"] == stage]
-    last = [line for line in lines if line["epoch"] == lines[-1]["epoch"]]
+    last = lines[-sum(line["epoch"] == 0 for line in lines) :]  # an epoch's; the last one may have begun just now
     names = sorted({name for line in last for name in line if "/" in name})
     means = {name: mean(line[name] for line in last if name in line) for name in names}
     for name in names:

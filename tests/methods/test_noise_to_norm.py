@@ -308,6 +308,8 @@ def test_the_rate_falls_and_rises_again():
     assert {epoch: found[epoch] for epoch in SCHEDULE} == pytest.approx(SCHEDULE, rel=1e-6)
     held = rates(dataclasses.replace(options, hold_after_cosine=True))
     assert held[:101] == pytest.approx(found[:101]) and set(held[100:]) == {held[100]}
+    steps = rates(dataclasses.replace(options, steps=1000), 400)  # the paper's 500 epochs have two of them each
+    assert steps[::2] == pytest.approx(found) and steps[1] != steps[0]
     optimizer, _ = NoiseToNorm(options).optimizer()
     assert type(optimizer) is torch.optim.AdamW
     assert [optimizer.defaults[k] for k in ("betas", "weight_decay")] == [(0.5, 0.999), 0.01]

@@ -182,6 +182,27 @@ def test_presets_build(name, preset):
     assert build(name, preset, {})
 
 
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if "epochs" in option_tools.names(m.Options)])
+def test_a_length_in_steps_has_the_rates_of_its_epochs(name):
+    """At each share of the length; here an epoch has seven steps. Presets tiny count steps."""
+    kind, found = METHODS[name], []
+    for more, length in (({}, (40, "epochs")), ({"steps": "280"}, (280, "steps"))):
+        o = option_tools.build(kind.Options, kind.presets, {}, "tiny", None, {"epochs": "40", **more})
+        with torch.device("meta"):
+            method = kind(o)
+        assert {stage[1:3] for stage in method.stages} == {length}
+        for stage in method.stages:
+            optimizer, schedule = method.optimizer(stage.name)
+            found.append([])
+            for _ in range(length[0]):
+                found[-1] += schedule.get_last_lr()
+                optimizer.step()
+                schedule.step()
+    half = len(found) // 2
+    assert [rates[::7] for rates in found[half:]] == [pytest.approx(rates) for rates in found[:half]]
+    assert all(row["steps"] for preset, row in kind.presets.items() if preset.startswith("tiny"))
+
+
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if issubclass(method, Method)])
 def test_options_that_may_change_after_training_make_no_weight(name):
     method, kinds = METHODS[name], typing.get_type_hints(METHODS[name].Options)

@@ -51,7 +51,7 @@ def test_rows_of_table_4(name):
     common = row(name, recipe="srdad", anomaly="natural")
     assert recipe_of(common) == RECIPES["srdad"] and common.anomaly == "natural"
     tiny = recipe_of(build(Options, PRESETS, ABLATIONS, "tiny", name, {"recipe": "draem"}))
-    assert tiny == RECIPES["draem"]._replace(epochs=100, rotation_probability=0.0)  # a preset or a flag decides
+    assert tiny == RECIPES["draem"]._replace(rotation_probability=0.0)  # a preset or a flag decides
 
 
 def test_parameter_counts_of_small_networks():
@@ -126,8 +126,8 @@ def test_schedules():
     assert {key: optimizer.defaults[key] for key in wanted} == wanted
     _, schedule = SRDAD(Options(**SMALL, recipe="draem")).optimizer()
     assert sorted(schedule.milestones) == [560, 630] and schedule.gamma == 0.2
-    stage = SRDAD(Options(**SMALL, length_unit="iterations")).stages[0]
-    assert (stage.length, stage.unit) == (500, "steps")
+    method = SRDAD(row("literal"))
+    assert method.stages[0][1:3] == (500, "steps") and sorted(method.optimizer()[1].milestones) == [400]
 
 
 @pytest.mark.holds("srdad", "15")
@@ -200,12 +200,12 @@ def run(*words) -> int:
 
 
 @pytest.mark.slow
-def test_command_trains_resumes_and_counts_iterations(data, tmp_path, monkeypatch):
+def test_command_trains_resumes_and_counts_steps(data, tmp_path, monkeypatch):
     base = ["--data", data, "--epochs", 2, "--rotation-probability", "0.5"]
     assert run(*base, "--out", tmp_path / "a") == 0
     assert run(*base, "--out", tmp_path / "b", "--workers", 2, "--checkpoint-steps", 1) == 0
     assert same_weights(tmp_path / "a", tmp_path / "b") and len(without_times(tmp_path / "a")) == 6
-    assert run("--data", data, "--epochs", 4, "--length-unit", "iterations", "--out", tmp_path / "c") == 0
+    assert run("--data", data, "--steps", 4, "--out", tmp_path / "c") == 0
     lines = without_times(tmp_path / "c")  # four steps of three an epoch: the rate falls after 80 % of them
     assert [line["epoch"] for line in lines] == [0, 0, 0, 1]
     assert [line["lr"] for line in lines] == pytest.approx([1e-4, 1e-4, 1e-4, 1e-5])

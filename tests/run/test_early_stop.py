@@ -116,6 +116,8 @@ def test_patience_counts_from_the_first_of_equal_minima(data, tmp_path, monkeypa
     script(monkeypatch, [5.0, 4.0, 3.0, 2.0, 1.0])
     longer = run_of(data, tmp_path / "longer", "--patience", 9, "--epochs", 5)
     assert not same_weights(longer, run) and checkpoint(longer)["selected_steps"] == {"train": 25}
+    script(monkeypatch, losses)
+    assert watched(run_of(data, tmp_path / "steps", "--steps", 12)) == dict(zip((5, 10, 12), losses))
 
 
 def test_a_resumed_run_knows_the_best_weights_of_before(data, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ class Options:
     rates: tuple[float, ...] = option((0.1,), "rates", "table 1")
     rate: float = option(1e-4, "rate", "section 4")
     epochs: int = option(700, "epochs", "section 4")
+    steps: int | None = option(None, "steps", "section 4")
     kind: Literal["a", "b"] = option("a", "kind", "section 4")
     on: bool = option(False, "switch", "section 4")
     folder: str | None = option(None, "folder", "section 4")
@@ -29,6 +30,16 @@ def test_precedence_is_default_preset_ablation_flag():
     assert (tiny.epochs, tiny.rate) == (3, 0.5)
     both = build(Options, PRESETS, ABLATIONS, "tiny", "b", {"epochs": "9"})
     assert (both.epochs, both.rate, both.kind) == (9, 0.25, "b")
+
+
+def test_epochs_on_the_command_line_replace_the_steps_of_preset_and_ablation():
+    presets, ablations = {"tiny": {"epochs": 3, "steps": 800}}, {"literal": {"steps": 500}}
+    for flags, wanted in (({}, (3, 800)), ({"epochs": "50"}, (50, None)), ({"steps": "9"}, (3, 9)),
+                          ({"epochs": "50", "steps": "9"}, (50, 9))):  # fmt: skip
+        found = build(Options, presets, ablations, "tiny", None, flags)
+        assert (found.epochs, found.steps) == wanted
+    assert build(Options, presets, ablations, "tiny", "literal", {}).steps == 500
+    assert build(Options, presets, ablations, "tiny", "literal", {"epochs": "50"}).steps is None
 
 
 def test_values_are_parsed_and_survive_json():

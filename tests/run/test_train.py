@@ -247,10 +247,10 @@ def test_a_negative_channel_stops_a_run_and_its_resume(small_run, textures, tmp_
 
 @pytest.mark.parametrize(("signs", "handed"), [
     ([-0.9] * 99, -0.9), ([-0.4] * 100, None), ([-0.05] * 100, -0.05), ([-0.9] * 90 + [0.9, 0.7] * 5, 0.8),
-    ([0.9] * 90 + [-0.9, -0.2] * 5, None),
+    ([0.9] * 90 + [-0.9, -0.2] * 5, None), ([0.5] * 100 + [-0.9], 0.36),
 ])  # fmt: skip
 def test_only_a_settled_channel_is_called_negative(signs, handed, tmp_path):
-    """The last epoch, of ten steps, counts, after 100 steps of a stage; else its mean is handed to the method."""
+    """The last ten steps, an epoch's, count, after 100 of a stage; else their mean is handed to the method."""
     lines = [{"stage": name, "epoch": i // 10, "step": i, "sign/red": sign}
              for i, (name, sign) in enumerate([("train", s) for s in signs] + [("next", -0.9)] * 10)]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -33,3 +33,14 @@ def test_the_command_times_steps_inference_and_evaluation(tmp_path, capsys):
         assert all(row["median_ms"] > 0 for row in group.values())
     assert "corrupt 4 images" in table["groups"]["vit_autoencoder, training step, train"]
     assert "vit_autoencoder, inference\n" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_step_is_timed_alone_and_under_load(tmp_path):
+    assert speed.main(["--load", "1", "--rounds", "1", "--json", str(tmp_path / "speed.json")]) == 0
+    groups = json.loads((tmp_path / "speed.json").read_text())["groups"]
+    assert [name.split(", ")[-1] for name in groups] == ["alone", "beside 1 busy loops"]
+    for rows in groups.values():
+        assert list(rows) == list(speed.WAITING) and all(row["median_ms"] > 0 for row in rows.values())
+    with pytest.raises(SystemExit):
+        speed.main(["draem", "--load", "1"])

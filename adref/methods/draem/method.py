@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adref.layers.unet import Autoencoder, UNet
-from adref.method import Context, Evaluation, Method, Sources, Stage
+from adref.method import Context, Evaluation, Method, Sources, Stage, training_length
 from adref.methods.draem.options import ABLATIONS, PRESETS, Options, check
 from adref.ops.filters import filtered_maximum
 from adref.ops.losses import channel_signs, focal, ssim
@@ -85,7 +85,7 @@ class DRAEM(Method):
     def __init__(self, options: Options = Options()):
         super().__init__(options)
         check(options)
-        self.stages = (Stage("train", options.epochs, order="replacement"),)
+        self.stages = (Stage("train", *training_length(options.epochs, options.steps), order="replacement"),)
         self.reconstructor = Autoencoder(options.reconstruction_width)
         self.discriminator = UNet(options.discriminator_width)
 
@@ -108,7 +108,7 @@ class DRAEM(Method):
         """Makes Adam; the rate falls by `milestone_factor` at each milestone."""
         o = self.options
         optimizer = torch.optim.Adam(self.parameters(), lr=o.learning_rate)
-        milestones = [round(share * o.epochs) for share in o.milestones]
+        milestones = [round(share * self.stages[0].length) for share in o.milestones]
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, o.milestone_factor)
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:

@@ -5,7 +5,7 @@ from math import inf
 from typing import Literal
 
 from adref.layers.unet import UNet
-from adref.method import Deviation
+from adref.method import STEPS, Deviation
 from adref.options import UserError, option, require_ascending
 
 
@@ -22,10 +22,11 @@ class Options:
     reconstruction_width: int = option(128, "channels of the autoencoder's first level", "code", limits=(1, inf))
     discriminator_width: int = option(64, "channels of the U-Net's first level", "code", limits=(1, inf))
     epochs: int = option(700, "passes over the training images", "code", limits=(0, inf))
+    steps: int | None = option(None, STEPS, "adref", limits=(1, inf))
     batch_size: int = option(8, "images a step", "code (README)", limits=(1, inf))
     learning_rate: float = option(1e-4, "Adam's step size", "code", limits=(0, inf))
     milestones: tuple[float, ...] = option(
-        (0.8, 0.9), "shares of the epochs after which the rate falls", "code", limits=(0, 1), kind="contradiction",
+        (0.8, 0.9), "shares of the length after which the rate falls", "code", limits=(0, 1), kind="contradiction",
         paper="after 400 and 600 of 700 epochs", why="the code's values made the released weights")
     milestone_factor: float = option(0.2, "factor by which the rate falls there", "code", limits=(0, 1),
                                      kind="contradiction", paper="0.1", why="as --milestones")
@@ -59,8 +60,9 @@ class Options:
 
 PRESETS = {
     "paper": {},
-    # Half the side, so lattices and score window shrink with it; an eighth of the widths; more steps, larger ones.
-    "tiny": {"size": (128, 128), "reconstruction_width": 16, "discriminator_width": 8, "epochs": 100, "batch_size": 4,
+    # Half the side, so lattices and score window shrink with it; an eighth of the widths; larger steps, of which 900
+    # are 100 passes over the sample pictures.
+    "tiny": {"size": (128, 128), "reconstruction_width": 16, "discriminator_width": 8, "steps": 900, "batch_size": 4,
              "learning_rate": 1e-3, "rotation_probability": 0.0, "perlin_exponents": (0, 4), "own_texture_share": 0.5,
              "score_window": 11},
 }  # fmt: skip

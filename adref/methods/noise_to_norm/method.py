@@ -57,7 +57,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adref.method import Context, EarlyStop, Method, Sources, Stage
+from adref.method import Context, EarlyStop, Method, Sources, Stage, training_length
 from adref.methods.noise_to_norm.loss import ms_ssim_l1
 from adref.methods.noise_to_norm.network import MNet
 from adref.methods.noise_to_norm.options import ABLATIONS, PRESETS, Options, check
@@ -110,7 +110,7 @@ class NoiseToNorm(Method):
         check(o)
         share = VALIDATION_SHARE if o.monitor == "validation" else 0.0
         stop = None if o.patience is None else EarlyStop(o.patience, share)
-        self.stages = (Stage("train", o.epochs, early_stop=stop),)
+        self.stages = (Stage("train", *training_length(o.epochs, o.steps), early_stop=stop),)
         self.network = MNet(width=o.width, levels=o.levels, kind=o.block, level0=o.block_level0, padding=o.padding)
 
     def forward(self, noisy: Tensor) -> Tensor:
@@ -137,9 +137,12 @@ class NoiseToNorm(Method):
             warnings.warn(f"{text}; at so small a rate the network hardly moves", Notice, stacklevel=2)
         optimizer = torch.optim.AdamW(self.parameters(), o.learning_rate, betas=(0.5, 0.999), weight_decay=0.01)
 
-        def factor(epoch: int) -> float:
-            epoch = min(epoch, COSINE_EPOCHS) if o.hold_after_cosine else epoch
-            share = (1 + math.cos(math.pi * epoch / COSINE_EPOCHS)) / 2
+        # In steps the cosine has the share of the length that it has in epochs.
+        period = COSINE_EPOCHS if o.steps is None else COSINE_EPOCHS * o.steps / max(1, o.epochs)
+
+        def factor(count: int) -> float:
+            count = min(count, period) if o.hold_after_cosine else count
+            share = (1 + math.cos(math.pi * count / period)) / 2
             return (LEAST_RATE + (o.learning_rate - LEAST_RATE) * share) / o.learning_rate
 
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import Literal
 
-from adref.method import Deviation
+from adref.method import STEPS, Deviation
 from adref.options import UserError, option
 
 
@@ -43,15 +43,17 @@ class Options:
         "printed", "C1 and C2 are 0.01 and 0.03, or their squares", "section Method", kind="ambiguous",
         paper="C1 = 0.01, C2 = 0.03", why="PL4NN squares numbers of those names and values: see NOTES.md")
     epochs: int = option(500, "passes over the training images, at most", "section Experiments", limits=(0, inf))
+    steps: int | None = option(None, STEPS, "adref", limits=(1, inf))
     batch_size: int = option(4, "images a step", "adref", limits=(1, inf), kind="silent", paper="no word on it",
                              why="fits 8 GB")
     learning_rate: float = option(
         1e-4, "AdamW's step size at the start", "SRMNet", limits=(1e-12, 1e6), kind="contradiction",
         paper="1e-6, annealed to 1e-6", why="as printed the network hardly moves; SRMNet's values")
-    hold_after_cosine: bool = option(False, "hold the rate after the cosine's 100 epochs; false: it rises again",
-        "torch", kind="ambiguous", paper="T_max 100, 500 epochs", why="torch's CosineAnnealingLR rises")
-    patience: int | None = option(20, "stop after so many epochs without a lower loss; none: all images train, all "
-        "epochs, last weights", "section Experiments", limits=(1, inf))
+    hold_after_cosine: bool = option(False, "hold the rate after the cosine's 100 epochs (of --steps: the share "
+        "100 / --epochs); false: it rises again", "torch", kind="ambiguous", paper="T_max 100, 500 epochs",
+        why="torch's CosineAnnealingLR rises")
+    patience: int | None = option(20, "stop after so many epochs without a lower loss; none: all images train, last "
+        "weights", "section Experiments", limits=(1, inf))
     monitor: Literal["validation", "train"] = option("validation", "loss that --patience watches; train: no image is "
         "kept for validation", "adref", kind="ambiguous", paper="stop when 'the loss' is no better for 20 epochs; 20 % "
         "validate", why="the 20 % would be idle otherwise; each has fixed noise, and the best weights are kept")
@@ -60,9 +62,11 @@ class Options:
 
 PRESETS = {
     "paper": {},
-    # Half the side, so the windows shrink with it; a sixth of the width.
-    "tiny": {"size": (128, 128), "width": 16, "sigmas": (0.5, 1.0, 2.0, 4.0), "epochs": 100, "learning_rate": 1e-3},
-}
+    # Half the side, so the windows shrink with it; a sixth of the width. The steps stand for 100 epochs: the rate falls
+    # once, and does not rise again.
+    "tiny": {"size": (128, 128), "width": 16, "sigmas": (0.5, 1.0, 2.0, 4.0), "epochs": 100, "steps": 800,
+             "learning_rate": 1e-3, "patience": None},
+}  # fmt: skip
 
 ABLATIONS = {
     **{f"lambda-{share}": {"noise_share": float(share)} for share in ("0", "0.2", "0.3", "0.4")},
@@ -92,6 +96,8 @@ DEVIATIONS = (
     Deviation("NoiseToNorm.optimizer", "silent", "AdamW, no weight decay given", "0.01", "torch's default"),
     Deviation("NoiseToNorm.anomaly_map", "silent", "MS-SSIM and L1 error of each pixel; no weights, no image score",
               "the loss of each pixel, without a filter; its maximum", "nothing else is printed"),
+    Deviation("PRESETS", "substitution", "stops after 20 epochs without a lower loss",
+              "tiny: all its steps, with all images; last weights", "20 epochs of 20 images are 100 steps"),
     Deviation("adref.data", "silent", "90 % of VisA's normal images train", "the lists of VisA's authors (split_csv)",
               "no list is named"),
     Deviation("ABLATIONS", "silent", "table 5, its body is lost", "no-attention: 1x1 convolutions", "as its text says"),

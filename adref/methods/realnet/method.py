@@ -56,7 +56,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adref.layers.backbones import build_backbone
-from adref.method import Context, Evaluation, Method, Sources, Stage, Stream
+from adref.method import Context, Evaluation, Method, Sources, Stage, Stream, training_length
 from adref.methods.realnet.anomalies import add_anomaly, to_bytes
 from adref.methods.realnet.foreground import foreground_rule
 from adref.methods.realnet.networks import BLOCKS, Discriminator, FeatureUNet, SimpleNetwork, enlarge
@@ -121,7 +121,7 @@ class RealNet(Method):
         self.needs = {"backbone": f"{o.backbone} needs ImageNet weights, {self.backbone.published}"}
         needs = {"anomalies": "sdas", "textures": "textures"}
         self.needs |= {k: f"--anomaly-sources has {v}" for k, v in needs.items() if v in o.anomaly_sources}
-        self.stages, self.projections = (Stage("train", o.epochs),), nn.ModuleList()
+        self.stages, self.projections = (Stage("train", *training_length(o.epochs, o.steps)),), nn.ModuleList()
         for k, (width, channels) in enumerate(zip(o.widths, self.backbone.channels)):
             drawn = torch.randperm(channels)[:width].sort().values if o.selection == "random" else torch.arange(width)
             self.register_buffer(f"selected_{k}", drawn)

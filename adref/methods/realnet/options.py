@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from adref.method import Deviation
+from adref.method import STEPS, Deviation
 from adref.methods.realnet.networks import BLOCKS, FeatureUNet
 from adref.options import UserError, option, require_ascending
 
@@ -53,6 +53,7 @@ class Options:
         kind="contradiction", paper="a basic MLP with up-sampling layers", why="the code's 5.9 million parameters")
     epochs: int = option(1000, "passes over the training images", "code", limits=(0, 10**9), kind="silent",
         paper="two hours", why="the code tests every 5 epochs and keeps the best on the test set; here the last count")
+    steps: int | None = option(None, STEPS, "adref", limits=(1, 10**9))
     batch_size: int = option(16, "images a step", "code", limits=(1, 10**6))
     learning_rate: float = option(1e-4, "Adam's step size, constant", "code", limits=(0, 1e9))
     anomaly_sources: tuple[SOURCE, ...] = option(
@@ -73,7 +74,7 @@ class Options:
 
 
 TINY = {"size": (128, 128), "backbone": "efficientnet_lite0", "widths": (24, 40, 64, 64), "groups": 4,
-        "afs_batches": 16, "epochs": 40, "batch_size": 4, "learning_rate": 1e-3,
+        "afs_batches": 16, "steps": 1000, "batch_size": 4, "learning_rate": 1e-3,
         "anomaly_sources": ("textures", "nsa"), "perlin_exponents": (0, 4), "own_texture_share": 0.5,
         "score_window": 8}  # fmt: skip
 

@@ -52,7 +52,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adref.layers.unet import PlainUNet
-from adref.method import Context, Method, Sources, Stage, Stream
+from adref.method import Context, Method, Sources, Stage, Stream, training_length
 from adref.methods.sernet.anomalies import dpa, ppa, remove_small
 from adref.methods.sernet.map import cielab, edgrec_colour, msgms
 from adref.methods.sernet.options import ABLATIONS, PRESETS, Options, check
@@ -62,7 +62,7 @@ from adref.ops.losses import channel_signs, ssim
 from adref.ops.texture_anomaly import rotate_randomly
 from adref.options import Notice, UserError
 
-MILESTONES, MILESTONE_FACTOR = (0.8, 0.9), 0.2  # EdgRec: the rate falls at these shares of the epochs
+MILESTONES, MILESTONE_FACTOR = (0.8, 0.9), 0.2  # EdgRec: the rate falls at these shares of the length
 MSGMS_VARIANTS = {"edgrec": (False, "zero"), "replicate": (False, "replicate"), "riad": (True, "none")}  # grey, padding
 
 
@@ -127,7 +127,7 @@ class SeRNet(Method):
         super().__init__(options)
         check(o := self.options)
         names = ("segment", "reconstruct") if o.segmentation else ("reconstruct",)
-        self.stages = tuple(Stage(name, o.epochs) for name in names)
+        self.stages = tuple(Stage(name, *training_length(o.epochs, o.steps)) for name in names)
         self.needs = {"textures": "--ppa-source textures"} if o.ppa_source == "textures" else {}
         b, skip = o.width, o.segmentation_skip
         self.segmenter = PlainUNet(channels=1, widths=(b, 2 * b, 4 * b), skip=skip) if o.segmentation else None
@@ -195,7 +195,7 @@ class SeRNet(Method):
         """Makes Adam for the network of the stage; the rate falls by MILESTONE_FACTOR at each milestone."""
         network = self.segmenter if stage == "segment" else self.reconstructor
         optimizer = torch.optim.Adam(network.parameters(), lr=self.options.learning_rate)
-        milestones = [round(share * self.options.epochs) for share in MILESTONES]
+        milestones = [round(share * self.stages[0].length) for share in MILESTONES]
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, MILESTONE_FACTOR)
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from adref.method import Deviation
+from adref.method import STEPS, Deviation
 from adref.options import UserError, flag, option, require_ascending
 
 
@@ -65,6 +65,7 @@ class Options:
         "negative, where SSIM is high, too (NOTES.md)")
     epochs: int = option(800, "passes over the training images, for each network", "EdgRec", limits=(0, inf),
         kind="silent", paper="trained one after the other; all else is lost", why="all else is EdgRec's and DRAEM's")
+    steps: int | None = option(None, f"of each network: {STEPS}", "adref", limits=(1, inf))
     batch_size: int = option(8, "images a step", "EdgRec", limits=(1, inf))
     learning_rate: float = option(1e-4, "Adam's step size", "EdgRec", limits=(0, inf))
     score: Literal["sum", "structure", "colour"] = option("sum", "terms of the map", "section Method")
@@ -86,7 +87,7 @@ class Options:
 PRESETS = {
     "paper": {},
     # Half the side, so filter and lattices shrink with it; a quarter of the width; fewer steps, larger ones.
-    "tiny": {"size": (128, 128), "width": 16, "ppa_exponents": (0, 4), "segmentation_loss": "bce", "epochs": 100,
+    "tiny": {"size": (128, 128), "width": 16, "ppa_exponents": (0, 4), "segmentation_loss": "bce", "steps": 500,
              "batch_size": 4, "learning_rate": 1e-3, "mask_bias": 3.0, "smooth_side": 11},
 }  # fmt: skip
 

@@ -65,7 +65,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adref.layers.unet import Autoencoder, UNet
-from adref.method import Context, Method, Sources, Stage
+from adref.method import Context, Method, Sources, Stage, training_length
 from adref.methods.srdad.anomalies import natural_anomaly, object_mask, object_side
 from adref.methods.srdad.discriminator import ResSEUNet, cross_fusion
 from adref.methods.srdad.options import ABLATIONS, PRESETS, Options, check, recipe_of
@@ -120,8 +120,7 @@ class SRDAD(Method):
         o = self.options
         check(o)
         self.recipe = recipe_of(o)
-        unit = "steps" if o.length_unit == "iterations" else "epochs"
-        self.stages = (Stage("train", self.recipe.epochs, unit, self.recipe.order),)
+        self.stages = (Stage("train", *training_length(self.recipe.epochs, o.steps), self.recipe.order),)
         if o.anomaly == "draem":
             self.needs = {"textures": "DRAEM's anomalies are textures"}
         elif o.patch_size == "histogram":
@@ -163,7 +162,7 @@ class SRDAD(Method):
         """Makes the recipe's optimizer; the rate falls at each milestone of the length."""
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[self.recipe.optimizer]
         optimizer = kind(self.parameters(), lr=self.options.learning_rate, weight_decay=self.recipe.weight_decay)
-        milestones = [round(share * self.recipe.epochs) for share in self.recipe.milestones]
+        milestones = [round(share * self.stages[0].length) for share in self.recipe.milestones]
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, self.recipe.milestone_factor)
 
     def anomaly_map(self, images: Tensor, context: Context = Context()) -> Tensor:

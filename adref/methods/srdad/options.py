@@ -5,7 +5,7 @@ from math import ceil, inf
 from typing import Literal, NamedTuple
 
 from adref.layers.unet import UNet
-from adref.method import Deviation
+from adref.method import STEPS, Deviation
 from adref.methods.srdad.reconstructor import HEADS, next_valid_side
 from adref.options import UserError, option, require_ascending
 
@@ -111,10 +111,10 @@ class Options:
     rotation_probability: float | None = option(
         None, "share of clean images that are rotated first; none: the recipe's, srdad 0, draem 0.3", "adref",
         limits=(0, 1), kind="silent", paper="no augmentation of clean images", why="none is named")
-    epochs: int | None = option(None, "length of training; none: the recipe's, srdad 500, draem 700",
-                                "section Experiments", limits=(0, inf))
-    length_unit: Literal["epochs", "iterations"] = option("epochs", "what --epochs counts", "adref", kind="mistake",
-        paper="500 iterations", why="500 steps are 16 passes; the fall at 400 mirrors DRAEM's epochs")
+    epochs: int | None = option(None, "passes over the training images; none: the recipe's, srdad 500, draem 700",
+        "section Experiments", limits=(0, inf), kind="mistake", paper="500 iterations", why="500 steps, --steps 500, "
+        "are 16 passes; the fall at 400 mirrors DRAEM's epochs")
+    steps: int | None = option(None, STEPS, "adref", limits=(1, inf))
     batch_size: int = option(8, "images a step", "section Experiments", limits=(1, inf))
     learning_rate: float = option(1e-4, "the optimizer's step size", "section Experiments", limits=(0, inf))
     # fmt: on
@@ -148,7 +148,7 @@ PRESETS = {
     "paper": {},
     # Half the side, a quarter of the first width; more steps, larger ones; labels only where something shows.
     "tiny": {"size": (128, 128), "width": 24, "window": 4, "aspp_width": 48, "autoencoder_width": 16,
-             "discriminator_width": 8, "unet_width": 8, "score_window": 11, "epochs": 100, "batch_size": 4,
+             "discriminator_width": 8, "unet_width": 8, "score_window": 11, "steps": 1000, "batch_size": 4,
              "learning_rate": 1e-3, "rotation_probability": 0.0, "own_texture_share": 0.5, "label": "changed"},
 }  # fmt: skip
 
@@ -162,7 +162,7 @@ ABLATIONS = {
     "draem-anomalies": {"anomaly": "draem"}, "draem-reconstructor": {"reconstructor": "draem"},
     # sigma and lambda as near to the print as can be run: |N(0, 0.05^2)|, and 1 for the value that is not given
     "literal": {"object_mask": "bright", "noise": "normal", "brightness_mode": "add", "poisson_lambda": 1.0,
-                "attention": "printed", "length_unit": "iterations"},
+                "attention": "printed", "steps": 500},
 }  # fmt: skip
 
 DEVIATIONS = (
@@ -214,7 +214,7 @@ DEVIATIONS = (
     Deviation("ABLATIONS", "mistake", "DRAEM has 26.5 M parameters, SRDAD is heavier", "97,422,725, and 198.0 against "
               "SRDAD's 33.8 G multiply-adds an image", "counted, attention's products among them (without: 30.9)"),
     Deviation("PRESETS", "substitution", "one size", "tiny: labels only where something shows, a higher rate",
-              "an eighth of the steps"),
+              "far fewer steps"),
 )  # fmt: skip
 
 

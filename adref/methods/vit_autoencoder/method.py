@@ -67,7 +67,7 @@ from adref.layers.coordinate_attention import CoordinateAttention
 from adref.layers.memory import Memory, Recall, entropy
 from adref.layers.published import published_state
 from adref.layers.vit import VisionTransformer
-from adref.method import Context, EarlyStop, Method, Sources, Stage
+from adref.method import Context, EarlyStop, Method, Sources, Stage, training_length
 from adref.methods.vit_autoencoder.decoder import Decoder
 from adref.methods.vit_autoencoder.options import ABLATIONS, PRESETS, Options, check
 from adref.ops.filters import gaussian_smooth
@@ -104,7 +104,7 @@ class ViTAutoencoder(Method):
         o = self.options
         check(o)
         stop = None if o.patience is None else EarlyStop(o.patience, VALIDATION_SHARE)
-        self.stages = (Stage("train", o.epochs, early_stop=stop),)
+        self.stages = (Stage("train", *training_length(o.epochs, o.steps), early_stop=stop),)
         self.encoder = VisionTransformer(size=o.size, patch=o.patch, width=o.width, depth=o.depth, heads=o.heads,
                                          class_token=o.class_token)  # fmt: skip
         if o.memory:

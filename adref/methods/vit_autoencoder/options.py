@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import Literal
 
-from adref.method import Deviation
+from adref.method import STEPS, Deviation
 from adref.options import UserError, option
 
 
@@ -60,10 +60,11 @@ class Options:
         "the map has the sign, too", "Eq 14", kind="mistake", paper="sum of w ln w, minimised", why="this makes the "
         "weights uniform, the opposite of the stated purpose")
     epochs: int = option(200, "passes over the training images", "section Experiments", limits=(0, inf))
+    steps: int | None = option(None, STEPS, "adref", limits=(1, inf))
     batch_size: int = option(8, "images a step", "section Experiments", limits=(1, inf))
     learning_rate: float = option(2e-4, "Adam's step size, constant", "section Experiments", limits=(0, 1e6))
-    patience: int | None = option(None, "stop after so many epochs without a lower validation loss; none: all epochs, "
-        "last weights", "adref", limits=(1, inf), kind="silent", paper="200 epochs", why="AnoViT: at most 200, stops "
+    patience: int | None = option(None, "stop after so many epochs without a lower validation loss; none: last "
+        "weights", "adref", limits=(1, inf), kind="silent", paper="200 epochs", why="AnoViT: at most 200, stops "
         "after 12 without a lower squared error on validation images")
     score: Literal["l2+ssim", "l2+ssim+entropy"] = option(
         "l2+ssim+entropy", "terms of the anomaly map; without a memory there is no entropy", "its contributions",
@@ -80,7 +81,7 @@ PRESETS = {
     "paper": {},
     # A third of the side, patches of half the side, so the filters shrink with it; an eighth of the width.
     "tiny": {"size": (128, 128), "patch": 8, "width": 96, "depth": 4, "heads": 4, "memory_items": 200,
-             "decoder_width": 128, "epochs": 100, "batch_size": 4, "learning_rate": 5e-4, "map_sigma": 2.0,
+             "decoder_width": 128, "steps": 1500, "batch_size": 4, "learning_rate": 5e-4, "map_sigma": 2.0,
              "score_sigma": 5.0},
 }  # fmt: skip
 
