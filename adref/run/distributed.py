@@ -111,8 +111,8 @@ class _Loss(nn.Module):
 
 
 def parallel_loss(method: nn.Module) -> Callable:
-    """Returns (batch, stage) -> `method.loss`, whose gradients are averaged over the ranks."""
-    if count() == 1:
+    """Returns (batch, stage) -> `method.loss`, whose gradients, if there are any, are averaged over the ranks."""
+    if count() == 1 or not any(p.requires_grad for p in method.parameters()):
         return method.loss
     synchronise_batch_norm(method)
     # Buffers need no broadcast: all ranks compute the same ones.

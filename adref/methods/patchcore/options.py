@@ -42,7 +42,7 @@ class Options:
 
 
 # Features that come by pip or are small, at the papers' 256 pixels, and a memory that is searched in a second an image.
-TINY = {"size": (256, 256), "backbone": "efficientnet_lite0", "width": None, "coreset": 0.02}
+TINY = {"size": (256, 256), "backbone": "efficientnet_lite0", "width": None, "coreset": 0.01}
 
 PRESETS = {"paper": {}, "tiny": TINY, "tiny-mobilenet": {**TINY, "backbone": "mobilenet_v2"}}
 
