@@ -70,6 +70,11 @@ class Bench(NamedTuple):
         """Returns the forms to time."""
         return {label: form for label, form in FORMS.items() if self.compiled or not form[2]}
 
+    def stages(self) -> tuple[Stage, ...]:
+        """Lists the stages of training."""
+        with torch.device("meta"):
+            return self.kind(self.options).stages
+
     def method(self, form: torch.memory_format = torch.channels_last, compiled: bool = False) -> Trainable:
         """Builds the method with random weights, its buffers filled from the images."""
         torch.manual_seed(0)
@@ -113,11 +118,10 @@ def make_batch(bench: Bench, stage: Stage, size: int, first: int = 0) -> NamedTu
     return default_collate(examples)
 
 
-def training_step(bench: Bench, stage: Stage, precision: str = "fp32", form: torch.memory_format = torch.channels_last,
-                  compiled: bool = False, free: bool = False) -> Callable[[int], Tensor]:  # fmt: skip
+def training_step(bench: Bench, stage: Stage, method: Trainable, precision: str = "fp32",
+                  form: torch.memory_format = torch.channels_last, free: bool = False) -> Callable:  # fmt: skip
     """Makes a training step, which returns its loss; all parts of a batch are the same; `free`: not `repeatable`."""
-    method, count = bench.method(form, compiled).train(), bench.options.batch_size
-    optimizer, _ = method.optimizer(stage.name)
+    optimizer, count = method.train().optimizer(stage.name)[0], bench.options.batch_size
     size = math.ceil(count / stage.parts)
     parts = [list(range(count))[i : i + size] for i in range(0, count, size)]
     batch = make_batch(bench, stage, size)
@@ -138,15 +142,19 @@ def training_step(bench: Bench, stage: Stage, precision: str = "fp32", form: tor
 def step_rows(bench: Bench, stage: Stage) -> Rows:
     """Lists a training step in every form, and the corruption of its batch in one process."""
     size = bench.options.batch_size
-    rows = {label: training_step(bench, stage, *form) for label, form in bench.forms().items()}
+    rows = {
+        label: training_step(bench, stage, bench.method(form, compiled), precision, form)
+        for label, (precision, form, compiled) in bench.forms().items()
+    }
     return {**rows, f"corrupt {size} images": lambda i: make_batch(bench, stage, size, first=i * size)}
 
 
-def inference(bench: Bench, precision: str = "fp32", form: torch.memory_format = torch.channels_last,
-              compiled: bool = False, count: int = 1) -> Callable[[int], Tensor]:  # fmt: skip
+def inference(bench: Bench, method: Trainable, precision: str = "fp32",
+              form: torch.memory_format = torch.channels_last, count: int = 1) -> Callable:  # fmt: skip
     """Makes the scoring of `count` images, which returns their maps; or the drawing of as many."""
     images = torch.rand(count, 3, *bench.options.size, generator=torch.Generator().manual_seed(0)).to(bench.device)
-    method, own = bench.method(form, compiled).eval(), images.contiguous(memory_format=form)
+    own = images.contiguous(memory_format=form)
+    method.eval()
 
     @torch.inference_mode()
     def run(_: int) -> Tensor:
@@ -161,7 +169,10 @@ def inference(bench: Bench, precision: str = "fp32", form: torch.memory_format =
 
 def inference_rows(bench: Bench) -> Rows:
     """Lists score and map of one image in every form."""
-    return {label: inference(bench, *form) for label, form in bench.forms().items()}
+    return {
+        label: inference(bench, bench.method(form, compiled), precision, form)
+        for label, (precision, form, compiled) in bench.forms().items()
+    }
 
 
 def evaluation_rows(bench: Bench) -> Rows:
@@ -190,6 +201,11 @@ def evaluation_rows(bench: Bench) -> Rows:
     }
 
 
+def reason(error: Exception) -> str:
+    """Tells an error in a few words."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:90]
+
+
 def measure(rows: Rows, rounds: int, wait: Callable[[], object] = lambda: None) -> dict[str, dict]:
     """Times rows in turns; the first call of each warms up, and one that raises has its "failure" instead of numbers.
 
@@ -204,7 +220,7 @@ def measure(rows: Rows, rounds: int, wait: Callable[[], object] = lambda: None) 
             call(0)
             times[label] = []
         except Exception as error:  # e.g. of a compiler: the other rows go on
-            found[label] = {"failure": f"{type(error).__name__}: {error}".splitlines()[0][:90]}
+            found[label] = {"failure": reason(error)}
     for number in range(1, rounds + 1):
         for label, taken in times.items():
             if sum(taken) <= LIMIT:
@@ -233,9 +249,7 @@ def waiter(device: torch.device) -> Callable[[], object]:
 
 def groups_of(bench: Bench) -> dict[str, Callable[[], Rows]]:
     """Names the groups of a method."""
-    with torch.device("meta"):
-        stages = bench.kind(bench.options).stages
-    found = {f"training step, {stage.name}": partial(step_rows, bench, stage) for stage in stages}
+    found = {f"training step, {stage.name}": partial(step_rows, bench, stage) for stage in bench.stages()}
     if issubclass(bench.kind, Method):
         found |= {"inference": partial(inference_rows, bench), "evaluation": partial(evaluation_rows, bench)}
     return found
