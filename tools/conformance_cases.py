@@ -33,6 +33,8 @@ from adref.methods import METHODS
 from adref.methods.noise_to_norm import loss as noise_to_norm_loss
 from adref.methods.noise_to_norm import method as noise_to_norm
 from adref.methods.noise_to_norm import network as m_net
+from adref.methods.patchcore import bank as patchcore_bank
+from adref.methods.patchcore import method as patchcore
 from adref.methods.realnet import anomalies as realnet_anomalies
 from adref.methods.realnet import cut_paste, foreground, networks, nsa, selection
 from adref.methods.realnet import method as realnet
@@ -282,6 +284,8 @@ def infer(method, x: dict[str, Tensor]) -> dict[str, Any]:
         return {"pictures": method.sample([0, 1], streams, [0.0, 0.2])}
     if isinstance(method, sernet.SeRNet):
         method.bank.fill(list(x["bank"]))
+    if isinstance(method, patchcore.PatchCore):
+        method.bank = x["bank"]
     return dict(zip(("scores", "maps"), method.score(x["images"])))
 
 
@@ -297,6 +301,8 @@ def beside(method, x: dict[str, Tensor]) -> dict[str, Any]:
     if isinstance(method, realnet.RealNet):
         method.add_afs_losses(x["images"], x["corrupted"], x["mask"])
         return {"afs_losses": [getattr(method, f"afs_losses_{k}") for k in range(len(method.options.widths))]}
+    if isinstance(method, patchcore.PatchCore):
+        return {"features": method.features(x["images"])}
     return {"reconstruction": reconstructions(method, x["images"])}
 
 
@@ -315,7 +321,7 @@ def end_to_end(build: Callable, x: dict[str, Tensor]) -> tuple[Arrays, dict]:
     with torch.no_grad(), mock.patch.object(noise_to_norm, "draw_noise", lambda *_: x["noise"]):
         arrays = traced(method, lambda: infer(method, x))
         arrays.update(named("out", beside(method, x)))
-    for stage in [stage.name for stage in method.stages]:
+    for stage in [stage.name for stage in method.stages if stage.length]:
         method = build().train()
         terms = method.loss(batch_of(method, x), stage)
         optimizer, _ = method.optimizer(stage)
@@ -350,13 +356,16 @@ def methods() -> Iterator[Case]:
         inputs = {**pictures, "mask": h("mask", 2, 1, height, width, above=0.9)}
         if target is sernet.SeRNet:
             inputs["bank"] = h("bank", 3, 3, height, width, dtype="uint8")
+        if target is patchcore.PatchCore:
+            inputs["bank"] = h("bank", 50, 152)
         if target is noise_to_norm.NoiseToNorm:
             inputs["noise"] = h("noise", 3, height, width)
         if target is sdas.SDAS:
             inputs = {"image": h("image", 2, 3, height, width, scale=2, shift=-1),
                       "noise": h("noise", 2, 3, height, width, scale=12**0.5, shift=-(3**0.5)),
                       "step": given("int64", 3, 700), "label": given("int64", 0, 1)}  # fmt: skip
-        used = {"sdas": inputs, "vit_autoencoder": ("images",), "noise_to_norm": ("images", "noise"),
+        used = {"sdas": inputs, "patchcore": ("images", "bank"), "vit_autoencoder": ("images",),
+                "noise_to_norm": ("images", "noise"),
                 "sernet": ("images", "corrupted", "mask", "similar", "bank")}  # fmt: skip
         kept = used.get(name, ("images", "corrupted", "mask"))
         yield case._replace(inputs={key: inputs[key] for key in kept})
@@ -637,12 +646,18 @@ def of_layers() -> Iterator[Case]:
         yield piece(name, resnet.ResNet, photograph, "deep", name=name)
     yield piece("", efficientnet.EfficientNetB4, photograph, "deep")
     yield piece("", mobilenet.MobileNetV2, photograph, "deep")
+    yield piece("", mobilenet.EfficientNetLite0, photograph, "deep")
     own = {"channels": 16, "width": 8, "out": 32, "stride": 2, "bottleneck": True}
     yield piece("", resnet.ResNetBlock, wide, **own)
     yield piece("", efficientnet.SqueezeExcite, wide, channels=16, squeezed=4)
     yield piece("", efficientnet.InvertedResidual, wide, channels=16, out=16, expansion=6, side=5, stride=1)
     yield piece("", mobilenet.SameConvolution, wide, channels=16, width=24, side=3, stride=2)
     yield piece("", mobilenet.LinearBottleneck, wide, channels=16, out=24, stride=2)
+
+    layers = {"layers": [h("layer 2", 2, 12, 8, 6), h("layer 3", 2, 20, 4, 3)]}
+    for label, width in (("mean", None), ("code", 10)):
+        yield piece(label, patchcore_bank.patch_features, layers, side=3, width=width)
+    yield piece("", patchcore_bank.nearest, {"queries": h("queries", 30, 32), "bank": h("bank", 40, 32)}, count=4)
 
     difference = {"difference": h("difference", 2, 5, 8, 12), "mask": h("mask", 2, 1, 32, 48, above=0.7)}
     yield piece("", selection.min_max, {"difference": difference["difference"]}, axes=(0, 2, 3))

@@ -33,17 +33,19 @@ from adref.layers.diffusion_unet import (
 )
 from adref.layers.efficientnet import EfficientNetB4, InvertedResidual, SqueezeExcite
 from adref.layers.memory import Memory, entropy
-from adref.layers.mobilenet import LinearBottleneck, MobileNetV2, SameConvolution
+from adref.layers.mobilenet import EfficientNetLite0, LinearBottleneck, MobileNetV2, SameConvolution
 from adref.layers.resnet import ResNet, ResNetBlock
 from adref.layers.selective_kernel import SelectiveKernelFusion
 from adref.layers.swin import MLP, PatchExpanding, PatchMerging, SwinBlock, WindowAttention
 from adref.layers.unet import Autoencoder, PlainUNet, UNet
 from adref.layers.vit import Attention, Block, PatchEmbedding, VisionTransformer
+from adref.method import Sources
 from adref.methods.draem.method import DRAEM, Batch
 from adref.methods.noise_to_norm import method as noise_method
 from adref.methods.noise_to_norm.loss import ms_ssim_l1
 from adref.methods.noise_to_norm.method import NoiseToNorm
 from adref.methods.noise_to_norm.network import MNet, ResidualAttention, SelectiveDense
+from adref.methods.patchcore.method import PatchCore
 from adref.methods.realnet import method as realnet_method
 from adref.methods.realnet.cut_paste import CutPasteNumbers, cut_paste
 from adref.methods.realnet.foreground import RULES, foreground, triangle
@@ -389,7 +391,7 @@ def feature_unet() -> list[float]:
 def backbones() -> list[float]:
     """Runs every frozen extractor; batch norms have hashed statistics."""
     outputs = []
-    for network in (ResNet("resnet18"), ResNet("resnet50"), EfficientNetB4(), MobileNetV2()):
+    for network in (ResNet("resnet18"), ResNet("resnet50"), EfficientNetB4(), MobileNetV2(), EfficientNetLite0()):
         for name, buffer in fill(network).named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer.copy_(hashed(name, *buffer.shape) + 0.5 * name.endswith("running_var"))
@@ -475,6 +477,18 @@ def realnet() -> list[float]:
     return numbers
 
 
+def patchcore() -> list[float]:
+    """Fills a memory and scores by it, with both descriptions of a patch; the coreset itself is drawn elsewhere."""
+    numbers, images = [], hashed("images", 2, 3, 64, 64)
+    for width in (None, 200):
+        o = PatchCore.Options(size=(64, 64), backbone="efficientnet_lite0", width=width, coreset=1)
+        method = fill(PatchCore(o))
+        pictures = [(255 * hashed(f"picture {i}", 3, 64, 64)).byte() for i in range(3)]
+        method.prepare(Sources(images=pictures), "train", lambda *_: np.random.default_rng(0))
+        numbers += digest(method.bank, method.features(images), *method.score(images))
+    return numbers
+
+
 def one_step(method, gradients_of: tuple[str, ...], layers: tuple[str, ...]) -> list[float]:
     """Digests outputs, map, score and reconstruction, then `train_step`."""
     images = hashed("images", 2, 3, 64, 64)
@@ -505,7 +519,7 @@ CASES = {
               res_se_unet, poisson, image, srdad, vit, memory, coordinate_attention, selective_kernel,
               residual_attention, multi_scale, vit_autoencoder, noise_to_norm, plain_unet, similarity, pseudo_anomaly,
               sernet, diffusion_unet, feature_unet, residual_selection, sdas, backbones,
-              feature_selection, cut_and_paste, realnet)
+              feature_selection, cut_and_paste, realnet, patchcore)
 }  # fmt: skip
 
 

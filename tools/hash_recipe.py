@@ -34,7 +34,7 @@ def fill(module: nn.Module, dtype: torch.dtype = torch.float64) -> nn.Module:
     Returns the module in evaluation mode and of type `dtype`.
     """
     for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and tensor.numel():
             values = hashed(name, *tensor.shape)
             if tensor.ndim > 1:
                 values = (values - 0.5) * (12 / tensor[0].numel()) ** 0.5  # variance 1 / fan-in
@@ -56,9 +56,9 @@ def report(case: str, output: torch.Tensor | np.ndarray) -> None:
     print(f"{case}: {digits(flat.mean(), flat.std(correction=0), *products)}")
 
 
-def load_file(path: str) -> ModuleType:
-    """Imports one file of another program."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+def load_file(path: str, name: str | None = None) -> ModuleType:
+    """Imports one file of another program under a name, that of the file unless given."""
+    spec = importlib.util.spec_from_file_location(name or Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -3,6 +3,7 @@
 from adref.method import Trainable
 from adref.methods.draem.method import DRAEM
 from adref.methods.noise_to_norm.method import NoiseToNorm
+from adref.methods.patchcore.method import PatchCore
 from adref.methods.realnet.method import RealNet
 from adref.methods.sdas.method import SDAS
 from adref.methods.sernet.method import SeRNet
@@ -11,6 +12,7 @@ from adref.methods.vit_autoencoder.method import ViTAutoencoder
 from adref.options import UserError
 
 METHODS: dict[str, type[Trainable]] = {
+    "patchcore": PatchCore,
     "draem": DRAEM,
     "srdad": SRDAD,
     "vit_autoencoder": ViTAutoencoder,

@@ -1,6 +1,7 @@
 """The ingredients of a run: its split, its method at the first weights, and the inputs of `corrupt`."""
 
 import hashlib
+import importlib.util
 import os
 import warnings
 from functools import partial
@@ -37,7 +38,9 @@ def initial_method(config: dict, settings: RunSettings) -> tuple[Trainable, dict
     torch.manual_seed(int(random_stream(settings.seed, "weights").integers(2**62)))
     method, backbone, known = build(config), settings.backbone_weights, {}
     if backbone is None and "backbone" in method.needs:
-        raise UserError(f"--backbone-weights FILE is missing: {method.needs['backbone']}; random is for tests")
+        backbone = packaged_file(getattr(method.backbone, "package", None))
+        if backbone is None:
+            raise UserError(f"--backbone-weights FILE is missing: {method.needs['backbone']}; random is for tests")
     if backbone and "backbone" not in method.needs:
         raise UserError(f"--backbone-weights: {config['method']} has no frozen feature extractor")
     files = (("backbone", "--backbone-weights", () if backbone in (None, "random") else (backbone,)),
@@ -53,6 +56,12 @@ def initial_method(config: dict, settings: RunSettings) -> tuple[Trainable, dict
     if name := non_finite(method.state_dict()):
         raise UserError(f"the published weights: {name} is not finite")
     return method, known
+
+
+def packaged_file(name: str | None) -> str | None:
+    """Finds "package/path", a file of an installed package, without an import; None where it is not installed."""
+    spec = importlib.util.find_spec(name.partition("/")[0]) if name else None
+    return str(Path(spec.origin).parent.parent / name) if spec else None
 
 
 def read_images(method: Trainable, records: list[Record], settings: RunSettings) -> Images:

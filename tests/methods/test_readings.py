@@ -20,6 +20,7 @@ CATEGORIES = ("screw", "hazelnut")  # two that have rules of their own
 
 # The smallest options of each method under which its readings can be told apart.
 SMALL = {
+    "patchcore": {"size": (64, 64), "backbone": "resnet18", "width": 64},
     "draem": {"size": (64, 64), "reconstruction_width": 1, "discriminator_width": 1, "score_window": 5},
     "srdad": {"size": (64, 64), "width": 6, "window": 4, "aspp_width": 4, "autoencoder_width": 1, "unet_width": 1,
               "discriminator_width": 2, "score_window": 5},
@@ -51,7 +52,11 @@ UNCHANGED = {
 # Readings that need the widths of the paper or millions of weights: built on the meta device only.
 LARGE = {
     *(("realnet", "ablation", name) for name in ("half", "high-resolution")),
-    *(("realnet", "backbone", name) for name in ("wide_resnet50_2", "resnet50", "efficientnet_b4")),
+    *(
+        (method, "backbone", name)
+        for method in ("realnet", "patchcore")
+        for name in ("wide_resnet50_2", "resnet50", "efficientnet_b4")
+    ),
 }
 
 

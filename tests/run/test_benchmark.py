@@ -54,7 +54,7 @@ def test_each_method_that_scores_gets_the_flags_that_it_has(roots, tmp_path):
     flags = "--texture-weight=0.5,1 --memory-items 4 --size 128,128 --backbone-weights random"
     found = make_cells(roots, tmp_path, "--preset tiny --categories washer", flags)
     ends = {argv[0]: argv[argv.index("tiny") + 1 :] for argv in found.values()}
-    assert list(ends) == ["draem", "srdad", "vit_autoencoder", "sernet", "noise_to_norm", "realnet"]
+    assert list(ends) == ["patchcore", "draem", "srdad", "vit_autoencoder", "sernet", "noise_to_norm", "realnet"]
     assert ends["draem"] == ["--texture-weight", "0.5,1", "--size", "128,128"]
     assert ends["vit_autoencoder"] == ["--memory-items", "4", "--size", "128,128"]
     assert ends["realnet"] == ["--size", "128,128", "--backbone-weights", "random"]

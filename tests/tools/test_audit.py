@@ -87,4 +87,4 @@ def test_it_prints_text_markdown_and_json(capsys):
     assert audit.main(["--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["method"] for one in found] == list(METHODS)
-    assert found[0]["parameters"]["paper"] == {"reconstructor": 69048579, "discriminator": 28374146}
+    assert found[1]["parameters"]["paper"] == {"reconstructor": 69048579, "discriminator": 28374146}

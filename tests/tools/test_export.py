@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 # As small as a method can be: an exporter takes seconds for every hundred operations.
 SMALL = {
+    "patchcore": {"size": (64, 96), "backbone": "efficientnet_lite0", "width": None},
     "draem": {"size": (64, 64), "reconstruction_width": 4, "discriminator_width": 4, "score_window": 5},
     "srdad": {"size": (64, 64), "width": 12, "window": 4, "aspp_width": 24, "unet_width": 4, "score_window": 5},
     "vit_autoencoder": {"size": (32, 64), "width": 24, "depth": 1, "heads": 2, "memory_items": 20, "decoder_width": 32,
@@ -75,6 +76,8 @@ def run_of(tmp_path_factory):
     @functools.cache
     def make(name: str) -> Path:
         method = made(name)
+        if name == "patchcore":
+            method.bank = golden.hashed("bank", 40, 152)
         if name == "sernet":
             method.bank.fill([(255 * picture).byte() for picture in golden.hashed("bank", 3, 3, 32, 64)])
         config = {"method": name, "preset": "", "category": "", "options": to_json(method.options), "changed": {},
@@ -120,7 +123,8 @@ def assert_near(found, wanted):
 
 
 @pytest.mark.parametrize(("name", "kind"), [
-    ("draem", "onnx"), ("srdad", "onnx"), ("vit_autoencoder", "onnx"), ("realnet", "onnx"), ("draem", "pt2"),
+    ("patchcore", "onnx"), ("draem", "onnx"), ("srdad", "onnx"), ("vit_autoencoder", "onnx"), ("realnet", "onnx"),
+    ("draem", "pt2"),
 ])  # fmt: skip
 @torch.no_grad()
 def test_scores_and_maps(name, kind, run_of, tmp_path, capsys):

@@ -1,11 +1,13 @@
 """Prints the sourced golden numbers of tests/layers/test_backbones.py, from timm and from transformers.
 
     pip install torch timm transformers
+    pip install --no-deps efficientnet-lite-pytorch
     PYTHONPATH=tools python tools/sources/backbones.py
 
-Every case runs in both packages (torch 2.13.0, timm 1.0.31, transformers 5.23.0; 2026-11-24), on the same weights. The
-numbers are timm's in float64: of each tap its mean and ten elements. Behind them: the largest difference, relative to
-the largest value of the tap, of transformers to timm and of adref to timm in float64, of adref to timm in float32.
+Every case runs in two packages (torch 2.13.0, timm 1.0.31, transformers 5.23.0; 2026-11-24; EfficientNet-Lite0, which
+transformers has not, in efficientnet-lite-pytorch 0.1.0; 2026-11-29), on the same weights. The numbers are timm's in
+float64: of each tap its mean and ten elements. Behind them: the largest difference, relative to the largest value of
+the tap, of the other package to timm and of adref to timm in float64, of adref to timm in float32.
 
 Weights and inputs: the hash of tools/hash_recipe.py by torchvision's (EfficientNet: timm's) name of each tensor, the
 batch norms' means and variances too; a tensor of more than 65,537 numbers repeats its first 65,537. MobileNetV2 has its
@@ -23,6 +25,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import transformers
+from efficientnet_lite_pytorch import EfficientNet as PackagedLite
 from hash_recipe import digits, hashed, stand_in_for_torchvision
 from torch import nn
 from transformers.models.efficientnet import modeling_efficientnet as hf_efficientnet
@@ -30,7 +33,7 @@ from transformers.models.mobilenet_v2 import modeling_mobilenet_v2 as hf_mobilen
 from transformers.models.resnet import modeling_resnet as hf_resnet
 
 from adref.layers.efficientnet import EfficientNetB4
-from adref.layers.mobilenet import MobileNetV2
+from adref.layers.mobilenet import EfficientNetLite0, MobileNetV2
 from adref.layers.resnet import ResNet
 
 stand_in_for_torchvision()
@@ -45,6 +48,7 @@ RESNETS = {
 }
 B4_BLOCKS = (2, 4, 4, 6, 6, 8, 2)
 V2_STAGES = (1, 2, 3, 4, 3, 3, 1)
+LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
 
 
 def weights(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -119,18 +123,29 @@ def hf_mobilenet_name(name: str) -> str:
     )
 
 
-def timm_mobilenet_name(name: str) -> str:
+def timm_mobilenet_name(name: str, stages: tuple[int, ...] = V2_STAGES) -> str:
     """Translates timm's name of a layer of MobileNetV2 to torchvision's of the folded convolution."""
     if name in ("conv_stem", "bn1"):
         return "features.0.0"
     if name in ("conv_head", "bn2"):
-        return "features.18.0"
+        return f"features.{1 + sum(stages)}.0"
     _, stage, block, part = name.split(".")
-    number = 1 + sum(V2_STAGES[: int(stage)]) + int(block)
+    number = 1 + sum(stages[: int(stage)]) + int(block)
     if number == 1:
         return "features.1." + {"conv_dw": "conv.0.0", "bn1": "conv.0.0", "conv_pw": "conv.1", "bn2": "conv.1"}[part]
     place = {"conv_pw": 0, "bn1": 0, "conv_dw": 1, "bn2": 1, "conv_pwl": 2, "bn3": 2}[part]
     return f"features.{number}.conv." + ("0.0", "1.0", "2")[place]
+
+
+def packaged_lite_name(name: str) -> str:
+    """Translates efficientnet-lite-pytorch's name of a layer to torchvision's of the folded convolution."""
+    if "_blocks" not in name:
+        return "features.0.0" if name in ("_conv_stem", "_bn0") else "features.17.0"
+    _, block, part = name.split(".")
+    place = {"_expand_conv": 0, "_bn0": 0, "_depthwise_conv": 1, "_bn1": 1, "_project_conv": 2, "_bn2": 2}[part]
+    if block == "0":
+        return "features.1." + ("conv.0.0" if place == 1 else "conv.1")
+    return f"features.{int(block) + 1}.conv." + ("0.0", "1.0", "2")[place]
 
 
 def tapped(network: nn.Module, modules: list[nn.Module], images: torch.Tensor) -> list[torch.Tensor]:
@@ -189,6 +204,17 @@ def mobilenet_peers(images: torch.Tensor) -> list[list[torch.Tensor]]:
     return [first, tapped(theirs, [theirs.layer[i - 2] for i in (3, 6, 13, 17)], images)]
 
 
+def lite0_peers(images: torch.Tensor) -> list[list[torch.Tensor]]:
+    """Computes the taps of EfficientNet-Lite0 in timm and in efficientnet-lite-pytorch."""
+    images = (images * 255 - 127) / 128
+    named = functools.partial(timm_mobilenet_name, stages=LITE0_STAGES)
+    theirs = fill_folded(timm.create_model("tf_efficientnet_lite0", num_classes=0), named)
+    first = tapped(theirs, [theirs.blocks[i] for i in (1, 2, 4, 6)], images)
+    packaged = PackagedLite.from_name("efficientnet-lite0", image_size=None)
+    packaged = fill_folded(packaged, packaged_lite_name)
+    return [first, tapped(packaged, [packaged._blocks[i - 1] for i in (3, 5, 11, 16)], images)]
+
+
 def difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
     """Computes the largest difference, relative to the largest value of each tap."""
     return max(((a.double() - b).abs().max() / b.abs().max()).item() for a, b in zip(ours, theirs, strict=True))
@@ -203,7 +229,7 @@ def report(case: str, peers: list[list[torch.Tensor]], own: nn.Module, images: t
     fill(own, lambda key: key)
     double, single = own(images), own.float()(images.float())
     print(
-        f"{case}: transformers {difference(peers[1], peers[0]):.1e}, adref {difference(double, peers[0]):.1e}, "
+        f"{case}: the other {difference(peers[1], peers[0]):.1e}, adref {difference(double, peers[0]):.1e}, "
         f"adref in float32 {difference(single, peers[0]):.1e}"
     )
 
@@ -217,6 +243,7 @@ def main() -> None:
     for suffix, images in (("", even), (" odd", odd)):
         report(f"efficientnet_b4{suffix}", efficientnet_peers(images), EfficientNetB4(), images)
         report(f"mobilenet_v2{suffix}", mobilenet_peers(images), MobileNetV2(), images)
+        report(f"efficientnet_lite0{suffix}", lite0_peers(images), EfficientNetLite0(), images)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from common import Opened, draw_anomalies, open_runs, parser_of, read_small, run
 from torch import Tensor, nn
 
 from adref.data.examples import resize
+from adref.layers.backbones import build_backbone
 from adref.methods import METHODS
-from adref.methods.realnet.networks import build_backbone
 from adref.options import UserError, build, replace
 from adref.run.directory import load_tensors
 

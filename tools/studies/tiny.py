@@ -19,7 +19,7 @@ from adref.options import UserError
 
 NEAR = 5  # pixels around the block in which a maximum counts
 QUANTILE = 0.999
-COLOURS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "red": (1.0, 0.0, 0.0), "invert": None}
+COLOURS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "red": (1.0, 0.0, 0.0), "invert": None, "contrast": None}
 
 
 def set_block(image: Tensor, side: int, colour: str) -> Tensor:
@@ -27,7 +27,10 @@ def set_block(image: Tensor, side: int, colour: str) -> Tensor:
     top, left = image.shape[1] // 2 - 2, image.shape[2] // 2 - 2
     changed, value = image.clone(), COLOURS[colour]
     block = np.s_[:, top : top + side, left : left + side]
-    changed[block] = 1 - image[block] if value is None else image.new_tensor(value)[:, None, None]
+    if colour == "contrast":
+        changed[block] = float(image[block].mean() < 0.5)
+    else:
+        changed[block] = 1 - image[block] if value is None else image.new_tensor(value)[:, None, None]
     return changed
 
 
@@ -73,5 +76,6 @@ def study(arguments) -> list[dict]:
 if __name__ == "__main__":
     parser = parser_of(__doc__)
     parser.add_argument("--sizes", default="1,2,3,4", metavar="K,...", help="pixels at the method's size [1,2,3,4]")
-    parser.add_argument("--colour", choices=COLOURS, default="black", help="of the block; invert: 1 - pixel [black]")
+    parser.add_argument("--colour", choices=COLOURS, default="black", help="of the block; invert: 1 - pixel; "
+                        "contrast: black or white, whichever is further from the pixels below [black]")  # fmt: skip
     sys.exit(run_study(study, "tiny", parser.parse_args()))

@@ -55,13 +55,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adref.layers.backbones import build_backbone
 from adref.method import Context, Evaluation, Method, Sources, Stage, Stream
 from adref.methods.realnet.anomalies import add_anomaly, to_bytes
 from adref.methods.realnet.foreground import foreground_rule
-from adref.methods.realnet.networks import BLOCKS, Discriminator, FeatureUNet, SimpleNetwork, build_backbone, enlarge
+from adref.methods.realnet.networks import BLOCKS, Discriminator, FeatureUNet, SimpleNetwork, enlarge
 from adref.methods.realnet.options import ABLATIONS, PRESETS, Options, check
 from adref.methods.realnet.selection import ResidualSelection, afs_losses, min_max, select
-from adref.options import Notice, UserError
+from adref.options import Notice
 
 ANOMALY_PROBABILITY = 0.5  # share of examples that are corrupted (section on synthesis)
 SIMPLE_DEPTH = 12  # residual units of the simple network for EfficientNet-B4 (the authors' issues)
@@ -183,17 +184,6 @@ class RealNet(Method):
         for k, finest in ((k, block[0]) for block in self.blocks for k in block):
             a, b = (enlarge(layer, pairs[finest][0].shape[2:]) for layer in pairs[k])
             getattr(self, f"afs_losses_{k}").add_(afs_losses((a - b).square(), mask, o.afs_align) / o.afs_batches)
-
-    def load_weights(self, states: list[dict], part: str = "method") -> None:
-        """Loads ImageNet weights with torchvision's or timm's names into the backbone; ignored keys become notices."""
-        if part != "backbone":
-            super().load_weights(states, part)
-        try:
-            notes = self.backbone.load_published(states[0])
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        for note in notes:
-            warnings.warn(f"--backbone-weights: {note}", Notice, stacklevel=2)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""RealNet's reconstruction networks, its discriminator and its backbones."""
+"""RealNet's reconstruction networks and its discriminator."""
 
 from functools import partial
 
@@ -7,9 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adref.layers.diffusion_unet import SelfAttention, zeroed
-from adref.layers.efficientnet import EfficientNetB4
-from adref.layers.mobilenet import MobileNetV2
-from adref.layers.resnet import ResNet
 
 # Layers that each reconstruction network gets, by architecture (table of efficiency).
 BLOCKS = {"A": ((0,), (1,), (2,), (3,)), "B": ((0, 1, 2, 3),), "C": ((0, 1), (2, 3))}
@@ -145,9 +142,3 @@ class Discriminator(nn.Module):
 def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Resizes (B, C, h, w) to `size`, bilinear with aligned corners as everywhere in the code."""
     return x if tuple(x.shape[2:]) == tuple(size) else F.interpolate(x, size, mode="bilinear", align_corners=True)
-
-
-def build_backbone(name: str) -> nn.Module:
-    """Builds a backbone by name, randomly initialised."""
-    others = {"efficientnet_b4": EfficientNetB4, "mobilenet_v2": MobileNetV2}
-    return others[name]() if name in others else ResNet(name)

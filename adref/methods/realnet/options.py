@@ -22,10 +22,12 @@ class Options:
     source_resize: Literal["bilinear", "antialias"] = option("bilinear", "filter for textures and SDAS images", "code")
     categories: tuple[str, ...] = option((), "names of the categories, sorted", "--category", is_flag=False)
     backbone: Literal[
-        "wide_resnet50_2", "resnet50", "resnet34", "resnet18", "efficientnet_b4", "mobilenet_v2"] = option(
+        "wide_resnet50_2", "resnet50", "resnet34", "resnet18", "efficientnet_b4", "efficientnet_lite0",
+        "mobilenet_v2"] = option(
         "wide_resnet50_2", "frozen network that gives the features", "section on implementation", kind="silent",
         paper="ImageNet weights", why="the user's file, whose hash is recorded: the code takes timm 0.5.4's files, "
-        "mostly not torchvision's, with other features, selection and results. mobilenet_v2 is an extension for CPUs")
+        "mostly not torchvision's, with other features, selection and results. efficientnet_lite0 and mobilenet_v2 are "
+        "extensions for CPUs")
     widths: tuple[int, ...] = option((256, 512, 512, 256), "m_k, channels kept of each layer", "table of widths",
         limits=(1, 4096), kind="silent", paper="a width for each layer", why="the code's, which keep layers 1 and 2 "
         "whole. ResNet34's fourth is 128 in the table (preset resnet34), 256 in a configuration of the authors")
@@ -70,9 +72,10 @@ class Options:
     # fmt: on
 
 
-TINY = {"size": (128, 128), "backbone": "resnet18", "widths": (64, 64, 64, 64), "afs_batches": 16, "epochs": 40,
-        "batch_size": 4, "learning_rate": 1e-3, "anomaly_sources": ("textures", "nsa"), "perlin_exponents": (0, 4),
-        "own_texture_share": 0.5, "score_window": 8}  # fmt: skip
+TINY = {"size": (128, 128), "backbone": "efficientnet_lite0", "widths": (24, 40, 64, 64), "groups": 4,
+        "afs_batches": 16, "epochs": 40, "batch_size": 4, "learning_rate": 1e-3,
+        "anomaly_sources": ("textures", "nsa"), "perlin_exponents": (0, 4), "own_texture_share": 0.5,
+        "score_window": 8}  # fmt: skip
 
 PRESETS = {
     "paper": {},
@@ -83,7 +86,7 @@ PRESETS = {
     "multi-class": {"backbone": "resnet50", "network": "simple", "anomaly_sources": ("textures",),
                     "foreground": "none"},
     "tiny": TINY,
-    "tiny-mobilenet": {**TINY, "backbone": "mobilenet_v2", "widths": (24, 32, 64, 64), "groups": 4},
+    "tiny-mobilenet": {**TINY, "backbone": "mobilenet_v2", "widths": (24, 32, 64, 64)},
 }  # fmt: skip
 
 ABLATIONS = {
@@ -91,9 +94,9 @@ ABLATIONS = {
     "rdr": {"selection": "random"}, "rdr-no-rrs": {"selection": "random", "residuals": "all"},
     "rlpr": {"selection": "projection"}, "rlpr-no-rrs": {"selection": "projection", "residuals": "all"},
     "no-rrs": {"residuals": "all"}, "rrs-max": {"residuals": "max"}, "rrs-mean": {"residuals": "mean"},
-    # table of anomaly sources; SDAS is the default
-    "dtd": {"anomaly_sources": ("textures",)}, "nsa": {"anomaly_sources": ("nsa",)},
-    "cut-paste": {"anomaly_sources": ("cut_paste",)},
+    # table of anomaly sources; SDAS is the default of the paper preset
+    "sdas": {"anomaly_sources": ("sdas",)}, "dtd": {"anomaly_sources": ("textures",)},
+    "nsa": {"anomaly_sources": ("nsa",)}, "cut-paste": {"anomaly_sources": ("cut_paste",)},
     # table of strengths; the strength is that of the images in --anomaly-images
     "strength-0": {}, "strength-0.1": {}, "strength-0.2": {},
     # table of architectures

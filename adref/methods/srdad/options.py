@@ -156,10 +156,10 @@ DRAEM = {"reconstructor": "draem", "discriminator_input": "reconstruction_first"
          "recipe": "draem"}  # fmt: skip
 ABLATIONS = {
     # the rows of table 4
-    "draem": {**DRAEM, "discriminator": "draem"},
-    "draem+": DRAEM,
-    "srdad-": {"reconstructor": "swin_unet", "discriminator": "draem"},
-    "srdad": {},
+    "draem": {**DRAEM, "discriminator": "draem"}, "draem+": DRAEM,
+    "srdad-": {"reconstructor": "swin_unet", "discriminator": "draem"}, "srdad": {},
+    # anomalies and reconstructor, which that table changes together, one by one
+    "draem-anomalies": {"anomaly": "draem"}, "draem-reconstructor": {"reconstructor": "draem"},
     # sigma and lambda as near to the print as can be run: |N(0, 0.05^2)|, and 1 for the value that is not given
     "literal": {"object_mask": "bright", "noise": "normal", "brightness_mode": "add", "poisson_lambda": 1.0,
                 "attention": "printed", "length_unit": "iterations"},
