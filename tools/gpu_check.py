@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -115,11 +116,25 @@ class Clock:
         return self.seconds - reserve - (time.monotonic() - self.began)
 
 
+STARTED: list[subprocess.Popen] = []
+
+
 def start(words: list, log: Path) -> subprocess.Popen:
     """Starts Python, the leader of a new group of processes, that writes to a file and to the same with .err."""
     with open(log, "w") as out, open(f"{log}.err", "w") as error:
         command = [sys.executable, *map(str, words)]
-        return subprocess.Popen(command, stdout=out, stderr=error, start_new_session=True)
+        STARTED.append(subprocess.Popen(command, stdout=out, stderr=error, preexec_fn=os.setpgrp))
+    return STARTED[-1]
+
+
+@contextmanager
+def no_survivors() -> Iterator[None]:
+    """Ends, at last, what was started and still runs, e.g. after Ctrl-C."""
+    try:
+        yield
+    finally:
+        for process in (process for process in STARTED if process.poll() is None):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def finish(process: subprocess.Popen, seconds: float, log: Path) -> str:
@@ -303,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
         size = torch.cuda.get_device_properties(device).total_memory / 2**30
         facts |= {"memory": f"{size:.0f} GiB", "CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version(),
                   "TF32 in convolutions": torch.backends.cudnn.allow_tf32}  # fmt: skip
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, no_survivors():
         folder, cells, waiting = Path(name), {}, {}
         write_sample_data(folder / "sample", size=256, train=8, test=4, per_defect=2, categories=("fabric",))
         measure_methods("eager", given, clock, (1 - ROWS_SHARE) * given.seconds, folder, cells)

@@ -110,7 +110,7 @@ def test_every_preset_trains_three_steps_and_scores_a_picture(name, preset, devi
     """At full size in a batch of 2 (SDAS: 12 parts of 1); random backbones."""
     bench = small_bench(name, category, device, preset)
     method = bench.method()
-    for stage in method.stages:
+    for stage in (stage for stage in method.stages if stage.length):
         step = speed.training_step(bench, stage, method)
         losses = [float(step(number)) for number in range(3)]
         assert all(map(math.isfinite, losses)) and len(set(losses)) == 3, (stage.name, losses)
