@@ -21,13 +21,14 @@ if __name__ == "__main__":  # numpy and torch read these when they are imported
     threads = early.parse_known_args()[0].threads
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
 
+import math
 import platform
 import subprocess
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -41,10 +42,11 @@ from adref.data.examples import random_stream, resize, to_tensor
 from adref.data.layouts import Category, find_category
 from adref.data.reader import read_image, read_mask
 from adref.data.sample import generated_textures, write_sample_data
-from adref.method import Context, Method, Sources, Stage, Trainable
+from adref.method import Context, Method, Sampler, Sources, Stage, Trainable
 from adref.methods import METHODS
 from adref.ops.metrics import pixel_metrics
 from adref.options import Notice, build, names
+from adref.run.loop import add_gradients, compile_networks, repeatable
 from adref.run.scoring import at_size
 
 FORMS = {  # label -> precision, memory format, whether compiled
@@ -76,22 +78,31 @@ class Bench(NamedTuple):
         """Returns the forms to time."""
         return {label: form for label, form in FORMS.items() if self.compiled or not form[2]}
 
+    def stages(self) -> tuple[Stage, ...]:
+        """Lists the stages of training."""
+        with torch.device("meta"):
+            return self.kind(self.options).stages
+
     def method(self, form: torch.memory_format = torch.channels_last, compiled: bool = False) -> Trainable:
         """Builds the method with random weights, its buffers filled from the images."""
         torch.manual_seed(0)
         method = self.kind(self.options)
+        method.to(self.device, memory_format=form)
         for stage in method.stages:
             method.prepare(self.sources._replace(stage=stage.name), stage.name, partial(random_stream, 0))
-        for network in method.children() if compiled else ():
-            network.compile()
-        return method.to(self.device, memory_format=form)
+        if compiled:
+            compile_networks(method)
+        return method
 
 
-def open_bench(name: str, preset: str, category: Category, device: torch.device, compiled: bool) -> Bench:
-    """Reads the images of a category as a method needs them."""
+def open_bench(name: str, preset: str, category: Category, device: torch.device, compiled: bool,
+               changes: dict | None = None) -> Bench:  # fmt: skip
+    """Reads the images of a category as a method needs them; `changes` are of options that it has."""
     kind = METHODS[name]
     several = "categories" in names(kind.Options, all_fields=True)
-    options = build(kind.Options, kind.presets, {}, preset, None, {"categories": (category.name,)} if several else {})
+    changes = {"categories": (category.name,), "afs_batches": 1, **(changes or {})}  # 64 batches of AFS take minutes
+    changes = {key: value for key, value in changes.items() if key in names(kind.Options, all_fields=True)}
+    options = build(kind.Options, kind.presets, {}, preset, None, changes)
     pictures = [read_image(record.path) for record in category.train]
     images = [resize(to_tensor(picture), options.size, options.resize) for picture in pictures]
     hashes = [kind.image_hash(picture, options) for picture in pictures]
@@ -99,60 +110,77 @@ def open_bench(name: str, preset: str, category: Category, device: torch.device,
     statistics = kind.statistics(images, category.name, options)
     sources = Sources(
         images=images, hashes=None if hashes[0] is None else hashes, categories=[category.name] * len(images),
-        textures=textures[:, :, : options.size[0], : options.size[1]],
+        textures=textures[:, :, : options.size[0], : options.size[1]], anomalies={category.name: images},
         statistics={category.name: statistics} if several else statistics,
     )  # fmt: skip
     return Bench(kind, options, sources, category, device, compiled)
 
 
+def make_batch(bench: Bench, stage: Stage, size: int, first: int = 0) -> NamedTuple:
+    """Corrupts `size` images, as in training."""
+    images, examples = bench.sources.images, []
+    for number in range(first, first + size):
+        index = number % len(images)
+        sources, rng = bench.sources._replace(stage=stage.name, index=index), random_stream(0, "speed", number)
+        examples.append(bench.kind.corrupt(images[index].float() / 255, rng, bench.options, sources))
+    return default_collate(examples)
+
+
+def training_step(bench: Bench, stage: Stage, method: Trainable, precision: str = "fp32",
+                  form: torch.memory_format = torch.channels_last, free: bool = False) -> Callable:  # fmt: skip
+    """Makes a training step, which returns its loss; all parts of a batch are the same; `free`: not `repeatable`."""
+    optimizer, count = method.train().optimizer(stage.name)[0], bench.options.batch_size
+    size = math.ceil(count / stage.parts)
+    parts = [list(range(count))[i : i + size] for i in range(0, count, size)]
+    batch = make_batch(bench, stage, size)
+    moved = (t.to(bench.device) for t in batch)
+    own = type(batch)(*(t.contiguous(memory_format=form) if t.ndim == 4 else t for t in moved))
+    autocast = torch.autocast(bench.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def run(_: int) -> Tensor:
+        with nullcontext() if free else repeatable(bench.device):
+            optimizer.zero_grad()
+            terms, _ = add_gradients(method, method.loss, parts, iter([own] * len(parts)), stage.name, autocast)
+            optimizer.step()
+        return terms["loss/total"]
+
+    return run
+
+
 def step_rows(bench: Bench, stage: Stage) -> Rows:
     """Lists a training step in every form, and the corruption of its batch in one process."""
-    size, images = bench.options.batch_size, bench.sources.images
+    size = bench.options.batch_size
+    rows = {
+        label: training_step(bench, stage, bench.method(form, compiled), precision, form)
+        for label, (precision, form, compiled) in bench.forms().items()
+    }
+    return {**rows, f"corrupt {size} images": lambda i: make_batch(bench, stage, size, first=i * size)}
 
-    def example(number: int) -> NamedTuple:
-        index = number % len(images)
-        sources = bench.sources._replace(stage=stage.name, index=index)
-        return bench.kind.corrupt(
-            images[index].float() / 255, random_stream(0, "speed", number), bench.options, sources
-        )
 
-    batch = default_collate([example(number) for number in range(size)])
+def inference(bench: Bench, method: Trainable, precision: str = "fp32",
+              form: torch.memory_format = torch.channels_last, count: int = 1) -> Callable:  # fmt: skip
+    """Makes the scoring of `count` images, which returns their maps; or the drawing of as many."""
+    images = torch.rand(count, 3, *bench.options.size, generator=torch.Generator().manual_seed(0)).to(bench.device)
+    own = images.contiguous(memory_format=form)
+    method.eval()
 
-    def step(precision: str, form: torch.memory_format, compiled: bool) -> Callable[[int], None]:
-        method = bench.method(form, compiled).train()
-        optimizer, _ = method.optimizer(stage.name)
-        moved = (t.to(bench.device) for t in batch)
-        own = type(batch)(*(t.contiguous(memory_format=form) if t.ndim == 4 else t for t in moved))
+    @torch.inference_mode()
+    def run(_: int) -> Tensor:
+        rngs = [random_stream(0, "test", index) for index in range(count)]
+        with torch.autocast(bench.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            if isinstance(method, Sampler):
+                return method.sample_images([0] * count, rngs, [bench.options.strength[0]] * count)
+            return method.score(own, Context(rngs))[1].float()
 
-        def run(_: int) -> None:
-            optimizer.zero_grad()
-            with torch.autocast(bench.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                total = method.loss(own, stage.name)["total"]
-            total.backward()
-            method.after_backward(stage.name, True)
-            optimizer.step()
-
-        return run
-
-    rows = {label: step(*form) for label, form in bench.forms().items()}
-    return {**rows, f"corrupt {size} images": lambda i: [example(i * size + k) for k in range(size)]}
+    return run
 
 
 def inference_rows(bench: Bench) -> Rows:
     """Lists score and map of one image in every form."""
-    image = torch.rand(1, 3, *bench.options.size, generator=torch.Generator().manual_seed(0)).to(bench.device)
-
-    def inference(precision: str, form: torch.memory_format, compiled: bool) -> Callable[[int], Tensor]:
-        method, own = bench.method(form, compiled).eval(), image.contiguous(memory_format=form)
-
-        @torch.inference_mode()
-        def run(_: int) -> Tensor:
-            with torch.autocast(bench.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                return method.score(own, Context([random_stream(0, "test", 0)]))[1].float()
-
-        return run
-
-    return {label: inference(*form) for label, form in bench.forms().items()}
+    return {
+        label: inference(bench, bench.method(form, compiled), precision, form)
+        for label, (precision, form, compiled) in bench.forms().items()
+    }
 
 
 def evaluation_rows(bench: Bench) -> Rows:
@@ -181,6 +209,11 @@ def evaluation_rows(bench: Bench) -> Rows:
     }
 
 
+def reason(error: Exception) -> str:
+    """Tells an error in a few words."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:90]
+
+
 def measure(rows: Rows, rounds: int, wait: Callable[[], object] = lambda: None) -> dict[str, dict]:
     """Times rows in turns; the first call of each warms up, and one that raises has its "failure" instead of numbers.
 
@@ -195,7 +228,7 @@ def measure(rows: Rows, rounds: int, wait: Callable[[], object] = lambda: None) 
             call(0)
             times[label] = []
         except Exception as error:  # e.g. of a compiler: the other rows go on
-            found[label] = {"failure": f"{type(error).__name__}: {error}".splitlines()[0][:90]}
+            found[label] = {"failure": reason(error)}
     for number in range(1, rounds + 1):
         for label, taken in times.items():
             if sum(taken) <= LIMIT:
@@ -215,7 +248,7 @@ def answer_steps(folder: str, threads: int) -> None:
     """Makes a training step of DRAEM for each line of stdin and answers it with one; runs in a process of its own."""
     torch.set_num_threads(threads)
     bench = open_bench("draem", "tiny", find_category(Path(folder), "fabric"), torch.device("cpu"), compiled=False)
-    step = step_rows(bench, Stage("train", 0))["fp32, channels_last"]
+    step = training_step(bench, bench.stages()[0], bench.method())
     for _ in sys.stdin:
         step(0)
         print(flush=True)
@@ -253,11 +286,20 @@ def load_groups(folder: Path, loops: int, threads: int) -> Iterator[tuple[str, R
             yield f"draem, training step, {threads} threads, beside {loops} busy loops", rows
 
 
+def name_of(device: torch.device) -> str:
+    """Names the GPU or the processor."""
+    cpu = platform.processor() or platform.machine()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+
+
+def waiter(device: torch.device) -> Callable[[], object]:
+    """Returns a function that waits until the device has finished."""
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+
+
 def groups_of(bench: Bench) -> dict[str, Callable[[], Rows]]:
     """Names the groups of a method."""
-    with torch.device("meta"):
-        stages = bench.kind(bench.options).stages
-    found = {f"training step, {stage.name}": partial(step_rows, bench, stage) for stage in stages}
+    found = {f"training step, {stage.name}": partial(step_rows, bench, stage) for stage in bench.stages() if stage.length}
     if issubclass(bench.kind, Method):
         found |= {"inference": partial(inference_rows, bench), "evaluation": partial(evaluation_rows, bench)}
     return found
@@ -293,16 +335,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--load takes a number of busy loops, and no METHOD; got {given.load} {' '.join(given.methods)}")
     device = torch.device(given.device)
     torch.set_num_threads(given.threads)
-    is_cuda = device.type == "cuda"
     warnings.simplefilter("ignore", Notice)
-    facts = {"device": torch.cuda.get_device_name(device) if is_cuda else platform.processor() or platform.machine(),
-             "torch": torch.__version__, "threads": given.threads, "preset": given.preset}  # fmt: skip
+    facts = {"device": name_of(device), "torch": torch.__version__, "threads": given.threads, "preset": given.preset}
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     result = {}
     with tempfile.TemporaryDirectory() as folder:
         write_sample_data(Path(folder) / "data", size=256, train=8, test=4, per_defect=2, categories=("fabric",))
         for title, rows in open_groups(given, Path(folder) / "data", device):
-            timed = result[title] = measure(rows, given.rounds, torch.cuda.synchronize if is_cuda else lambda: None)
+            timed = result[title] = measure(rows, given.rounds, waiter(device))
             print(title)
             for label, row in timed.items():
                 numbers = row.get("failure") or "{median_ms:10.3f} ms  [{p5_ms:.3f}, {p95_ms:.3f}]  x {ratio:.2f}"

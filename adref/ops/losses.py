@@ -70,7 +70,9 @@ def local_mean(x: Tensor, weight: Tensor, padding: str) -> Tensor:
     """Averages (..., H, W) along H, then along W; all leading axes are channels of one convolution."""
     flat, reach = x.reshape(1, -1, *x.shape[-2:]), len(weight) // 2
     if padding == "reflect":
-        flat = F.pad(flat, (reach, reach, reach, reach), mode="reflect")
+        # CUDA adds up the gradient in any order: with an axis at a time no sum has three terms.
+        for frame in ((reach, reach, 0, 0), (0, 0, reach, reach)) if flat.is_cuda else ((reach,) * 4,):
+            flat = F.pad(flat, frame, mode="reflect")
     reach, count = reach if padding == "zero" else 0, flat.shape[1]
     weights = weight.expand(count, 1, 1, -1)
     flat = F.conv2d(flat, weights.mT, padding=(reach, 0), groups=count)

@@ -38,6 +38,7 @@ def run_cli(command: Callable[[], int], processes: bool = False) -> int:
     """
     out, err = Stream(sys.stdout), Stream(sys.stderr, needed=False)
     with redirect_stdout(out), redirect_stderr(err), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(reflection_pad2d_backward|nll_loss2d_forward)")  # see `loop.repeatable`
         warnings.simplefilter("default", Notice)  # once each, even where other warnings are errors
         show = warnings.showwarning
         warnings.showwarning = lambda text, kind, *rest: (

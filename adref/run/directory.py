@@ -276,11 +276,11 @@ def build(config: dict) -> Trainable:
 
 
 def find_device(name: str) -> torch.device:
-    """Returns the device that --device names: "auto" is CUDA where there is one, "cuda" the GPU of this process."""
+    """Returns the device that --device names: "auto" is CUDA where there is one, "cuda" a GPU for this process."""
     device = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
-        if device == "cuda" and distributed.count() > 1:
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        if device == "cuda" and distributed.count() > 1:  # some share a GPU where there are fewer
+            device = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
             torch.cuda.set_device(device)  # NCCL uses the current device
         if torch.device(device).type not in ("cpu", "cuda"):
             raise RuntimeError

@@ -40,7 +40,8 @@ def process_group() -> Iterator[None]:
     store, rank, size = next(dist.rendezvous("env://"))
     # A restart on the same machine finds the addresses of dead processes in the store: each try has a prefix.
     store = dist.PrefixStore(f"try {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    own_gpu = int(os.environ["LOCAL_WORLD_SIZE"]) <= torch.cuda.device_count()
+    backend = "cpu:gloo,cuda:nccl" if own_gpu else "gloo"  # NCCL takes no two processes on one GPU
     wait = timedelta(days=7)  # the others wait while rank 0 evaluates; torchrun ends them if it dies
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
     try:

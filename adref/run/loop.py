@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from adref.data.examples import Images, TrainingSet, random_stream, stage_examples
@@ -44,12 +44,11 @@ def catch_interrupts(run: Run) -> Iterator[list[int]]:
 
 def fit(run: Run, sources: Sources, settings: RunSettings, device: torch.device) -> bool:
     """Trains from the checkpoint to the end; returns False if it was interrupted, after saving."""
-    torch.backends.cudnn.deterministic = True  # no number may depend on which kernel was the fastest today
     distributed.on_rank_zero(run.truncate_log)
     run.method.to(device, memory_format=torch.channels_last)
-    for network in run.method.children() if settings.compile else ():
-        network.compile()
-    with catch_interrupts(run) as interrupts:
+    if settings.compile:
+        compile_networks(run.method)
+    with repeatable(device), catch_interrupts(run) as interrupts:
         for stage in run.method.stages:
             if stage.name not in run.state.finished_stages:
                 fit_stage(run, stage, sources._replace(stage=stage.name), settings, device, interrupts)
@@ -57,6 +56,40 @@ def fit(run: Run, sources: Sources, settings: RunSettings, device: torch.device)
                 return False
             distributed.on_rank_zero(partial(finish_stage, run, stage.name))
     return True
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Keeps CUDA to algorithms that give the same bits again; elsewhere it changes nothing.
+
+    torch has none for two operations, and only warns: mirrored borders, whose gradient sums two terms at most (see
+    `losses.local_mean`), and the cross-entropy of pixels, whose logged value may differ in its last bit.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first matrix product
+    torch.backends.cudnn.deterministic, cuda = True, torch.backends.cuda
+    fused = [name for name in ("flash", "mem_efficient", "cudnn") if getattr(cuda, f"{name}_sdp_enabled", bool)()]
+
+    def switch(on: bool) -> None:
+        torch.use_deterministic_algorithms(on, warn_only=True)
+        for name in fused:  # where it only warns, torch's fused attention sums in any order
+            getattr(cuda, f"enable_{name}_sdp")(not on)
+
+    switch(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a help to find mistakes, which takes time
+    try:
+        yield
+    finally:
+        switch(False)
+
+
+def compile_networks(method: Trainable) -> None:
+    """Compiles each network at its first call; a list of networks is never called itself."""
+    for child in method.children():
+        for network in child.children() if isinstance(child, nn.ModuleList | nn.ModuleDict) else (child,):
+            network.compile()
 
 
 def fit_stage(run: Run, stage: Stage, sources: Sources, settings: RunSettings, device: torch.device,
