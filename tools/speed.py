@@ -299,7 +299,8 @@ def waiter(device: torch.device) -> Callable[[], object]:
 
 def groups_of(bench: Bench) -> dict[str, Callable[[], Rows]]:
     """Names the groups of a method."""
-    found = {f"training step, {stage.name}": partial(step_rows, bench, stage) for stage in bench.stages() if stage.length}
+    stages = [stage for stage in bench.stages() if stage.length]
+    found = {f"training step, {stage.name}": partial(step_rows, bench, stage) for stage in stages}
     if issubclass(bench.kind, Method):
         found |= {"inference": partial(inference_rows, bench), "evaluation": partial(evaluation_rows, bench)}
     return found
