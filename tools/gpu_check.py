@@ -49,9 +49,9 @@ LONGEST, EVALUATION = 240, 60  # seconds of training, at most, and those that ar
 WARM_STEPS = 3  # of a training, which choose kernels and start workers
 NO_TIME, DONE = "left out: no time", "done"
 PRINTED = {  # figures of speed that the papers have
-    "srdad": "11.8 (85 ms; TITAN Xp; section Experiments)",
+    "srdad": "11.8 (85 ms; TITAN Xp; its text)",
     "realnet": "31.93, in 4 GB (architecture A; RTX 3090; table of efficiency)",
-    "sdas": "0.46 (10,000 in 6 hours; RTX 3090; RealNet, section on implementation)",
+    "sdas": "0.46 (10,000 in 6 hours; RTX 3090; text of RealNet)",
 }
 
 

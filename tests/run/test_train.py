@@ -230,6 +230,9 @@ def test_compile_is_asked_of_every_network(small_run, textures, tmp_path, monkey
     more = ("--compile", "true", "--epochs", 1)
     assert main(arguments(small_run.parent / "data", textures, tmp_path / "run", *more)) == 0
     assert compiled == ["Autoencoder", "UNet"]
+    compiled.clear()
+    loop.compile_networks(torch.nn.ModuleDict({"a": torch.nn.ModuleList([torch.nn.ReLU()]), "b": torch.nn.GELU()}))
+    assert compiled == ["ReLU", "GELU"]
 
 
 def test_a_negative_channel_stops_a_run_and_its_resume(small_run, textures, tmp_path, monkeypatch, capsys):
