@@ -46,7 +46,7 @@ def address(queries: Tensor, items: Tensor, *, addressing: str, temperature: flo
         a, b = (F.normalize(x, dim=-1, eps=1e-12) for x in (z, m)) if addressing == "cosine" else (z, m)
         soft = (a @ b.T / temperature).softmax(dim=-1)
         excess = soft - threshold
-        kept = excess.clamp_min(0) * soft / (excess.abs() + 1e-12)
+        kept = excess.relu() * soft / (excess.abs() + 1e-12)  # clamp_min would pass a gradient of 1e12 on at exactly 0
         # Scores of equal items differ in their last bits: a largest weight that is above the threshold by no more than
         # that is at it, and nothing survives.
         rounding = 16 * torch.finfo(kind).eps * (1 + a.norm(dim=-1, keepdim=True) * b.norm(dim=-1).max()) / temperature
