@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from adref.options import Notice, UserError, replace, to_json
 
-STEPS = "length in training steps; none: --epochs decides, which on the command line replaces a preset's steps"
+STEPS = "length in training steps; none: --epochs decides; --epochs on the command line sets a preset's steps to none"
 Stream = Callable[..., np.random.Generator]  # (purpose, number, ...) -> the random stream of these for a run's seed
 
 
@@ -90,8 +90,8 @@ class Evaluation(NamedTuple):
 class Trainable(nn.Module):
     """A model that `python -m adref.train` can train.
 
-    `Options` has `size` (height, width), `resize`, `batch_size` and `learning_rate`, and `categories` if one model can
-    learn several categories, `source_resize` if textures and anomalous images are resized in another way than others.
+    `Options` has `size` (height, width), `resize`, `batch_size`, `learning_rate` if it trains, `categories` if a model
+    can learn several, `source_resize` if textures and anomalous images are resized in another way than others.
     """
 
     Options: type

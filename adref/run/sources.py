@@ -59,9 +59,10 @@ def initial_method(config: dict, settings: RunSettings) -> tuple[Trainable, dict
 
 
 def packaged_file(name: str | None) -> str | None:
-    """Finds "package/path", a file of an installed package, without an import; None where it is not installed."""
+    """Returns the path of a file of an installed package, "package/path"; None if it is not there; imports nothing."""
     spec = importlib.util.find_spec(name.partition("/")[0]) if name else None
-    return str(Path(spec.origin).parent.parent / name) if spec else None
+    path = Path(spec.origin).parent.parent / name if spec and spec.origin else None
+    return str(path) if path and path.is_file() else None
 
 
 def read_images(method: Trainable, records: list[Record], settings: RunSettings) -> Images:

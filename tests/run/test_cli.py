@@ -11,6 +11,7 @@ from conftest import SMALL
 
 from adref import predict, train
 from adref.data import __main__ as data_command
+from adref.methods import METHODS
 
 TRAIN_MISTAKES = [
     (["dream"], "unknown method dream; known: draem, srdad"),
@@ -105,6 +106,14 @@ def test_help_of_every_command(name):
     if module == "adref.train":  # meaning, default, source and the paper's value of each option
         text = " ".join(done.stdout.split())
         assert "--texture-weight" in text and "[0.2,1.0; code] contradiction, the paper: beta of the texture" in text
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_help_of_every_method(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        train.main([name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(word in text for word in (*METHODS[name].ablations, *METHODS[name].presets, "--batch-size"))
 
 
 @pytest.mark.slow

@@ -49,8 +49,8 @@ class Options:
     learning_rate: float = option(
         1e-4, "AdamW's step size at the start", "SRMNet", limits=(1e-12, 1e6), kind="contradiction",
         paper="1e-6, annealed to 1e-6", why="as printed the network hardly moves; SRMNet's values")
-    hold_after_cosine: bool = option(False, "hold the rate after the cosine's 100 epochs (of --steps: the share "
-        "100 / --epochs); false: it rises again", "torch", kind="ambiguous", paper="T_max 100, 500 epochs",
+    hold_after_cosine: bool = option(False, "hold the rate after the cosine's 100 epochs (with --steps: after "
+        "100 / --epochs of them); false: it rises again", "torch", kind="ambiguous", paper="T_max 100, 500 epochs",
         why="torch's CosineAnnealingLR rises")
     patience: int | None = option(20, "stop after so many epochs without a lower loss; none: all images train, last "
         "weights", "section Experiments", limits=(1, inf))

@@ -13,7 +13,7 @@ ROWS = 2048  # of the memory that are searched at a time
 
 
 def patch_features(layers: list[Tensor], side: int, width: int | None) -> Tensor:
-    """Describes each place of the finest of some layers (B, C_k, h_k, w_k) by its neighbourhoods: (B, h, w, d).
+    """Describes each place of the first of some layers (B, C_k, h_k, w_k), the finest, by neighbourhoods: (B, h, w, d).
 
     A neighbourhood is `side` x `side` features (odd), zeros outside. Its C_k side^2 numbers, ordered by channel, then
     row, then column, are averaged to `width`; coarser layers are enlarged (bilinear, half-pixel centres); the widths of
@@ -33,7 +33,7 @@ def patch_features(layers: list[Tensor], side: int, width: int | None) -> Tensor
 
 
 def draw_projection(rng: np.random.Generator, width: int) -> Tensor:
-    """Draws psi of algorithm 1, a matrix (width, PROJECTED) that all but keeps distances up to a factor."""
+    """Draws psi of algorithm 1, a random matrix (width, PROJECTED); it keeps ratios of distances nearly as they are."""
     bound = 1 / math.sqrt(width)  # code: torch's initialisation of a linear layer
     return torch.from_numpy(rng.uniform(-bound, bound, (width, PROJECTED)).astype(np.float32))
 
@@ -41,8 +41,10 @@ def draw_projection(rng: np.random.Generator, width: int) -> Tensor:
 def greedy_coreset(features: Tensor, count: int, rng: np.random.Generator) -> Tensor:
     """Chooses `count` of features (n, d), each the farthest from those before it: equation 5, greedily; (count,) int64.
 
-    The first is the farthest on average from STARTS random ones; these mean distances also bound all later ones (code).
+    The first is the farthest on average from STARTS random ones. No feature's distance to those chosen counts for more
+    than this average (code).
     """
+    features = features - features.mean(dim=0)  # the distances stay; squares of numbers about 0 lose fewer digits
     starts = features[rng.choice(len(features), min(STARTS, len(features)), replace=False)]
     distances, squares = torch.cdist(features, starts).mean(dim=1), features.square().sum(dim=1)
     chosen = torch.empty(count, dtype=torch.int64, device=features.device)
@@ -57,12 +59,13 @@ def greedy_coreset(features: Tensor, count: int, rng: np.random.Generator) -> Te
 def nearest(queries: Tensor, bank: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
     """Finds the `count` nearest of a bank (m, d) to each query (n, d): distances, not squared, and indices (n, count).
 
-    n ROWS numbers are in memory at a time. The search compares |b|^2 - 2 q b; the distances are those of differences.
+    `count` is m at most. Holds n x ROWS numbers at a time. The search compares |b|^2 - 2 q b, with the bank's mean as
+    the origin: which of two that are nearly as near is found depends on rounding. Distances are those of differences.
     """
-    squares, places = [], []
+    squares, places, centre = [], [], bank.mean(dim=0)
     for begin in range(0, len(bank), ROWS):
-        part = bank[begin : begin + ROWS]
-        compared = torch.addmm(part.square().sum(dim=1), queries, part.T, alpha=-2)
+        part = bank[begin : begin + ROWS] - centre
+        compared = torch.addmm(part.square().sum(dim=1), queries - centre, part.T, alpha=-2)
         least, place = compared.topk(min(count, len(part)), largest=False)
         squares.append(least)
         places.append(place + begin)

@@ -9,8 +9,11 @@ The descriptions of all normal images are thinned to a coreset that covers them.
 to the nearest of these, the image by its farthest patch, weighted by how crowded the memory is there.
 
 An audit should know
-- The code has no equation 7, and its distances are squared.
-- The distance of a patch to its place in the image plays no part: a part that is turned or missing may go unseen.
+- The code has no equation 7, and its distances are squared. It looks at the central 224 of 256 pixels alone and takes a
+  pixel of a resized mask for anomalous only where it is 1 in full: its pixel metrics do not compare with these.
+- Equation 7 has exp of distances as they are: where they are tens, a neighbour that is 5 further away than m* makes the
+  weight nearly 1, and the score s*.
+- Where in the image a patch lies plays no part: a part that is moved or missing may go unseen.
 
 Symbols
     phi_j          features of layer j                    M, M_C       memory, its coreset
@@ -30,13 +33,14 @@ Equations
 Algorithms and tables
     (Algorithm 1) greedy coreset of projected features     bank.greedy_coreset, bank.draw_projection
     (Map) distances, enlarged and smoothed                 PatchCore.anomaly_map
-    (Table 1) shares of 25, 10 and 1 %                     ABLATIONS
+    (Tables 1 and 5) shares of 25, 10, 1 and 100 %         ABLATIONS
 
 Not built
     Several networks together (99.6 % in the paper), larger images, equation 8 (a learned substitute of the coreset).
-    Strides above 1 in equation 3, which the paper takes for an ablation alone.
+    Strides above 1 in equation 3, which only an ablation has, and the code's mean of several nearest distances.
 """
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +53,7 @@ from adref.method import Context, Method, Sources, Stage, Stream
 from adref.methods.patchcore.bank import PROJECTED, draw_projection, greedy_coreset, nearest, patch_features
 from adref.methods.patchcore.options import ABLATIONS, PRESETS, Options, check
 from adref.ops.filters import gaussian_smooth
+from adref.options import Notice
 
 SMOOTHING = 4.0  # pixels, of the map at the size of the input (section 3.3)
 
@@ -63,7 +68,7 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
 
 
 class PatchCore(Method):
-    """Compares patches with those of normal images."""
+    """Keeps the features of normal patches and compares others with them."""
 
     Options = Options
     presets = PRESETS
@@ -76,7 +81,8 @@ class PatchCore(Method):
         o, self.stages = self.options, (Stage("train", 0),)
         self.backbone = build_backbone(o.backbone).requires_grad_(False)
         check(o, self.backbone)
-        self.needs = {"backbone": f"{o.backbone} needs ImageNet weights, {self.backbone.published}"}
+        self.needs = {"backbone": f"{o.backbone} needs ImageNet weights (the paper: torchvision's), "
+                                  f"{self.backbone.published}"}  # fmt: skip
         width = o.width or sum(self.backbone.channels[j - 1] for j in o.layers)
         self.register_buffer("bank", torch.zeros(0, width))  # M_C, filled by `prepare`
 
@@ -88,8 +94,8 @@ class PatchCore(Method):
     def features(self, images: Tensor) -> Tensor:
         """Computes P(phi_j), j of `layers`: (B, 3, H, W) in [0, 1] -> (B, h, w, d), at the finest layer's size."""
         layers = self.backbone(images)
-        return patch_features([layers[j - 1].float() for j in self.options.layers], self.options.neighbourhood,
-                              self.options.width)  # fmt: skip
+        return patch_features([layers[j - 1].to(self.bank.dtype) for j in self.options.layers],
+                              self.options.neighbourhood, self.options.width)  # fmt: skip
 
     @torch.no_grad()
     def prepare(self, sources: Sources, stage: str, stream: Stream) -> None:
@@ -101,15 +107,18 @@ class PatchCore(Method):
             batch = torch.stack([images[i] for i in range(begin, min(begin + o.batch_size, len(images)))])
             found.append(self.features(batch.to(self.bank.device, self.bank.dtype) / 255).flatten(0, 2))
         features = torch.cat(found)
+        count = max(1, int(o.coreset * len(features)))
+        text = f"the memory keeps {count} of {len(features)} patches, {count * features[0].nbytes / 2**20:.1f} MiB"
+        warnings.warn(text, Notice, stacklevel=2)
         if o.coreset < 1:
             psi = draw_projection(rng, features.shape[1]).to(features)
             projected = features if features.shape[1] == PROJECTED else features @ psi
-            features = features[greedy_coreset(projected, max(1, int(o.coreset * len(features))), rng)]
+            features = features[greedy_coreset(projected, count, rng)]
         self.bank = features
 
     def _load_from_state_dict(self, state: dict, prefix: str, *rest) -> None:
-        if (saved := state.get(f"{prefix}bank")) is not None:  # take the length of the saved memory
-            self.bank = saved.new_empty(saved.shape, device=self.bank.device, dtype=self.bank.dtype)
+        if len(shape := getattr(state.get(f"{prefix}bank"), "shape", ())) == 2:  # take the length of the saved memory
+            self.bank = self.bank.new_empty(shape[0], self.bank.shape[1])
         super()._load_from_state_dict(state, prefix, *rest)
 
     def loss(self, batch: Batch, stage: str = "train") -> dict[str, Tensor]:
@@ -122,9 +131,9 @@ class PatchCore(Method):
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
     def distances(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the features of patches (B, h, w, d), their distances to the memory, and what they are nearest to.
+        """Returns the features of patches (B, h, w, d), their distances to the memory, and indices of the nearest.
 
-        Distances (B, h, w) and indices (B, h, w) of the memory; ValueError while the memory is empty.
+        Distances and indices are (B, h, w); ValueError while the memory is empty.
         """
         if not len(self.bank):
             raise ValueError("the memory is empty: `prepare` fills it from normal images")
@@ -145,8 +154,8 @@ class PatchCore(Method):
     def score(self, images: Tensor, context: Context = Context()) -> tuple[Tensor, Tensor]:
         """Computes equations 6 and 7, image scores (B,), and maps (B, 1, H, W), of which the scores are not the maxima.
 
-        Where the memory is crowded around m*, the test patch is as far from its neighbours, and the weight is about
-        1 - 1 / b; where m* stands alone it is lower.
+        The weight lies between 1 - 1 / b, where all b neighbours of m* are as near to the test patch as m*, and 1,
+        where m* stands alone.
         """
         features, distances, indices = self.distances(images)
         b, place = min(self.options.neighbours, len(self.bank)), distances.flatten(1).argmax(dim=1, keepdim=True)
