@@ -14,7 +14,7 @@ from adref.data import __main__ as data_command
 from adref.methods import METHODS
 
 TRAIN_MISTAKES = [
-    (["dream"], "unknown method dream; known: draem, srdad"),
+    (["dream"], "unknown method dream; known: patchcore, draem, srdad"),
     (["draem", "--learnin-rate", "1"], "unknown option --learnin-rate; known: --learning-rate"),
     (["draem", "extra"], "unknown argument 'extra'"),
     (["draem", "--prest", "tiny"], "unknown option --prest; known: --preset"),

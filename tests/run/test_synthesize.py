@@ -79,7 +79,7 @@ def test_no_weights_are_made(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["dream"], "unknown method dream; known: draem, srdad"),
+        (["dream"], "unknown method dream; known: patchcore, draem, srdad"),
         ([], "a method must stand first"),
         (["srdad", "--n", "0"], "--n takes 1 or more; got 0"),
         (["srdad", "--patch-siz", "histogram"], "unknown option --patch-siz; known: --patch-size"),
