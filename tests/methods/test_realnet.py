@@ -92,7 +92,7 @@ def test_parameter_counts_of_parts():
     d = judges[512]
     assert (count(d.units) + count(d.reduce[:3]), count(d.reduce[3:]), count(d.out)) == (5_833_088, 39_208, 366)
     half, r34, tiny = (on_meta(**PRESETS[name]) for name in ("half", "resnet34", "tiny"))
-    assert [(m.rrs.by_max, m.rrs.by_mean) for m in (half, r34, tiny)] == [(128, 128), (96, 96), (32, 32)]
+    assert [(m.rrs.by_max, m.rrs.by_mean) for m in (half, r34, tiny)] == [(128, 128), (96, 96), (43, 43)]
     assert (count(r34.networks), count(r34.discriminator), count(r34)) == (81_048_320, 998_422, 103_331_414)
     b4 = on_meta(**PRESETS["b4"])
     assert (count(b4.networks), count(b4.discriminator), count(b4)) == (42_928_704, 566_550, 60_237_470)

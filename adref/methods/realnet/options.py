@@ -73,10 +73,9 @@ class Options:
     # fmt: on
 
 
-TINY = {"size": (128, 128), "backbone": "efficientnet_lite0", "widths": (24, 40, 64, 64), "groups": 4,
-        "afs_batches": 16, "steps": 1000, "batch_size": 4, "learning_rate": 1e-3,
-        "anomaly_sources": ("textures", "nsa"), "perlin_exponents": (0, 4), "own_texture_share": 0.5,
-        "score_window": 8}  # fmt: skip
+TINY = {"size": (128, 128), "backbone": "resnet18", "widths": (64, 64, 64, 64), "afs_batches": 16, "steps": 1000,
+        "batch_size": 4, "learning_rate": 1e-3, "anomaly_sources": ("textures", "nsa"), "perlin_exponents": (0, 4),
+        "own_texture_share": 0.5, "score_window": 8}  # fmt: skip
 
 PRESETS = {
     "paper": {},
@@ -87,7 +86,7 @@ PRESETS = {
     "multi-class": {"backbone": "resnet50", "network": "simple", "anomaly_sources": ("textures",),
                     "foreground": "none"},
     "tiny": TINY,
-    "tiny-mobilenet": {**TINY, "backbone": "mobilenet_v2", "widths": (24, 32, 64, 64)},
+    "tiny-mobilenet": {**TINY, "backbone": "mobilenet_v2", "widths": (24, 32, 64, 64), "groups": 4},
 }  # fmt: skip
 
 ABLATIONS = {
