@@ -92,11 +92,19 @@ def test_parameter_counts_of_parts():
     d = judges[512]
     assert (count(d.units) + count(d.reduce[:3]), count(d.reduce[3:]), count(d.out)) == (5_833_088, 39_208, 366)
     half, r34, tiny = (on_meta(**PRESETS[name]) for name in ("half", "resnet34", "tiny"))
-    assert [(m.rrs.by_max, m.rrs.by_mean) for m in (half, r34, tiny)] == [(128, 128), (96, 96), (43, 43)]
+    assert [(m.rrs.by_max, m.rrs.by_mean) for m in (half, r34, tiny)] == [(128, 128), (96, 96), (32, 32)]
     assert (count(r34.networks), count(r34.discriminator), count(r34)) == (81_048_320, 998_422, 103_331_414)
     b4 = on_meta(**PRESETS["b4"])
     assert (count(b4.networks), count(b4.discriminator), count(b4)) == (42_928_704, 566_550, 60_237_470)
     assert count(on_meta(backbone="resnet34", widths=(64, 128, 256, 256)).networks) == 119_918_848
+
+
+def test_a_slope_lets_the_gradient_pass_where_all_last_channels_are_below_0():
+    for slope, passes in ((0.0, False), (0.1, True)):
+        judge = golden.fill(Discriminator(12, size=(32, 32), side=3, slope=slope))
+        judge.out[0].bias.data.fill_(-1e6)
+        judge(golden.hashed("residuals", 2, 12, 16, 16)).square().mean().backward()
+        assert bool(judge.reduce[0].weight.grad.any()) == passes
 
 
 def test_untrained_networks_reconstruct_0():
@@ -274,6 +282,14 @@ def test_random_selection_and_projection():
     assert not any(p.requires_grad for p in method.projections.parameters())
     phi = method.features(image)[0]
     assert torch.allclose(phi, method.projections[0](method.backbone(image)[0])) and phi.shape[1] == 16
+
+
+def test_unit_scale_makes_the_mean_square_of_each_layer_1():
+    method = small(feature_scale="unit", selection="random", widths=(24, 32, 96, 320))
+    sources = sources_of(method.options)
+    method.prepare(sources, "train", stream)
+    for phi in method.eval().features(torch.stack(list(sources.images)) / 255):
+        assert phi.square().mean().item() == pytest.approx(1, rel=1e-4)
 
 
 @pytest.mark.holds("realnet", "residual selection")

@@ -42,9 +42,10 @@ class Options:
 
 
 # Features that come by pip or are small, at 256 pixels, and a memory that is chosen in a minute.
-TINY = {"size": (256, 256), "backbone": "efficientnet_lite0", "width": None, "coreset": 0.01}
-
-PRESETS = {"paper": {}, "tiny": TINY, "tiny-mobilenet": {**TINY, "backbone": "mobilenet_v2"}}
+PRESETS = {
+    "paper": {},
+    "tiny": {"size": (256, 256), "backbone": "efficientnet_lite0", "width": None, "coreset": 0.01},
+}
 
 ABLATIONS = {
     # tables 1 and 5; the default is PatchCore-10%

@@ -16,6 +16,8 @@ An audit should know
 - With the default widths AFS keeps all of layers 1 and 2: it acts on layers 3 and 4 alone.
 - Channel j of the discriminator's input is "rank j of this image", no fixed feature; channels that are among both the
   largest maxima and the largest means come twice.
+- The discriminator's last ReLU has 4 channels. With some seeds all 4 are 0 at every pixel after a few steps: then no
+  gradient passes, and the map stays constant (`discriminator_slope`).
 - RRS's batch norm has PyTorch's momentum 0.9: nine tenths of its statistics in evaluation are the last batch's.
 
 Symbols
@@ -66,6 +68,7 @@ from adref.options import Notice
 
 ANOMALY_PROBABILITY = 0.5  # share of examples that are corrupted (section on synthesis)
 SIMPLE_DEPTH = 12  # residual units of the simple network for EfficientNet-B4 (the authors' issues)
+SCALED = 64  # images that measure the scales of features; a guess
 EXAMPLES = 2  # synthetic anomalies of each source that are kept for the report
 
 
@@ -128,6 +131,7 @@ class RealNet(Method):
             self.register_buffer(f"afs_losses_{k}", torch.zeros(channels))
             if o.selection == "projection":
                 self.projections.append(nn.Conv2d(channels, width, 1).requires_grad_(False))
+        self.register_buffer("scales", torch.ones(len(o.widths)))  # of the layers
         self.widths = [sum(o.widths[k] for k in block) for block in self.blocks]
         self.networks = nn.ModuleList(SimpleNetwork(w, depth=SIMPLE_DEPTH) if o.network == "simple"
                                       else FeatureUNet(w, groups=o.groups) for w in self.widths)  # fmt: skip
@@ -138,7 +142,8 @@ class RealNet(Method):
             by = {f"by_{name}": each * (name in parts) for name in ("max", "mean")}
             self.rrs = ResidualSelection(count, **by, normalised=o.rrs_forward == "normalised")
             count = each * len(parts)
-        self.discriminator = Discriminator(count, size=o.size, side=3 if o.discriminator == "convolutions" else 1)
+        side = 3 if o.discriminator == "convolutions" else 1
+        self.discriminator = Discriminator(count, size=o.size, side=side, slope=o.discriminator_slope)
         kept = EXAMPLES * len(o.anomaly_sources)
         for name, channels in (("clean", 3), ("corrupted", 3), ("mask", 1)):
             self.register_buffer(f"example_{name}", torch.zeros(kept, channels, *o.size, dtype=torch.uint8))
@@ -151,7 +156,7 @@ class RealNet(Method):
 
     @torch.no_grad()
     def prepare(self, sources: Sources, stage: str, stream: Stream) -> None:
-        """Draws the report's example anomalies, then selects the channels of each layer by AFS."""
+        """Draws the report's example anomalies, measures the features' scales, selects channels by AFS."""
         o, device = self.options, self.example_clean.device
         order = stream("afs order").permutation(len(sources.images))
 
@@ -167,6 +172,10 @@ class RealNet(Method):
                     break
             for name, part in example._asdict().items():
                 getattr(self, f"example_{name}")[i] = to_bytes(part).to(device)
+        if o.feature_scale == "unit":
+            chosen = torch.stack([sources.images[i] for i in order[:SCALED].tolist()]).to(device)
+            layers = zip(*(self.backbone(part.to(self.scales) / 255) for part in chosen.split(o.batch_size)))
+            self.scales = torch.stack([torch.cat(parts).square().mean().sqrt() for parts in layers])
         if o.selection != "afs":
             return
         images = o.afs_batches * o.batch_size
@@ -188,7 +197,7 @@ class RealNet(Method):
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:
         """Computes phi_k of each block: (B, 3, H, W) in [0, 1] -> (B, C_k, h_k, w_k)."""
-        layers = self.backbone(images)
+        layers = [layer / scale for layer, scale in zip(self.backbone(images), self.scales)]
         if self.projections:
             layers = [project(layer) for project, layer in zip(self.projections, layers)]
         else:

@@ -123,15 +123,19 @@ class ResidualUnit(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Turns residuals into logits of `size` by two residual units and convolutions of `side`, two at twice the size."""
+    """Turns residuals into logits of `size` by two residual units and convolutions of `side`, two at twice the size.
 
-    def __init__(self, channels: int, size: tuple[int, int], side: int):
+    The activations after the units have `slope` below 0.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, int], side: int, slope: float = 0.0):
         super().__init__()
+        act = partial(nn.LeakyReLU, slope)
         self.size, convolution = size, partial(nn.Conv2d, kernel_size=side, padding=side // 2)
         self.units = nn.Sequential(*(ResidualUnit(channels, channels, side) for _ in range(2)), nn.ReLU())
-        self.reduce = nn.Sequential(convolution(channels, 128), nn.BatchNorm2d(128), nn.ReLU(), convolution(128, 32),
-                                    nn.ReLU(), convolution(32, 8), nn.ReLU())  # fmt: skip
-        self.out = nn.Sequential(convolution(8, 4), nn.ReLU(), convolution(4, 2))
+        self.reduce = nn.Sequential(convolution(channels, 128), nn.BatchNorm2d(128), act(), convolution(128, 32),
+                                    act(), convolution(32, 8), act())  # fmt: skip
+        self.out = nn.Sequential(convolution(8, 4), act(), convolution(4, 2))
 
     def forward(self, residuals: Tensor) -> Tensor:
         """Maps (B, channels, h, w) to (B, 2, *size)."""

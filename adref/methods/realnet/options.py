@@ -36,6 +36,9 @@ class Options:
         kind="contradiction", paper="one architecture for all backbones", why="the authors use the simple one for "
         "EfficientNet-B4 and for many categories (their issues); its widths and depth there are a guess")
     groups: int = option(32, "groups of the U-Nets' norms; heads have twice as many channels", "code", limits=(1, 1024))
+    feature_scale: Literal["none", "unit"] = option("none", "unit: the root of each layer's mean square becomes 1",
+        "code", kind="substitution", paper="features as they are", why="the code's; unit at tiny: the layers of its "
+        "network end without an activation, with deviations from 2 to 11")
     selection: Literal["afs", "random", "projection"] = option(
         "afs", "channels by AFS, at random (RDR), or mixed by a random projection (RLPR)", "table of selections",
         kind="silent", paper="random projection, no details", why="a frozen 1 x 1 convolution at its default "
@@ -51,6 +54,9 @@ class Options:
         paper="batch norm, then selection", why="in the code the batch norm only ranks")
     discriminator: Literal["convolutions", "mlp"] = option("convolutions", "3 x 3 or 1 x 1 convolutions", "code",
         kind="contradiction", paper="a basic MLP with up-sampling layers", why="the code's 5.9 million parameters")
+    discriminator_slope: float = option(0.0, "slope below 0 of the discriminator's activations", "code", limits=(0, 1),
+        kind="substitution", paper="ReLU (code)", why="the code's; .1 at tiny: with some seeds the last 4 channels are "
+        "0 everywhere, and nothing trains")
     epochs: int = option(1000, "passes over the training images", "code", limits=(0, 10**9), kind="silent",
         paper="two hours", why="the code tests every 5 epochs and keeps the best on the test set; here the last count")
     steps: int | None = option(None, STEPS, "adref", limits=(1, 10**9))
@@ -73,10 +79,6 @@ class Options:
     # fmt: on
 
 
-TINY = {"size": (128, 128), "backbone": "resnet18", "widths": (64, 64, 64, 64), "afs_batches": 16, "steps": 1000,
-        "batch_size": 4, "learning_rate": 1e-3, "anomaly_sources": ("textures", "nsa"), "perlin_exponents": (0, 4),
-        "own_texture_share": 0.5, "score_window": 8}  # fmt: skip
-
 PRESETS = {
     "paper": {},
     "half": {"widths": (128, 256, 256, 128)},
@@ -85,8 +87,10 @@ PRESETS = {
     "b4": {"backbone": "efficientnet_b4", "widths": (24, 32, 56, 160), "network": "simple", "retention": 0.5},
     "multi-class": {"backbone": "resnet50", "network": "simple", "anomaly_sources": ("textures",),
                     "foreground": "none"},
-    "tiny": TINY,
-    "tiny-mobilenet": {**TINY, "backbone": "mobilenet_v2", "widths": (24, 32, 64, 64), "groups": 4},
+    # Small features with the network that the authors give EfficientNet; fewer steps, larger ones.
+    "tiny": {"backbone": "efficientnet_lite0", "widths": (24, 40, 64, 64), "network": "simple", "afs_batches": 16,
+             "feature_scale": "unit", "discriminator_slope": 0.1, "steps": 1000, "batch_size": 4, "learning_rate": 1e-3,
+             "anomaly_sources": ("textures", "nsa"), "own_texture_share": 0.5, "score_window": 8},
 }  # fmt: skip
 
 ABLATIONS = {
