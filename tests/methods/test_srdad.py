@@ -54,6 +54,19 @@ def test_rows_of_table_4(name):
     assert tiny == RECIPES["draem"]._replace(rotation_probability=0.0)  # a preset or a flag decides
 
 
+def test_both_kinds_of_anomalies():
+    """Three quarters are textures, anywhere; the others patches on the object, which leave notes."""
+    clean, options = torch.from_numpy(part()).float(), Options(**SMALL, anomaly="both", rotation_probability=0.0)
+    assert list(SRDAD(options).needs) == ["textures"]
+    patches = textures = 0
+    for seed in range(160):
+        notes = []
+        mask = corrupt(clean, np.random.default_rng(seed), options, sources(notes=notes)).mask
+        patches += len(notes)
+        textures += bool(mask.any() and not notes)
+    assert 55 < patches + textures < 105 and 0.6 < textures / (patches + textures) < 0.9
+
+
 def test_parameter_counts_of_small_networks():
     with torch.device("meta"):
         small = SwinUNet(size=(64, 64), width=24, window=4, aspp_width=48, residual="level", skips="final_sum",

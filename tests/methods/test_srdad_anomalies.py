@@ -228,6 +228,8 @@ def test_labels(sizes):
     assert finite.sum() > region.sum() and finite[region].all()
     noisy, label = anomaly(flat, object_mask="full", label="changed", transformations="all")
     assert label.any() and np.abs(noisy - flat).mean(0)[label].mean() > 1 / 255
+    _, strong = anomaly(flat, object_mask="full", label="changed", transformations="all", visible=6.0)
+    assert 0 < strong.sum() < label.sum()
 
 
 def test_constraints_keep_the_ground_and_clip_region_leaves_no_seam(sizes):

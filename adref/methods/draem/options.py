@@ -49,6 +49,10 @@ class Options:
         kind="substitution", paper="textures come from another data set", why="an addition, off at full size, .5 at "
         "tiny: a short training on foreign textures learns colour and little else, and never meets a defect made of "
         "the part's own material, such as a short circuit")
+    texture_colours: Literal["own", "image"] = option(
+        "own", "image: textures lose their colours where the image has none", "adref", kind="substitution",
+        paper="textures in colour", why="an addition, off at full size, on at tiny: in grey images foreign colours "
+        "alone tell half of the textures, and so short a training learns that first")
     texture_operations: Literal["code", "paper"] = option("code", "10 kinds of operation, or the paper's 7", "code",
         kind="contradiction", paper="seven kinds: no gamma, inversion and rotation", why="the code's list")
     channel_order: Literal["rgb", "bgr"] = option(

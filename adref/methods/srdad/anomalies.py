@@ -110,7 +110,7 @@ def natural_anomaly(image: np.ndarray, mask: np.ndarray, rng: np.random.Generato
     blended = np.where(mask, blended, image)
     covered &= mask
     if options.label == "changed":
-        covered &= np.abs(blended - image).mean(axis=0) > 1 / 255
+        covered &= np.abs(blended - image).mean(axis=0) > options.visible / 255
         side = 2 * round((5 * min(mask.shape) / 256 - 1) / 2) + 1  # 5 pixels of 256, odd
         covered = scipy.ndimage.median_filter(covered, size=side, mode="nearest") & mask
     if sources.notes is not None:

@@ -72,10 +72,11 @@ from adref.methods.srdad.options import ABLATIONS, PRESETS, Options, check, reci
 from adref.methods.srdad.reconstructor import SWIN_UNET, SwinUNet
 from adref.ops.filters import filtered_maximum
 from adref.ops.losses import channel_signs, focal, ssim
-from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, rotate_randomly
+from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, match_colours, rotate_randomly
 from adref.options import UserError
 
 ANOMALY_PROBABILITY = 0.5  # DRAEM's code: share of examples that are corrupted
+DRAEM_SHARE = 0.75  # of the anomalies of --anomaly both; a guess (NOTES.md)
 
 
 class Batch(NamedTuple):
@@ -97,9 +98,11 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     image, mask = both[:3], both[3] > 0.5
     if not mask.any() or rng.random() >= ANOMALY_PROBABILITY:
         return Batch(image, image, torch.zeros(1, *image.shape[1:]))
-    if options.anomaly == "draem":  # with the constants of its code
+    if options.anomaly == "draem" or (options.anomaly == "both" and rng.random() < DRAEM_SHARE):
         texture = draw_texture(rng, sources.textures, sources.images, own_share=options.own_texture_share)
-        mask = torch.from_numpy(draw_mask(rng, tuple(image.shape[1:])))[None]
+        if options.texture_colours == "image":
+            texture = match_colours(texture, image)
+        mask = torch.from_numpy(draw_mask(rng, tuple(image.shape[1:])))[None]  # with the constants of DRAEM's code
         return Batch(image, blend(image, texture, mask, rng.uniform(0.2, 1.0)), mask)
     blended, label = natural_anomaly(image.numpy().astype(np.float64), mask.numpy(), rng, options, sources)
     return Batch(image, torch.from_numpy(blended.astype(np.float32)), torch.from_numpy(label.astype(np.float32))[None])
@@ -121,10 +124,10 @@ class SRDAD(Method):
         check(o)
         self.recipe = recipe_of(o)
         self.stages = (Stage("train", *training_length(self.recipe.epochs, o.steps), self.recipe.order),)
-        if o.anomaly == "draem":
+        if o.anomaly != "natural":
             self.needs = {"textures": "DRAEM's anomalies are textures"}
-        elif o.patch_size == "histogram":
-            self.needs = {"sizes": "--patch-size histogram draws from a table of defect sizes"}
+        if o.anomaly != "draem" and o.patch_size == "histogram":
+            self.needs = {**self.needs, "sizes": "--patch-size histogram draws from a table of defect sizes"}
         if o.reconstructor == "draem":
             self.reconstructor = Autoencoder(width=o.autoencoder_width)
         else:

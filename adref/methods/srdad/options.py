@@ -28,8 +28,10 @@ class Options:
         "ground; decided once for a category, so that no image is cut in another way than the rest")
     mask_morphology: Literal["closing", "opening"] = option("closing", "of the object's mask, 3 x 3, once", "Eq 2",
         kind="contradiction", paper="'closing', with the sign of opening", why="the text names it twice")
-    anomaly: Literal["natural", "draem"] = option("natural", "patches of the image itself, or DRAEM's textures",
-                                                  "section Method, table 4")
+    anomaly: Literal["natural", "draem", "both"] = option(
+        "natural", "patches of the image itself, or DRAEM's textures; both: three quarters of them textures",
+        "section Method, table 4", kind="substitution", paper="one or the other", why="both is an addition for tiny: "
+        "on a surface that looks alike everywhere a patch of it shows nowhere, and a short training learns nothing")
     patch_size: Literal["lognormal", "thin", "nsa_gamma", "histogram"] = option(
         "lognormal", "distribution of patch sizes; thin: with aspects up to 12; histogram: of --defect-sizes", "adref",
         kind="silent", paper="an empirical distribution of real defects, not given",
@@ -64,6 +66,12 @@ class Options:
         "false label, which changed, after NSA, drops")
     own_texture_share: float = option(0.0, "of DRAEM's anomalies: share of textures that are moved training images",
         "adref", limits=(0, 1), kind="substitution", paper="other data's textures", why="as in DRAEM, .5 at tiny")
+    texture_colours: Literal["own", "image"] = option(
+        "own", "of DRAEM's anomalies; image: textures lose their colours where the image has none", "adref",
+        kind="substitution", paper="textures in colour", why="as in DRAEM, image at tiny")
+    visible: float = option(1.0, "grey levels above which a pixel of --label changed has changed", "NSA's code",
+        limits=(0, 255), kind="silent", paper="no such labels", why="NSA's; a change of a level or two is beyond "
+        "what the short training of tiny can find")
     # reconstructor
     reconstructor: Literal["srdad", "swin_unet", "draem"] = option(
         "srdad", "SRDAD's network, plain Swin-Unet or DRAEM's autoencoder", "table 4")
@@ -117,6 +125,8 @@ class Options:
     steps: int | None = option(None, STEPS, "adref", limits=(1, inf))
     batch_size: int = option(8, "images a step", "section Experiments", limits=(1, inf))
     learning_rate: float = option(1e-4, "the optimizer's step size", "section Experiments", limits=(0, inf))
+    milestones: tuple[float, ...] | None = option(None, "shares of the length after which the rate falls; none: the "
+        "recipe's, srdad 0.8, draem 0.8,0.9", "section Experiments", limits=(0, 1))
     # fmt: on
 
 
@@ -139,8 +149,12 @@ RECIPES = {"srdad": Recipe(0.9, 0.1, "adamw", 0.01, 500, (0.8,), 0.1, "permutati
 
 
 def recipe_of(o: Options) -> Recipe:
-    """Returns the recipe that the options name, with the length and the rotation that they set."""
-    given = {name: getattr(o, name) for name in ("epochs", "rotation_probability") if getattr(o, name) is not None}
+    """Returns the recipe that the options name, with the length, the rotation and the milestones that they set."""
+    given = {
+        name: getattr(o, name)
+        for name in ("epochs", "rotation_probability", "milestones")
+        if getattr(o, name) is not None
+    }
     return RECIPES[o.recipe]._replace(**given)
 
 
