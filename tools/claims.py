@@ -69,7 +69,7 @@ IMAGE, PIXEL = "image_auroc", "pixel_auroc"
 # fmt: off
 CLAIMS = (
     Claim("srdad", "patches of the part itself are better anomalies than DRAEM's textures", "section Method, in words",
-          None, (None, "draem-anomalies"), ("anomaly",), IMAGE),
+          None, ("natural-anomalies", "draem-anomalies"), ("anomaly",), IMAGE),
     Claim("srdad", "a Swin-UNet in place of DRAEM's autoencoder helps detection", SWIN,
           None, (None, "draem-reconstructor"), ("reconstructor",), IMAGE),
     Claim("srdad", "Res-SE and cross attention in the discriminator help localisation above all", SWIN,

@@ -6,6 +6,7 @@ V. Zavrtanik, M. Kristan, D. Skocaj, "DRAEM", ICCV 2021, section 3.3. The defaul
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 import torch
 from torch import Tensor
 
@@ -61,3 +62,12 @@ def draw_mask(rng: np.random.Generator, shape: tuple[int, int], *, exponents: tu
 def blend(image: Tensor, texture: Tensor, mask: Tensor, weight: float) -> Tensor:
     """Computes (1 - M) I + M ((1 - weight) I + weight A) of (C, H, W), M (1, H, W); equal to I where M is 0."""
     return torch.where(mask > 0, (1 - weight) * image + weight * texture, image)
+
+
+def visible_part(mask: Tensor, corrupted: Tensor, clean: Tensor, levels: float) -> Tensor:
+    """Keeps the pixels of a mask (1, H, W) in {0, 1} where two images (3, H, W) in [0, 1] differ visibly.
+
+    Visible: by more than `levels` of 255 in the mean of the channels, for most of 3 x 3 pixels.
+    """
+    changed = ((corrupted - clean).abs().mean(dim=0) > levels / 255).numpy() & (mask[0] > 0).numpy()
+    return mask * torch.from_numpy(scipy.ndimage.median_filter(changed, size=3)).to(mask)

@@ -15,7 +15,7 @@ from adref.method import Sources
 from adref.methods.draem.method import DRAEM, Batch, corrupt, released_keys
 from adref.methods.draem.options import ABLATIONS, PRESETS, Options
 from adref.ops.perlin import draw_perlin
-from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, match_colours
+from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, match_colours, visible_part
 from adref.options import UserError, build
 
 SMALL = Options(size=(64, 64), reconstruction_width=4, discriminator_width=4, score_window=5)
@@ -232,6 +232,20 @@ def test_textures_lose_their_colours_in_grey_images(sources, clean):
         options = dataclasses.replace(SMALL, rotation_probability=0.0, texture_colours=colours)
         found = batch_of(options, sources, grey, count=8)
         assert found.mask.any() and torch.equal(found.corrupted[:, 0], found.corrupted[:, 1]) is same
+
+
+def test_visible_part_of_a_label(sources, clean):
+    """Steps of 0 to 7 levels in blocks of 8 columns; a lone pixel is not enough."""
+    clean, mask = 0.5 * clean, torch.ones(1, 64, 64)
+    mask[..., :8] = 0
+    steps = (torch.arange(64) // 8).float() / 255
+    corrupted = clean + steps
+    corrupted[:, 30, 20] += 0.5
+    assert torch.equal(visible_part(mask, corrupted, clean, 4.5), mask * (steps > 4.5 / 255))
+    options = dataclasses.replace(SMALL, rotation_probability=0.0)
+    whole, part = (batch_of(dataclasses.replace(options, visible=v), sources, clean, count=8) for v in (None, 8.0))
+    assert torch.equal(whole.corrupted, part.corrupted) and 0 < part.mask.sum() < whole.mask.sum()
+    assert ((whole.mask - part.mask) >= 0).all()
 
 
 def authors_state(width: int, channels: int, classes: int, levels: int, suffix: str) -> dict:

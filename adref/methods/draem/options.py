@@ -53,6 +53,10 @@ class Options:
         "own", "image: textures lose their colours where the image has none", "adref", kind="substitution",
         paper="textures in colour", why="an addition, off at full size, on at tiny: in grey images foreign colours "
         "alone tell half of the textures, and so short a training learns that first")
+    visible: float | None = option(
+        None, "grey levels by which a pixel must change to be labelled; none: all under the mask are", "adref",
+        limits=(0, 255), kind="substitution", paper="the mask is the label", why="an addition, off at full size, 8 at "
+        "tiny: a faint texture, above all of the part itself, is a label that a short training cannot learn")
     texture_operations: Literal["code", "paper"] = option("code", "10 kinds of operation, or the paper's 7", "code",
         kind="contradiction", paper="seven kinds: no gamma, inversion and rotation", why="the code's list")
     channel_order: Literal["rgb", "bgr"] = option(
@@ -64,11 +68,12 @@ class Options:
 
 PRESETS = {
     "paper": {},
-    # Half the side, so lattices and score window shrink with it; an eighth of the widths; larger steps, of which 900
-    # are 100 passes over the sample pictures.
-    "tiny": {"size": (128, 128), "reconstruction_width": 16, "discriminator_width": 8, "steps": 900, "batch_size": 4,
-             "learning_rate": 1e-3, "rotation_probability": 0.0, "perlin_exponents": (0, 4), "own_texture_share": 0.5,
-             "score_window": 11},
+    # Half the side, an eighth of the discriminator's width, a sixteenth of the reconstructor's: its pictures are a blur
+    # anyway, and the time goes into steps. Lattice cells down to 4 pixels and a small score window are for small
+    # defects; textures and labels are such as so few, larger steps can learn.
+    "tiny": {"size": (128, 128), "reconstruction_width": 8, "discriminator_width": 8, "steps": 1800, "batch_size": 4,
+             "learning_rate": 1e-3, "rotation_probability": 0.0, "own_texture_share": 0.5, "texture_colours": "image",
+             "visible": 8.0, "score_window": 5},
 }  # fmt: skip
 
 ABLATIONS = {

@@ -61,9 +61,9 @@ class Options:
     object_constraint: Literal["multiply", "clip_region"] = option("multiply", "cut to the object once, after all "
         "patches, or each region before it is blended", "section Method", kind="ambiguous", paper="multiplication with "
         "M after blending", why="as written, which leaves a seam at the object's edge; clip_region does not")
-    label: Literal["region", "changed"] = option("region", "Y: Omega within M, or its pixels that changed visibly",
-        "adref", kind="ambiguous", paper="'precisely marks' the region", why="the words; an invisible patch is then a "
-        "false label, which changed, after NSA, drops")
+    label: Literal["region", "changed"] = option("region", "Y: Omega within M, a texture's mask, or what changed of it "
+        "(--visible)", "adref", kind="ambiguous", paper="'precisely marks' the region", why="the words; an invisible "
+        "patch is then a false label, which changed, after NSA, drops")
     own_texture_share: float = option(0.0, "of DRAEM's anomalies: share of textures that are moved training images",
         "adref", limits=(0, 1), kind="substitution", paper="other data's textures", why="as in DRAEM, .5 at tiny")
     texture_colours: Literal["own", "image"] = option(
@@ -125,8 +125,6 @@ class Options:
     steps: int | None = option(None, STEPS, "adref", limits=(1, inf))
     batch_size: int = option(8, "images a step", "section Experiments", limits=(1, inf))
     learning_rate: float = option(1e-4, "the optimizer's step size", "section Experiments", limits=(0, inf))
-    milestones: tuple[float, ...] | None = option(None, "shares of the length after which the rate falls; none: the "
-        "recipe's, srdad 0.8, draem 0.8,0.9", "section Experiments", limits=(0, 1))
     # fmt: on
 
 
@@ -149,21 +147,19 @@ RECIPES = {"srdad": Recipe(0.9, 0.1, "adamw", 0.01, 500, (0.8,), 0.1, "permutati
 
 
 def recipe_of(o: Options) -> Recipe:
-    """Returns the recipe that the options name, with the length, the rotation and the milestones that they set."""
-    given = {
-        name: getattr(o, name)
-        for name in ("epochs", "rotation_probability", "milestones")
-        if getattr(o, name) is not None
-    }
+    """Returns the recipe that the options name, with the length and the rotation that they set."""
+    given = {name: getattr(o, name) for name in ("epochs", "rotation_probability") if getattr(o, name) is not None}
     return RECIPES[o.recipe]._replace(**given)
 
 
 PRESETS = {
     "paper": {},
-    # Half the side, a quarter of the first width; more steps, larger ones; labels only where something shows.
+    # Half the side, a quarter of the first width; more steps, larger ones; three quarters of the anomalies are DRAEM's,
+    # without colours that the images have not; labels only where something shows; a window for small defects.
     "tiny": {"size": (128, 128), "width": 24, "window": 4, "aspp_width": 48, "autoencoder_width": 16,
-             "discriminator_width": 8, "unet_width": 8, "score_window": 11, "steps": 1000, "batch_size": 4,
-             "learning_rate": 1e-3, "rotation_probability": 0.0, "own_texture_share": 0.5, "label": "changed"},
+             "discriminator_width": 8, "unet_width": 8, "score_window": 7, "steps": 1000, "batch_size": 4,
+             "learning_rate": 1e-3, "rotation_probability": 0.0, "anomaly": "both", "own_texture_share": 0.5,
+             "texture_colours": "image", "label": "changed", "visible": 8.0},
 }  # fmt: skip
 
 DRAEM = {"reconstructor": "draem", "discriminator_input": "reconstruction_first", "anomaly": "draem",
@@ -173,7 +169,8 @@ ABLATIONS = {
     "draem": {**DRAEM, "discriminator": "draem"}, "draem+": DRAEM,
     "srdad-": {"reconstructor": "swin_unet", "discriminator": "draem"}, "srdad": {},
     # anomalies and reconstructor, which that table changes together, one by one
-    "draem-anomalies": {"anomaly": "draem"}, "draem-reconstructor": {"reconstructor": "draem"},
+    "natural-anomalies": {"anomaly": "natural"}, "draem-anomalies": {"anomaly": "draem"},
+    "draem-reconstructor": {"reconstructor": "draem"},
     # sigma and lambda as near to the print as can be run: |N(0, 0.05^2)|, and 1 for the value that is not given
     "literal": {"object_mask": "bright", "noise": "normal", "brightness_mode": "add", "poisson_lambda": 1.0,
                 "attention": "printed", "steps": 500},
@@ -227,8 +224,8 @@ DEVIATIONS = (
               "a Swin checkpoint"),
     Deviation("ABLATIONS", "mistake", "DRAEM has 26.5 M parameters, SRDAD is heavier", "97,422,725, and 198.0 against "
               "SRDAD's 33.8 G multiply-adds an image", "counted, attention's products among them (without: 30.9)"),
-    Deviation("PRESETS", "substitution", "one size", "tiny: labels only where something shows, a higher rate",
-              "far fewer steps"),
+    Deviation("PRESETS", "substitution", "one size", "tiny: textures beside the patches, labels only where "
+              "something shows, a higher rate", "far fewer steps"),
 )  # fmt: skip
 
 
