@@ -65,7 +65,7 @@ from adref.ops.losses import channel_signs
 from adref.options import Notice
 
 NOISE_MEAN, NOISE_STD = 0.5, 0.5  # section Method
-ALPHA = 0.84  # share of MS-SSIM in loss and map: Zhao et al.
+ALPHA = 0.84  # share of MS-SSIM in the loss: Zhao et al.
 LEAST_RATE, COSINE_EPOCHS = 1e-6, 100  # end and half period of the cosine: section Experiments
 VALIDATION_SHARE = 0.2  # of the training images: section Experiments
 
@@ -101,7 +101,7 @@ class NoiseToNorm(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    changeable = ("ssim_constants", "noise_repeats")
+    changeable = ("map_alpha", "ssim_constants", "noise_repeats")
     corrupt = staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):
@@ -168,7 +168,8 @@ class NoiseToNorm(Method):
     def map_of(self, images: Tensor, reconstruction: Tensor) -> Tensor:
         """Computes equation 9 of each pixel of images and reconstructions (B, 3, H, W): (B, 1, H, W)."""
         similarity, error = self.compare(images, reconstruction)
-        return ALPHA * (1 - similarity) + (1 - ALPHA) * error
+        alpha = self.options.map_alpha
+        return alpha * (1 - similarity) + (1 - alpha) * error
 
     def figures(self, image: Tensor | None = None, context: Context = Context()) -> dict[str, Tensor]:
         """Shows v of one image, the mean of all draws, clamped to [0, 1]."""

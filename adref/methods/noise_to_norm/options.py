@@ -39,6 +39,8 @@ class Options:
         why="SRMNet; the network then errs at the edge of the image, and the map shows it (see NOTES.md)")
     sigmas: tuple[float, ...] = option((0.5, 1.0, 2.0, 4.0, 8.0), "deviations of the Gaussian windows, ascending, "
         "pixels", "PL4NN", limits=(0.01, 1000), kind="silent", paper="sigma_1 to sigma_M", why="PL4NN")
+    map_alpha: float = option(0.84, "share of MS-SSIM in the map, beside the error", "Zhao et al.", limits=(0, 1),
+        kind="silent", paper="MS-SSIM and L1 error of each pixel, no weights", why="the guess for the loss, ALPHA")
     ssim_constants: Literal["printed", "squared"] = option(
         "printed", "C1 and C2 are 0.01 and 0.03, or their squares", "section Method", kind="ambiguous",
         paper="C1 = 0.01, C2 = 0.03", why="PL4NN squares numbers of those names and values: see NOTES.md")

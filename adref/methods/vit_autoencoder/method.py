@@ -75,7 +75,6 @@ from adref.ops.losses import ssim_map
 from adref.options import Notice, UserError
 
 LAMBDA_RECON, LAMBDA_ENT = 1.0, 0.001  # section Experiments
-LAMBDA_SSIM = 1.0  # a guess
 SIGNS = {"corrected": 1, "literal": -1}  # of equation 14
 CA_REDUCTION = 32  # code of coordinate attention
 VALIDATION_SHARE = 0.1  # of the training images, with --patience; a guess
@@ -96,7 +95,7 @@ class ViTAutoencoder(Method):
     Options = Options
     presets = PRESETS
     ablations = ABLATIONS
-    changeable = ("l2_reduction", "score", "map_sigma", "score_sigma")
+    changeable = ("l2_reduction", "ssim_weight", "score", "map_sigma", "score_sigma")
     corrupt = staticmethod(corrupt)
 
     def __init__(self, options: Options = Options()):
@@ -148,7 +147,8 @@ class ViTAutoencoder(Method):
         """
         reconstruction, recall = self(batch.clean)
         error, similarity = self.compare(batch.clean, reconstruction)
-        terms = {"l2": LAMBDA_RECON * error.mean(), "ssim": LAMBDA_RECON * LAMBDA_SSIM * (1 - similarity.mean())}
+        weight = LAMBDA_RECON * self.options.ssim_weight
+        terms = {"l2": LAMBDA_RECON * error.mean(), "ssim": weight * (1 - similarity.mean())}
         if recall is None:
             return {**terms, "total": sum(terms.values())}
         uncertainty = entropy(recall.weights).mean()
@@ -160,16 +160,21 @@ class ViTAutoencoder(Method):
         return {**terms, "total": sum(terms.values()), **statistics}
 
     def optimizer(self, stage: str = "train"):
-        """Makes Adam at a constant rate, all else as torch has it."""
+        """Makes Adam, all else as torch has it, at a constant rate that may fall to 0 at the end (`decay`)."""
         optimizer = torch.optim.Adam(self.parameters(), self.options.learning_rate, betas=(0.9, 0.999))
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
+        length, decay = self.stages[0].length, self.options.decay
+
+        def factor(count: int) -> float:
+            return min(1.0, max(0.0, (length - count) / (length * decay))) if decay * length else 1.0
+
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def error_map(self, images: Tensor) -> Tensor:
         """Computes the map before the blur: (B, 3, H, W) in [0, 1] at --size -> (B, 1, H, W)."""
         images = self.admit(images, size=self.options.size)
         reconstruction, recall = self(images)
         error, similarity = self.compare(images, reconstruction)
-        maps = error + LAMBDA_SSIM * (1 - similarity)
+        maps = error + self.options.ssim_weight * (1 - similarity)
         if recall is not None and self.options.score == "l2+ssim+entropy":
             uncertainty = SIGNS[self.options.entropy_sign] * entropy(recall.weights).unsqueeze(1)  # (B, 1, H/p, W/p)
             uncertainty = F.interpolate(uncertainty, self.options.size, mode="bilinear", align_corners=False)

@@ -56,13 +56,17 @@ class Options:
     l2_reduction: Literal["sum", "mean"] = option(
         "sum", "sum of the squared error over the channels, or mean, in loss and map", "Eq 11", kind="ambiguous",
         paper="a sum over W and H, divided by W H", why="Eq 11 as printed squares a vector")
+    ssim_weight: float = option(1.0, "lambda_ssim, weight of 1 - SSIM in loss and map", "adref",
+        limits=(0, 1e6), kind="silent", paper="found by a grid search, no value", why="the neutral choice")
     entropy_sign: Literal["corrected", "literal"] = option("corrected", "minimise the entropy; literal: maximise it; "
         "the map has the sign, too", "Eq 14", kind="mistake", paper="sum of w ln w, minimised", why="this makes the "
         "weights uniform, the opposite of the stated purpose")
     epochs: int = option(200, "passes over the training images", "section Experiments", limits=(0, inf))
     steps: int | None = option(None, STEPS, "adref", limits=(1, inf))
     batch_size: int = option(8, "images a step", "section Experiments", limits=(1, inf))
-    learning_rate: float = option(2e-4, "Adam's step size, constant", "section Experiments", limits=(0, 1e6))
+    learning_rate: float = option(2e-4, "Adam's step size", "section Experiments", limits=(0, 1e6))
+    decay: float = option(0.0, "share of the training, at its end, in which the step size falls to 0", "adref",
+        limits=(0, 1), kind="silent", paper="no schedule", why="none is mentioned; it ends a short training better")
     patience: int | None = option(None, "stop after so many epochs without a lower validation loss; none: last "
         "weights", "adref", limits=(1, inf), kind="silent", paper="200 epochs", why="AnoViT: at most 200, stops "
         "after 12 without a lower squared error on validation images")
@@ -115,11 +119,10 @@ DEVIATIONS = (
     Deviation("CA_REDUCTION", "silent", "C / r, an activation", "r = 32, h-swish", "code of coordinate attention"),
     Deviation("Decoder", "silent", "no word on initial weights", "N(0, 0.02^2), biases 0",
               "a helper in AnoViT's file; whether it is called there is not known"),
-    Deviation("LAMBDA_SSIM", "silent", "lambda of Eq 13, by a grid search", "1, in loss and map", "no value is given"),
     Deviation("ViTAutoencoder.compare", "silent", "SSIM of blocks", "Gaussian window 11, sigma 1.5, mirrored border",
               "Wang et al. 2004; Eq 12 sums over all W H positions, so each needs a value"),
     Deviation("ViTAutoencoder.optimizer", "ambiguous", "Adam, 2e-4; the rest is the network's default configuration",
-              "torch's: betas 0.9 and 0.999, no decay; constant rate", "a copy of AnoViT's script has 0.5 and 0.999"),
+              "torch's: betas 0.9 and 0.999, no weight decay", "a copy of AnoViT's script has 0.5 and 0.999"),
     Deviation("ViTAutoencoder.score", "silent", "no word on the image score",
               "maximum of the map smoothed by --score-sigma", "AnoViT"),
     Deviation("ops.metrics.aupro", "ambiguous", "mean overlap of regions when FPR is below 0.3",
