@@ -130,6 +130,14 @@ def test_parts_of_the_decoders():
     assert [type(m).__name__ for m in lineage.layers] == ["ConvTranspose2d", "InstanceNorm2d", "ReLU"] * 6
 
 
+def test_first_weights_of_the_decoder():
+    """Standard deviation 0.02 with biases 0; or torch's: uniform within 1 / sqrt(9 x output channels)."""
+    for init, deviation, bias in (("normal", 0.02, 0.0), ("torch", 144**-0.5 / 3**0.5, 144**-0.5)):
+        layer = tiny(decoder_init=init, decoder_width=16).decoder.layers[0]
+        assert layer.weight.std().item() == pytest.approx(deviation, rel=0.03)
+        assert 0.7 * bias <= layer.bias.abs().max() <= bias
+
+
 @pytest.mark.holds("vit_autoencoder", "Decoder")
 def test_sides_of_the_decoders():
     for kind, sides in (("anovit", [26, 28, 30, 59, 117, 233]), ("pow2", [24, 48, 96, 192, 384, 384])):

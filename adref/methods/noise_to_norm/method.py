@@ -168,8 +168,7 @@ class NoiseToNorm(Method):
     def map_of(self, images: Tensor, reconstruction: Tensor) -> Tensor:
         """Computes equation 9 of each pixel of images and reconstructions (B, 3, H, W): (B, 1, H, W)."""
         similarity, error = self.compare(images, reconstruction)
-        alpha = self.options.map_alpha
-        return alpha * (1 - similarity) + (1 - alpha) * error
+        return self.options.map_alpha * (1 - similarity) + (1 - self.options.map_alpha) * error
 
     def figures(self, image: Tensor | None = None, context: Context = Context()) -> dict[str, Tensor]:
         """Shows v of one image, the mean of all draws, clamped to [0, 1]."""

@@ -16,18 +16,20 @@ class Decoder(nn.Module):
         pow2:   24, 24, 48, 96, 192, 384, 384
 
     `width` is C of the map, `size` (H, W) of the image, `first` the channels after the first layer (None: WIDTHS); each
-    that follows has half as many, the last 3. `norm`: "batch", or "instance", which has no weights and keeps no
-    statistics. `last_block`: "norm_relu" adds both after the last layer, too; "plain" does not.
+    that follows has half as many, the last 3. `norm`: "batch", or "instance", without weights and statistics.
+    `last_block`: "norm_relu" adds both after the last layer, too. `init`: "normal", N(0, 0.02^2), or "torch", its own.
     """
 
-    def __init__(self, *, width: int, size: tuple[int, int], kind: str, first: int | None, norm: str, last_block: str):
+    def __init__(self, *, width: int, size: tuple[int, int], kind: str, first: int | None, norm: str, last_block: str,
+                 init: str = "normal"):  # fmt: skip
         super().__init__()
         widths = [width, *(max(1, (first or WIDTHS[kind]) >> i) for i in range(5)), 3]
         self.size, self.layers = tuple(size), nn.Sequential()
         for i, (kernel, stride, padding) in enumerate(STEPS[kind]):
             layer = nn.ConvTranspose2d(widths[i], widths[i + 1], kernel, stride, padding)
-            nn.init.normal_(layer.weight, std=0.02)  # AnoViT
-            nn.init.zeros_(layer.bias)
+            if init == "normal":
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
             self.layers.append(layer)
             if i < 5 or last_block == "norm_relu":
                 self.layers.append((nn.BatchNorm2d if norm == "batch" else nn.InstanceNorm2d)(widths[i + 1]))

@@ -113,7 +113,7 @@ class ViTAutoencoder(Method):
         gates = {place: CoordinateAttention(width=o.width, reduction=CA_REDUCTION) for place in places}
         self.coordinate_attention = nn.ModuleDict(gates)
         self.decoder = Decoder(width=o.width, size=o.size, kind=o.decoder, first=o.decoder_width, norm=o.decoder_norm,
-                               last_block=o.last_block)  # fmt: skip
+                               last_block=o.last_block, init=o.decoder_init)  # fmt: skip
         # The network works in [-1, 1], the range of tanh.
         self.register_buffer("mean", torch.full((3, 1, 1), 0.5))
         self.register_buffer("std", torch.full((3, 1, 1), 0.5))
@@ -162,11 +162,8 @@ class ViTAutoencoder(Method):
     def optimizer(self, stage: str = "train"):
         """Makes Adam, all else as torch has it, at a constant rate that may fall to 0 at the end (`decay`)."""
         optimizer = torch.optim.Adam(self.parameters(), self.options.learning_rate, betas=(0.9, 0.999))
-        length, decay = self.stages[0].length, self.options.decay
-
-        def factor(count: int) -> float:
-            return min(1.0, max(0.0, (length - count) / (length * decay))) if decay * length else 1.0
-
+        length, decay = max(1, self.stages[0].length), self.options.decay
+        factor = lambda count: min(1.0, max(0.0, 1 - count / length) / decay) if decay else 1.0  # noqa: E731
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def error_map(self, images: Tensor) -> Tensor:
