@@ -169,3 +169,16 @@ def test_shift_of_colour_by_hand():
     shifts = np.array([anomalies.draw_shift(rng) for _ in range(3000)])
     assert np.abs(shifts).max(axis=1).min() >= 0.1 and np.abs(shifts).max() <= 0.5
     assert shifts.min() < -0.42 and shifts.max() > 0.42 and abs(shifts.mean()) < 0.02
+
+
+def test_grey_pictures_stay_grey_where_colour_is_the_pictures():
+    """A small pseudo-anomaly of a grey picture changes all channels alike, of a coloured one each by itself."""
+    grey, o = torch.full((3, 32, 32), 0.5), Options(dpa_colour="picture")
+    coloured = torch.tensor([0.5, 0.4, 0.6]).view(3, 1, 1).expand(3, 32, 32)
+    for seed in range(20):
+        found, mask, _ = anomalies.dpa(grey, np.random.default_rng(seed), o, Sources())
+        assert mask.any() and torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+        moved = (anomalies.dpa(coloured, np.random.default_rng(seed), o, Sources())[0] - coloured)[:, mask > 0]
+        assert not torch.allclose(moved[0], moved[1], atol=1e-4)
+        found = anomalies.dpa(grey, np.random.default_rng(seed), Options(), Sources())[0]
+        assert not torch.equal(found[0], found[1])

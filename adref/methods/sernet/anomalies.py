@@ -127,11 +127,12 @@ def blend_source(image: Tensor, source: Tensor, mask: Tensor, beta: float, beta_
 
 def dpa(image: Tensor, rng: np.random.Generator, o: Options, sources: Sources) -> tuple[Tensor, np.ndarray, int]:
     """Shifts the colour of an image inside a small group of adjacent rectangles (DPA); returns as `ppa`."""
-    shape = tuple(image.shape[1:])
+    shape, spread = tuple(image.shape[1:]), (image.amax(dim=0) - image.amin(dim=0)).mean().item()
+    colour = min(COLOUR, spread) if o.dpa_colour == "picture" else COLOUR
     for draws in range(1, TRIES + 1):
         mask = spread_mask(draw_spread(rng, shape, o.dpa_attached_to), shape)
         if o.dpa_limit == "bases" or mask.mean() < BASE_AREA[1]:
-            return shift_colour(image, torch.from_numpy(mask), draw_shift(rng)), mask, draws
+            return shift_colour(image, torch.from_numpy(mask), draw_shift(rng, colour)), mask, draws
     return image, np.zeros(shape, np.float32), TRIES
 
 
@@ -196,10 +197,10 @@ def spread_mask(spread: Spread, shape: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def draw_shift(rng: np.random.Generator) -> tuple[float, ...]:
-    """Draws b + c of each channel, b ~ U(-.3, .3) common, c ~ U(-.2, .2), until a channel moves by 0.1 or more."""
+def draw_shift(rng: np.random.Generator, colour: float = COLOUR) -> tuple[float, ...]:
+    """Draws b + c of each channel, b ~ U(-.3, .3), c ~ U(-colour, colour), until a channel moves by 0.1 or more."""
     while True:
-        shift = rng.uniform(-BRIGHTNESS, BRIGHTNESS) + rng.uniform(-COLOUR, COLOUR, 3)
+        shift = rng.uniform(-BRIGHTNESS, BRIGHTNESS) + rng.uniform(-colour, colour, 3)
         if np.abs(shift).max() >= LEAST_SHIFT:
             return tuple(shift.tolist())
 
