@@ -57,15 +57,6 @@ def training_length(epochs: int, steps: int | None) -> tuple[int, Literal["epoch
     return (epochs, "epochs") if steps is None else (steps, "steps")
 
 
-def falling_rate(optimizer: torch.optim.Optimizer, length: int, decay: float) -> torch.optim.lr_scheduler.LRScheduler:
-    """Keeps the rate constant; in the last `decay` of a stage, a share of its `length`, it falls evenly to 0."""
-
-    def factor(count: int) -> float:
-        return min(1.0, max(0, length - count) / (decay * length)) if decay * length else 1.0
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
 class Sources(NamedTuple):
     """Inputs of `corrupt` besides the image; None: unused."""
 

@@ -89,7 +89,7 @@ PRESETS = {
                     "foreground": "none"},
     # Small features with the network that the authors give EfficientNet; fewer steps, larger ones.
     "tiny": {"backbone": "efficientnet_lite0", "widths": (24, 40, 64, 64), "network": "simple", "afs_batches": 16,
-             "feature_scale": "unit", "discriminator_slope": 0.1, "steps": 1000, "batch_size": 4, "learning_rate": 1e-3,
+             "feature_scale": "unit", "discriminator_slope": 0.1, "steps": 1500, "batch_size": 4, "learning_rate": 1e-3,
              "anomaly_sources": ("textures", "nsa"), "own_texture_share": 0.5, "score_window": 8},
 }  # fmt: skip
 

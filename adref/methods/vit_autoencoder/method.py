@@ -67,7 +67,7 @@ from adref.layers.coordinate_attention import CoordinateAttention
 from adref.layers.memory import Memory, Recall, entropy
 from adref.layers.published import published_state
 from adref.layers.vit import VisionTransformer
-from adref.method import Context, EarlyStop, Method, Sources, Stage, falling_rate, training_length
+from adref.method import Context, EarlyStop, Method, Sources, Stage, training_length
 from adref.methods.vit_autoencoder.decoder import Decoder
 from adref.methods.vit_autoencoder.options import ABLATIONS, PRESETS, Options, check
 from adref.ops.filters import gaussian_smooth
@@ -162,7 +162,13 @@ class ViTAutoencoder(Method):
     def optimizer(self, stage: str = "train"):
         """Makes Adam, all else as torch has it, at a constant rate that may fall to 0 at the end (`decay`)."""
         optimizer = torch.optim.Adam(self.parameters(), self.options.learning_rate, betas=(0.9, 0.999))
-        return optimizer, falling_rate(optimizer, self.stages[0].length, self.options.decay)
+        length = self.stages[0].length
+        falling = length * self.options.decay
+
+        def factor(count: int) -> float:
+            return min(1.0, max(0, length - count) / falling) if falling else 1.0
+
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def error_map(self, images: Tensor) -> Tensor:
         """Computes the map before the blur: (B, 3, H, W) in [0, 1] at --size -> (B, 1, H, W)."""
