@@ -47,6 +47,7 @@ UNCHANGED = {
     ("sdas", "file_format", None): "the command writes the files",
     ("srdad", "ablation", "srdad"): "the whole method, a row of its table",
     ("vit_autoencoder", "ablation", "+m+ca"): "the whole method, a row of its table",
+    ("vit_autoencoder", "decoder_init", "torch"): "weights are filled with others here",
     ("noise_to_norm", "ablation", "lambda-0.3"): "the default, a row of its table",
     **{("realnet", "ablation", f"strength-{s}"): "the strength is that of the user's images" for s in ("0", 0.1, 0.2)},
 }

@@ -131,7 +131,7 @@ class RealNet(Method):
             self.register_buffer(f"afs_losses_{k}", torch.zeros(channels))
             if o.selection == "projection":
                 self.projections.append(nn.Conv2d(channels, width, 1).requires_grad_(False))
-        self.register_buffer("scales", torch.ones(len(o.widths)))  # of the layers
+        self.register_buffer("scales", torch.ones(len(o.widths)) if o.feature_scale == "unit" else None)  # of layers
         self.widths = [sum(o.widths[k] for k in block) for block in self.blocks]
         self.networks = nn.ModuleList(SimpleNetwork(w, depth=SIMPLE_DEPTH) if o.network == "simple"
                                       else FeatureUNet(w, groups=o.groups) for w in self.widths)  # fmt: skip
@@ -172,7 +172,7 @@ class RealNet(Method):
                     break
             for name, part in example._asdict().items():
                 getattr(self, f"example_{name}")[i] = to_bytes(part).to(device)
-        if o.feature_scale == "unit":
+        if self.scales is not None:
             chosen = torch.stack([sources.images[i] for i in order[:SCALED].tolist()]).to(device)
             layers = zip(*(self.backbone(part.to(self.scales) / 255) for part in chosen.split(o.batch_size)))
             self.scales = torch.stack([torch.cat(parts).square().mean().sqrt() for parts in layers])
@@ -197,7 +197,9 @@ class RealNet(Method):
     @torch.no_grad()
     def features(self, images: Tensor) -> list[Tensor]:
         """Computes phi_k of each block: (B, 3, H, W) in [0, 1] -> (B, C_k, h_k, w_k)."""
-        layers = [layer / scale for layer, scale in zip(self.backbone(images), self.scales)]
+        layers = self.backbone(images)
+        if self.scales is not None:
+            layers = [layer / scale for layer, scale in zip(layers, self.scales)]
         if self.projections:
             layers = [project(layer) for project, layer in zip(self.projections, layers)]
         else:
