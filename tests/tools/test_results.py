@@ -1,0 +1,32 @@
+"""The tables of results: what stands in the pages is what results.csv gives, and that is what runs give."""
+
+import json
+
+import pytest
+import results
+
+from adref.options import UserError
+
+
+@pytest.mark.parametrize("page", list(results.PAGES), ids=lambda page: page.name)
+def test_pages_have_the_table_of_the_file(page):
+    table = getattr(results, results.PAGES[page])(results.read_rows())
+    assert page.read_text() == results.with_table(page.read_text(), table) and table.count("\n") > 3
+
+
+def test_rows_of_runs_and_their_means(tmp_path):
+    with pytest.raises(UserError, match="found none"):
+        results.collect(tmp_path)
+    for variant, ablation in (("draem-tiny", None), ("draem-tiny-literal", "literal")):
+        for seed, values in enumerate(({"image_auroc": 0.5, "pixel_auroc": None}, {"image_auroc": 0.7})):
+            run = tmp_path / variant / "mono" / f"seed-{seed}"
+            (run / "evaluation").mkdir(parents=True)
+            run.with_suffix(".log").write_text("done\n")
+            (run / "evaluation" / "metrics.json").write_text(json.dumps({**values, "finished": True}))
+            config = {"method": "draem", "preset": "tiny", "ablation": ablation, "category": "mono", "options": {},
+                      "changed": {}, "flags": {"seed": seed, "data": "d"}}  # fmt: skip
+            (run / "config.json").write_text(json.dumps(config))
+    rows = results.collect(tmp_path)
+    assert [(row["seed"], row["image_auroc"], row["pixel_auroc"]) for row in rows] == [(0, 0.5, None), (1, 0.7, None)]
+    assert results.overview(rows).splitlines()[2:] == ["| `draem` | .600 | .600 |"]
+    assert "| mono | `draem` | 2 | .600 ± .141 | n/a | n/a |" in results.every_metric(rows)
