@@ -43,6 +43,12 @@ def draw_texture(rng: np.random.Generator, textures: Sequence[Tensor] | None, im
     return torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1))).float() / 255
 
 
+def match_colours(texture: Tensor, image: Tensor) -> Tensor:
+    """Returns a texture (3, H, W) as it is, or its mean over the channels in each where the image (3, H, W) is grey."""
+    grey = torch.equal(image, image[:1].expand_as(image))
+    return texture.mean(dim=0, keepdim=True).expand_as(texture) if grey else texture
+
+
 def draw_mask(rng: np.random.Generator, shape: tuple[int, int], *, exponents: tuple[int, int] = (0, 5),
               degrees: float = 90.0, thresholds: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:  # fmt: skip
     """Draws a mask (H, W) in {0, 1}: Perlin noise, rotated by U(-degrees, degrees), above U(*thresholds).

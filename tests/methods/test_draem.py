@@ -15,7 +15,7 @@ from adref.method import Sources
 from adref.methods.draem.method import DRAEM, Batch, corrupt, released_keys
 from adref.methods.draem.options import ABLATIONS, PRESETS, Options
 from adref.ops.perlin import draw_perlin
-from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, visible_part
+from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, match_colours, visible_part
 from adref.options import UserError, build
 
 SMALL = Options(size=(64, 64), reconstruction_width=4, discriminator_width=4, score_window=5)
@@ -222,6 +222,16 @@ def test_own_textures_are_moved_training_images(clean):
     rows = {tuple(row) for image in images for row in (image[0] / 255).sort(dim=1).values.tolist()}
     assert all(tuple(row) in rows for row in texture[0].sort(dim=1).values.tolist())
     assert not any(torch.equal(texture, image / 255) for image in images)
+
+
+def test_textures_lose_their_colours_in_grey_images(sources, clean):
+    grey, texture = clean[:1].expand(3, -1, -1), clean.flip(2)
+    assert torch.equal(match_colours(texture, clean), texture)
+    assert torch.equal(match_colours(texture, grey), texture.mean(0, keepdim=True).expand(3, -1, -1))
+    for colours, same in (("image", True), ("own", False)):
+        options = dataclasses.replace(SMALL, rotation_probability=0.0, texture_colours=colours)
+        found = batch_of(options, sources, grey, count=8)
+        assert found.mask.any() and torch.equal(found.corrupted[:, 0], found.corrupted[:, 1]) is same
 
 
 def test_visible_part_of_a_label(sources, clean):

@@ -42,6 +42,8 @@ UNCHANGED = {
     ("realnet", "source_resize", None): "textures are resized when they are read",
     ("srdad", "object_mask", "bright"): "auto finds these objects bright",
     ("srdad", "label", "changed"): "every pixel of these patches changes visibly",
+    ("draem", "texture_colours", "image"): "these images have colours",
+    ("srdad", "texture_colours", "image"): "patches have the colours of their image",
     ("srdad", "ablation", "natural-anomalies"): "the default; tiny has both",
     ("sdas", "strength_per", None): "the command draws the strengths",
     ("sdas", "file_format", None): "the command writes the files",

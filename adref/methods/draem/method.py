@@ -41,7 +41,7 @@ from adref.method import Context, Evaluation, Method, Sources, Stage, training_l
 from adref.methods.draem.options import ABLATIONS, PRESETS, Options, check
 from adref.ops.filters import filtered_maximum
 from adref.ops.losses import channel_signs, focal, ssim
-from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, rotate_randomly, visible_part
+from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, match_colours, rotate_randomly, visible_part
 from adref.options import UserError
 
 ANOMALY_PROBABILITY = 0.5  # the code: share of examples that are corrupted
@@ -65,6 +65,8 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
         return Batch(image, image, torch.zeros(1, *image.shape[1:]))
     texture = draw_texture(rng, sources.textures, sources.images, own_share=o.own_texture_share,
                            operations=o.texture_operations, channel_order=o.channel_order)  # fmt: skip
+    if o.texture_colours == "image":
+        texture = match_colours(texture, image)
     mask = draw_mask(rng, tuple(image.shape[1:]), exponents=o.perlin_exponents, thresholds=o.mask_threshold)
     mask = torch.from_numpy(mask).unsqueeze(0)
     corrupted = blend(image, texture, mask, rng.uniform(*o.texture_weight))

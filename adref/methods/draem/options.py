@@ -49,6 +49,10 @@ class Options:
         kind="substitution", paper="textures come from another data set", why="an addition, off at full size, .5 at "
         "tiny: a short training on foreign textures learns colour and little else, and never meets a defect made of "
         "the part's own material, such as a short circuit")
+    texture_colours: Literal["own", "image"] = option(
+        "own", "image: textures lose their colours where the image has none", "adref", kind="substitution",
+        paper="textures in colour", why="an addition, off at full size, on at tiny: in grey images foreign colours "
+        "alone tell half of the textures, and so short a training learns that first")
     visible: float | None = option(
         None, "grey levels by which a pixel must change to be labelled; none: all under the mask are", "adref",
         limits=(0, 255), kind="substitution", paper="the mask is the label", why="an addition, off at full size, 8 at "
@@ -66,10 +70,10 @@ PRESETS = {
     "paper": {},
     # Half the side, an eighth of the discriminator's width, a sixteenth of the reconstructor's: its pictures are a blur
     # anyway, and the time goes into steps. Lattice cells down to 4 pixels and a small score window are for small
-    # defects; labels only where something shows, for so few, larger steps.
+    # defects; textures and labels are such as so few, larger steps can learn.
     "tiny": {"size": (128, 128), "reconstruction_width": 8, "discriminator_width": 8, "steps": 2400, "batch_size": 4,
-             "learning_rate": 1e-3, "rotation_probability": 0.0, "own_texture_share": 0.5, "visible": 8.0,
-             "score_window": 5},
+             "learning_rate": 1e-3, "rotation_probability": 0.0, "own_texture_share": 0.5, "texture_colours": "image",
+             "visible": 8.0, "score_window": 5},
 }  # fmt: skip
 
 ABLATIONS = {

@@ -72,7 +72,7 @@ from adref.methods.srdad.options import ABLATIONS, PRESETS, Options, check, reci
 from adref.methods.srdad.reconstructor import SWIN_UNET, SwinUNet
 from adref.ops.filters import filtered_maximum
 from adref.ops.losses import channel_signs, focal, ssim
-from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, rotate_randomly, visible_part
+from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, match_colours, rotate_randomly, visible_part
 from adref.options import UserError
 
 ANOMALY_PROBABILITY = 0.5  # DRAEM's code: share of examples that are corrupted
@@ -100,6 +100,8 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
         return Batch(image, image, torch.zeros(1, *image.shape[1:]))
     if options.anomaly == "draem" or (options.anomaly == "both" and rng.random() < DRAEM_SHARE):
         texture = draw_texture(rng, sources.textures, sources.images, own_share=options.own_texture_share)
+        if options.texture_colours == "image":
+            texture = match_colours(texture, image)
         mask = torch.from_numpy(draw_mask(rng, tuple(image.shape[1:])))[None]  # with the constants of DRAEM's code
         corrupted = blend(image, texture, mask, rng.uniform(0.2, 1.0))
         if options.label == "changed":

@@ -66,6 +66,9 @@ class Options:
         "patch is then a false label, which changed, after NSA, drops")
     own_texture_share: float = option(0.0, "of DRAEM's anomalies: share of textures that are moved training images",
         "adref", limits=(0, 1), kind="substitution", paper="other data's textures", why="as in DRAEM, .5 at tiny")
+    texture_colours: Literal["own", "image"] = option(
+        "own", "of DRAEM's anomalies; image: textures lose their colours where the image has none", "adref",
+        kind="substitution", paper="textures in colour", why="as in DRAEM, image at tiny")
     visible: float = option(1.0, "grey levels above which a pixel of --label changed has changed", "NSA's code",
         limits=(0, 255), kind="silent", paper="no such labels", why="NSA's; a change of a level or two is beyond "
         "what the short training of tiny can find")
@@ -151,12 +154,12 @@ def recipe_of(o: Options) -> Recipe:
 
 PRESETS = {
     "paper": {},
-    # Half the side, a quarter of the first width; more steps, larger ones; three quarters of the anomalies are DRAEM's;
-    # labels only where something shows; a window for small defects.
+    # Half the side, a quarter of the first width; more steps, larger ones; three quarters of the anomalies are DRAEM's,
+    # without colours that the images have not; labels only where something shows; a window for small defects.
     "tiny": {"size": (128, 128), "width": 24, "window": 4, "aspp_width": 48, "autoencoder_width": 16,
              "discriminator_width": 8, "unet_width": 8, "score_window": 7, "steps": 1500, "batch_size": 4,
              "learning_rate": 1e-3, "rotation_probability": 0.0, "anomaly": "both", "own_texture_share": 0.5,
-             "label": "changed", "visible": 8.0},
+             "texture_colours": "image", "label": "changed", "visible": 8.0},
 }  # fmt: skip
 
 DRAEM = {"reconstructor": "draem", "discriminator_input": "reconstruction_first", "anomaly": "draem",
