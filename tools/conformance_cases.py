@@ -474,6 +474,11 @@ def of_synthesis() -> Iterator[Case]:
     mask = h("mask", 1, 32, 32, above=0.7)
     mixed = {"image": small, "texture": h("texture", 3, 32, 32), "mask": mask}
     yield piece("", texture_anomaly.blend, mixed, weight=0.6)
+    for label, channels in (("colours", 3), ("grey", 1)):
+        pictures = {"texture": mixed["texture"], "image": h("image", channels, 32, 32)}
+        yield piece(label, texture_anomaly.match_colours, pictures)
+    changed = {"mask": mask, "corrupted": mixed["texture"], "clean": small}
+    yield piece("", texture_anomaly.visible_part, changed, levels=60.0)
     yield piece("", realnet_anomalies.blend, mixed, opacity=0.7)
     rule = noise_to_norm.NoiseToNorm.Options
     for domain in ("normalised", "pixel"):

@@ -61,8 +61,9 @@ class Case:
 
     def convolve(self, name: str, x: Array, padding: int = 0) -> Array:
         """Convolves with `name`.weight and, if there is one, .bias."""
-        bias = self.weights.get(f"{name}.bias")
-        return self.keep(name, convolution(x, self.weights[f"{name}.weight"], bias, padding))
+        bias, mode = self.weights.get(f"{name}.bias"), self.options.get("padding", "zeros")
+        mode = "constant" if mode == "zeros" else mode
+        return self.keep(name, convolution(x, self.weights[f"{name}.weight"], bias, padding, mode))
 
     def normalise(self, name: str, x: Array, eps: float = 1e-5) -> Array:
         """Applies a batch norm in evaluation mode."""
@@ -80,9 +81,9 @@ def pad(x: Array, reach: int, mode: str = "constant") -> Array:
     return np.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode=mode)
 
 
-def convolution(x: Array, weight: Array, bias: Array | None, padding: int = 0) -> Array:
+def convolution(x: Array, weight: Array, bias: Array | None, padding: int = 0, mode: str = "constant") -> Array:
     """Cross-correlates with (out, in, h, w)."""
-    windows = sliding_window_view(pad(x, padding), weight.shape[2:], axis=(2, 3))  # (B, C, H, W, h, w)
+    windows = sliding_window_view(pad(x, padding, mode), weight.shape[2:], axis=(2, 3))  # (B, C, H, W, h, w)
     y = np.tensordot(windows, weight, axes=((1, 4, 5), (1, 2, 3))).transpose(0, 3, 1, 2)
     return y if bias is None else y + bias[:, None, None]
 
@@ -226,7 +227,7 @@ def noise_to_norm(case: Case) -> None:
     noisy = (1 - o["noise_share"]) * images + o["noise_share"] * (case.inputs["noise"] + 1) / 2
     v = (case.keep("network", m_net(case, 2 * noisy - 1, o["levels"], "network.")) + 1) / 2
     similarity, error = ms_ssim_l1(v, images, o["sigmas"], (0.01, 0.03), "reflect")
-    maps = 0.84 * (1 - similarity) + 0.16 * error
+    maps = o["map_alpha"] * (1 - similarity) + (1 - o["map_alpha"]) * error
     scores = maps.max(axis=(1, 2, 3))
     case.arrays |= {"out:scores": scores, "out:maps": maps, "out:reconstruction": np.clip(v, 0, 1)}
 
