@@ -68,12 +68,11 @@ class Options:
 
 PRESETS = {
     "paper": {},
-    # Half the side, an eighth of the discriminator's width, a sixteenth of the reconstructor's: its pictures are a blur
-    # anyway, and the time goes into steps. Lattice cells down to 4 pixels and a small score window are for small
-    # defects; textures and labels are such as so few, larger steps can learn.
-    "tiny": {"size": (128, 128), "reconstruction_width": 8, "discriminator_width": 8, "steps": 2400, "batch_size": 4,
-             "learning_rate": 1e-3, "rotation_probability": 0.0, "own_texture_share": 0.5, "texture_colours": "image",
-             "visible": 8.0, "score_window": 5},
+    # Half the side, so the lattices shrink with it; an eighth of the widths; a small score window for small defects;
+    # textures and labels are such as so few, larger steps can learn.
+    "tiny": {"size": (128, 128), "reconstruction_width": 16, "discriminator_width": 8, "steps": 1600, "batch_size": 4,
+             "learning_rate": 1e-3, "rotation_probability": 0.0, "perlin_exponents": (0, 4), "own_texture_share": 0.5,
+             "texture_colours": "image", "visible": 8.0, "score_window": 5},
 }  # fmt: skip
 
 ABLATIONS = {
