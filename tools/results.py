@@ -95,7 +95,7 @@ def every_metric(rows: list[dict]) -> str:
 def with_table(text: str, table: str) -> str:
     """Replaces what stands between the two marks of a page."""
     before, rest = text.split(MARKS[0])
-    return before + MARKS[0] + "\n" + table + "\n" + MARKS[1] + rest.split(MARKS[1])[1]
+    return before + MARKS[0] + table + MARKS[1] + rest.split(MARKS[1])[1]
 
 
 def run_command(argv: list[str]) -> int:
