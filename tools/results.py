@@ -3,7 +3,7 @@
 python tools/results.py DIR    reads the finished runs of a folder into tools/results.csv
 python tools/results.py        writes the tables of README.md and tools/RESULTS.md from that file
 
-The folder's runs are those of one preset; results.csv keeps a line for each method, category and seed.
+results.csv is written anew: a line for each method, category and seed of that folder, all of one preset.
 """
 
 import csv
@@ -29,8 +29,9 @@ def collect(out: Path) -> list[dict]:
     """Reads a row for each finished run without ablation; metrics are None without masks."""
     rows = [{key: cell[key] for key in (*KEYS, *METRICS)} for cell in read_cells(out)
             if cell["reason"] is None and not cell["ablation"]]  # fmt: skip
-    if not rows:
-        raise UserError(f"expected finished runs of adref.benchmark, found none: {out}")
+    presets = sorted({row["preset"] for row in rows})
+    if len(presets) != 1:
+        raise UserError(f"{out}: expected finished runs of one preset, found {', '.join(presets) or 'none'}")
     return rows
 
 

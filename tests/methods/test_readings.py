@@ -44,7 +44,6 @@ UNCHANGED = {
     ("srdad", "label", "changed"): "every pixel of these patches changes visibly",
     ("draem", "texture_colours", "image"): "these images have colours",
     ("srdad", "texture_colours", "image"): "patches have the colours of their image",
-    ("srdad", "ablation", "natural-anomalies"): "the default; tiny has both",
     ("sdas", "strength_per", None): "the command draws the strengths",
     ("sdas", "file_format", None): "the command writes the files",
     ("srdad", "ablation", "srdad"): "the whole method, a row of its table",

@@ -67,8 +67,8 @@ def test_figures_are_those_of_published_csv():
     means = {(row["method"], row["ablation"], row["metric"]): row["value"] for row in read_published()
              if row["category"] == "mean" and row["preset"] == "paper" and row["dataset"] in ("MVTec AD", "MPDD")
              and not (row["method"] == "realnet" and row["dataset"] == "MPDD")}  # fmt: skip
-    # the default of RealNet's paper preset is SDAS, and DRAEM is a method of its own here
-    names = {("realnet", "sdas"): ("realnet", ""), ("srdad", "draem"): ("draem", "")}
+    # what the paper presets of RealNet and SRDAD are, and DRAEM is a method of its own here
+    names = {("realnet", "sdas"): ("realnet", ""), ("srdad", "srdad"): ("srdad", ""), ("srdad", "draem"): ("draem", "")}
     for claim in claims.CLAIMS:
         for arm, figure in zip(claim.arms, claim.figure or ()):
             key = (*names.get((claim.method, arm), (claim.method, arm or "")), claim.metric)

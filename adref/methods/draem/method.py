@@ -50,7 +50,7 @@ ANOMALY_PROBABILITY = 0.5  # the code: share of examples that are corrupted
 class Batch(NamedTuple):
     clean: Tensor  # (B, 3, H, W)
     corrupted: Tensor  # (B, 3, H, W)
-    mask: Tensor  # (B, 1, H, W), 1 = corrupted
+    mask: Tensor  # (B, 1, H, W), 1 = labelled as corrupted
 
 
 def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: Sources) -> Batch:

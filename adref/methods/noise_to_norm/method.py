@@ -166,7 +166,7 @@ class NoiseToNorm(Method):
         return torch.stack([self(blend(images, torch.stack(n).to(images), o)) for n in noises]).mean(dim=0)
 
     def map_of(self, images: Tensor, reconstruction: Tensor) -> Tensor:
-        """Computes equation 9 of each pixel of images and reconstructions (B, 3, H, W): (B, 1, H, W)."""
+        """Computes equation 9 of each pixel of (B, 3, H, W) each, with `map_alpha` for alpha: (B, 1, H, W)."""
         similarity, error = self.compare(images, reconstruction)
         return self.options.map_alpha * (1 - similarity) + (1 - self.options.map_alpha) * error
 

@@ -65,7 +65,7 @@ class Options:
 PRESETS = {
     "paper": {},
     # Half the side, so the windows shrink with it; a sixth of the width. The steps stand for 100 epochs: the rate falls
-    # once. At the paper's share of noise the network copies defects. PL4NN's share of MS-SSIM: grain has next to none.
+    # once. At the paper's share of noise the network copies defects. The map has PL4NN's small share of MS-SSIM.
     "tiny": {"size": (128, 128), "width": 16, "sigmas": (0.5, 1.0, 2.0, 4.0), "epochs": 100, "steps": 600,
              "learning_rate": 1e-3, "patience": None, "noise_share": 0.5, "noise_repeats": 4, "padding": "reflect",
              "map_alpha": 0.025},

@@ -16,8 +16,8 @@ An audit should know
 - With the default widths AFS keeps all of layers 1 and 2: it acts on layers 3 and 4 alone.
 - Channel j of the discriminator's input is "rank j of this image", no fixed feature; channels that are among both the
   largest maxima and the largest means come twice.
-- The discriminator's last ReLU has 4 channels. With some seeds all 4 are 0 at every pixel after a few steps: then no
-  gradient passes, and the map stays constant (`discriminator_slope`).
+- The discriminator's last ReLU has 4 channels. In small trainings (128 x 128) all 4 were 0 at every pixel with some
+  seeds, once after 90 steps: then no gradient passes, and the map stays constant (`discriminator_slope`).
 - RRS's batch norm has PyTorch's momentum 0.9: nine tenths of its statistics in evaluation are the last batch's.
 
 Symbols
@@ -172,6 +172,7 @@ class RealNet(Method):
                     break
             for name, part in example._asdict().items():
                 getattr(self, f"example_{name}")[i] = to_bytes(part).to(device)
+        self.eval()
         if self.scales is not None:
             chosen = torch.stack([sources.images[i] for i in order[:SCALED].tolist()]).to(device)
             layers = zip(*(self.backbone(part.to(self.scales) / 255) for part in chosen.split(o.batch_size)))

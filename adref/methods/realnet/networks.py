@@ -125,7 +125,7 @@ class ResidualUnit(nn.Module):
 class Discriminator(nn.Module):
     """Turns residuals into logits of `size` by two residual units and convolutions of `side`, two at twice the size.
 
-    The activations after the units have `slope` below 0.
+    All activations behind the residual units have the slope `slope` below 0.
     """
 
     def __init__(self, channels: int, size: tuple[int, int], side: int, slope: float = 0.0):

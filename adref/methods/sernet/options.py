@@ -58,7 +58,7 @@ class Options:
     dpa_limit: Literal["bases", "union"] = option("bases", "area that stays below 2.5 % of the image", "adref",
         kind="ambiguous", paper="one or two rectangles below 2.5 %, two to four adjacent ones", why="said of the bases")
     dpa_colour: Literal["any", "picture"] = option("any", "largest change of colour: 0.2, or the picture's mean range "
-        "over the channels, if less", "adref", kind="silent", paper="no range", why="colour gives it away in grey ones")
+        "over the channels, if less", "adref", kind="silent", paper="no range", why="as written; colour shows in grey")
     segmentation_loss: Literal["mse+ssim", "bce"] = option("mse+ssim", "loss of the first network", "section Method")
     mask_bias: float = option(0.0, "bias of the first network's last convolution at the start", "adref",
         limits=(-20, 20), kind="silent", paper="no word on initial weights", why="as all biases; for tiny see PRESETS")
@@ -101,7 +101,7 @@ ABLATIONS = {
     "literal": {"segmentation_skip": "none", "segmentation_loss": "mse+ssim"},
     "no-segmentation": {"segmentation": False},
     **{f"repair-{kind}": {"repair": kind} for kind in ("zero", "mean")},
-    "repair-at-test": {"train_similar": "none"},
+    "repair-at-test": {"train_similar": "none"},  # as tiny has it
     "dpa": {"segment_mix": (0, 1, 1), "reconstruct_mix": (0, 2, 1)},
     "segment-both": {"segment_mix": (1, 1, 2)},
     "segment-dpa": {"segment_mix": (0, 1, 1)},

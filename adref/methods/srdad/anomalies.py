@@ -80,6 +80,11 @@ def object_mask(image: np.ndarray, options: Options, polarity: str) -> np.ndarra
     return mask if mask.sum() >= LEAST_OBJECT else everything
 
 
+def new_notes(mask: np.ndarray, count: int) -> dict:
+    """Makes the notes of an example with `count` patches on an object's mask, nothing counted yet."""
+    return {"object": mask, "patches": count, "no_source": 0, "no_place": 0, "too_small": 0, "solve_milliseconds": 0.0}
+
+
 def natural_anomaly(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, options: Options,
                     sources: Sources) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Cuts out patches, alters them and blends them in elsewhere (equations 3 to 5), in float64.
@@ -89,7 +94,7 @@ def natural_anomaly(image: np.ndarray, mask: np.ndarray, rng: np.random.Generato
     """
     pixels, blended, covered = patches.ObjectPixels(mask), image.copy(), np.zeros(mask.shape, bool)
     count = 1 + int(rng.binomial(MOST_PATCHES[int(mask.all())] - 1, 0.5))  # N
-    notes = {"object": mask, "patches": count, "no_source": 0, "no_place": 0, "too_small": 0, "solve_milliseconds": 0.0}
+    notes = new_notes(mask, count)
     for _ in range(count):
         drawn = draw_patch(image, rng, pixels, options, sources)
         if isinstance(drawn, str):

@@ -66,7 +66,7 @@ from torch import Tensor
 
 from adref.layers.unet import Autoencoder, UNet
 from adref.method import Context, Method, Sources, Stage, training_length
-from adref.methods.srdad.anomalies import natural_anomaly, object_mask, object_side
+from adref.methods.srdad.anomalies import natural_anomaly, new_notes, object_mask, object_side
 from adref.methods.srdad.discriminator import ResSEUNet, cross_fusion
 from adref.methods.srdad.options import ABLATIONS, PRESETS, Options, check, recipe_of
 from adref.methods.srdad.reconstructor import SWIN_UNET, SwinUNet
@@ -86,11 +86,11 @@ class Batch(NamedTuple):
 
 
 def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: Sources) -> Batch:
-    """Blends patches of the object into half of the images (equations 1 to 5), or pastes DRAEM's textures.
+    """Blends patches of the object into half of the images (equations 1 to 5), pastes DRAEM's textures, or either.
 
     Needs `sources.statistics` (from `object_side`); `sizes` for --patch-size histogram; `textures`, and `images` where
-    --own-texture-share is above 0, for --anomaly draem. In a normal example, and where no patch finds a place, the
-    mask Y is 0 and corrupted equal to clean.
+    --own-texture-share is above 0, for --anomaly draem or both. In a normal example, and where no patch finds a place,
+    the mask Y is 0 and corrupted equal to clean. With --label changed a faint texture may leave no label.
     """
     mask = torch.from_numpy(object_mask(image.numpy(), options, sources.statistics))
     both = torch.cat((image, mask[None].float()))  # the mask rotates with its image: black corners are no object
@@ -99,6 +99,8 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     if not mask.any() or rng.random() >= ANOMALY_PROBABILITY:
         return Batch(image, image, torch.zeros(1, *image.shape[1:]))
     if options.anomaly == "draem" or (options.anomaly == "both" and rng.random() < DRAEM_SHARE):
+        if sources.notes is not None:
+            sources.notes.append(new_notes(mask.numpy(), 0))
         texture = draw_texture(rng, sources.textures, sources.images, own_share=options.own_texture_share)
         if options.texture_colours == "image":
             texture = match_colours(texture, image)

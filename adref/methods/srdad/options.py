@@ -61,9 +61,9 @@ class Options:
     object_constraint: Literal["multiply", "clip_region"] = option("multiply", "cut to the object once, after all "
         "patches, or each region before it is blended", "section Method", kind="ambiguous", paper="multiplication with "
         "M after blending", why="as written, which leaves a seam at the object's edge; clip_region does not")
-    label: Literal["region", "changed"] = option("region", "Y: Omega within M, a texture's mask, or what changed of it "
-        "(--visible)", "adref", kind="ambiguous", paper="'precisely marks' the region", why="the words; an invisible "
-        "patch is then a false label, which changed, after NSA, drops")
+    label: Literal["region", "changed"] = option("region", "Y: Omega within M, or a texture's mask; changed: its "
+        "pixels that changed (--visible)", "adref", kind="ambiguous", paper="'precisely marks' the region", why="the "
+        "words; an invisible patch is then a false label, which changed, after NSA, drops")
     own_texture_share: float = option(0.0, "of DRAEM's anomalies: share of textures that are moved training images",
         "adref", limits=(0, 1), kind="substitution", paper="other data's textures", why="as in DRAEM, .5 at tiny")
     texture_colours: Literal["own", "image"] = option(
@@ -154,7 +154,7 @@ def recipe_of(o: Options) -> Recipe:
 
 PRESETS = {
     "paper": {},
-    # Half the side, a quarter of the first width; more steps, larger ones; three quarters of the anomalies are DRAEM's,
+    # Half the side, a quarter of the first width; fewer, larger steps; three quarters of the anomalies are DRAEM's,
     # without colours that the images have not; labels only where something shows; a window for small defects.
     "tiny": {"size": (128, 128), "width": 24, "window": 4, "aspp_width": 48, "autoencoder_width": 16,
              "discriminator_width": 8, "unet_width": 8, "score_window": 7, "steps": 1500, "batch_size": 4,
@@ -167,13 +167,13 @@ DRAEM = {"reconstructor": "draem", "discriminator_input": "reconstruction_first"
 ABLATIONS = {
     # the rows of table 4
     "draem": {**DRAEM, "discriminator": "draem"}, "draem+": DRAEM,
-    "srdad-": {"reconstructor": "swin_unet", "discriminator": "draem"}, "srdad": {},
+    "srdad-": {"reconstructor": "swin_unet", "discriminator": "draem", "anomaly": "natural"},
+    "srdad": {"anomaly": "natural"},  # tiny has both kinds
     # anomalies and reconstructor, which that table changes together, one by one
-    "natural-anomalies": {"anomaly": "natural"}, "draem-anomalies": {"anomaly": "draem"},
-    "draem-reconstructor": {"reconstructor": "draem"},
+    "draem-anomalies": {"anomaly": "draem"}, "draem-reconstructor": {"reconstructor": "draem"},
     # sigma and lambda as near to the print as can be run: |N(0, 0.05^2)|, and 1 for the value that is not given
     "literal": {"object_mask": "bright", "noise": "normal", "brightness_mode": "add", "poisson_lambda": 1.0,
-                "attention": "printed", "steps": 500},
+                "attention": "printed", "anomaly": "natural", "steps": 500},
 }  # fmt: skip
 
 DEVIATIONS = (

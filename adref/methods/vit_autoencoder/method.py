@@ -160,7 +160,7 @@ class ViTAutoencoder(Method):
         return {**terms, "total": sum(terms.values()), **statistics}
 
     def optimizer(self, stage: str = "train"):
-        """Makes Adam, all else as torch has it, at a constant rate that may fall to 0 at the end (`decay`)."""
+        """Makes Adam, all else as torch has it; the rate falls to 0 over the last `decay` of the length."""
         optimizer = torch.optim.Adam(self.parameters(), self.options.learning_rate, betas=(0.9, 0.999))
         length = self.stages[0].length
         falling = length * self.options.decay

@@ -85,7 +85,7 @@ class Options:
 
 PRESETS = {
     "paper": {},
-    # A third of the side, patches of half the side, so the filters shrink with it; an eighth of the width. 1 - SSIM is
+    # A third of the side, patches of half the side, smaller filters; an eighth of the width. 1 - SSIM is
     # near 1 in all grain: its weight is small. torch's first weights soon reach values above mid grey (see NOTES.md).
     "tiny": {"size": (128, 128), "patch": 8, "width": 96, "depth": 2, "heads": 4, "memory_items": 200,
              "decoder_width": 128, "decoder_init": "torch", "ssim_weight": 0.1, "steps": 2000, "batch_size": 4,
