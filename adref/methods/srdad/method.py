@@ -99,7 +99,7 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     if not mask.any() or rng.random() >= ANOMALY_PROBABILITY:
         return Batch(image, image, torch.zeros(1, *image.shape[1:]))
     if options.anomaly == "draem" or (options.anomaly == "both" and rng.random() < DRAEM_SHARE):
-        if sources.notes is not None:
+        if sources.notes is not None and options.anomaly == "both":  # the same columns for both kinds
             sources.notes.append(new_notes(mask.numpy(), 0))
         texture = draw_texture(rng, sources.textures, sources.images, own_share=options.own_texture_share)
         if options.texture_colours == "image":
