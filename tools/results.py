@@ -18,7 +18,7 @@ from adref.run.files import csv_text, write_text
 from adref.run.summary import read_cells
 
 TOOLS = Path(__file__).parent
-FILE, PAGES = TOOLS / "results.csv", {TOOLS.parent / "README.md": "overview", TOOLS / "RESULTS.md": "every_metric"}
+FILE = TOOLS / "results.csv"
 KEYS = ("method", "preset", "category", "seed")
 METRICS = {"image_auroc": "image AUROC", "image_ap": "image AP", "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP",
            "aupro_0.3": "AUPRO 0.3", "aupro_0.05": "AUPRO 0.05"}  # fmt: skip
@@ -93,6 +93,9 @@ def every_metric(rows: list[dict]) -> str:
     return markdown(["category", "method", "seeds", *METRICS.values()], lines)
 
 
+PAGES = {TOOLS.parent / "README.md": overview, TOOLS / "RESULTS.md": every_metric}
+
+
 def with_table(text: str, table: str) -> str:
     """Replaces what stands between the two marks of a page."""
     before, rest = text.split(MARKS[0])
@@ -109,7 +112,7 @@ def run_command(argv: list[str]) -> int:
         write_text(FILE, csv_text([rows[0].keys(), *map(dict.values, rows)]))
     rows = read_rows()
     for page, table in PAGES.items():
-        write_text(page, with_table(page.read_text(), globals()[table](rows)))
+        write_text(page, with_table(page.read_text(), table(rows)))
     print(f"{len(rows)} runs: {FILE.resolve()}, {', '.join(page.name for page in PAGES)}")
     return 0
 

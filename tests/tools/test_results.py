@@ -10,7 +10,7 @@ from adref.options import UserError
 
 @pytest.mark.parametrize("page", list(results.PAGES), ids=lambda page: page.name)
 def test_pages_have_the_table_of_the_file(page):
-    table = getattr(results, results.PAGES[page])(results.read_rows())
+    table = results.PAGES[page](results.read_rows())
     assert page.read_text() == results.with_table(page.read_text(), table) and table.count("\n") > 3
 
 
