@@ -71,3 +71,22 @@ def visible_part(mask: Tensor, corrupted: Tensor, clean: Tensor, levels: float) 
     """
     changed = ((corrupted - clean).abs().mean(dim=0) > levels / 255).numpy() & (mask[0] > 0).numpy()
     return mask * torch.from_numpy(scipy.ndimage.median_filter(changed, size=3)).to(mask)
+
+
+def paste_texture(image: Tensor, rng: np.random.Generator, textures: Sequence[Tensor] | None,
+                  images: Sequence[Tensor] | None, *, own_share: float, operations: str = "code",
+                  channel_order: str = "rgb", colours: str = "own", exponents: tuple[int, int] = (0, 5),
+                  thresholds: tuple[float, float] = (0.5, 0.5), weights: tuple[float, float] = (0.2, 1.0),
+                  visible: float | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Pastes a texture into an image (3, H, W) in [0, 1]: returns it so changed, and the label (1, H, W) in {0, 1}.
+
+    `weights` bound the texture's share; colours "image" is `match_colours`; with `visible` the label is cut to
+    `visible_part`. All else is as in `draw_texture` and `draw_mask`.
+    """
+    texture = draw_texture(rng, textures, images, own_share=own_share, operations=operations,
+                           channel_order=channel_order)  # fmt: skip
+    if colours == "image":
+        texture = match_colours(texture, image)
+    mask = torch.from_numpy(draw_mask(rng, tuple(image.shape[1:]), exponents=exponents, thresholds=thresholds))[None]
+    changed = blend(image, texture, mask, rng.uniform(*weights))
+    return changed, mask if visible is None else visible_part(mask, changed, image, visible)

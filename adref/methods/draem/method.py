@@ -41,7 +41,7 @@ from adref.method import Context, Evaluation, Method, Sources, Stage, training_l
 from adref.methods.draem.options import ABLATIONS, PRESETS, Options, check
 from adref.ops.filters import filtered_maximum
 from adref.ops.losses import channel_signs, focal, ssim
-from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, match_colours, rotate_randomly, visible_part
+from adref.ops.texture_anomaly import paste_texture, rotate_randomly
 from adref.options import UserError
 
 ANOMALY_PROBABILITY = 0.5  # the code: share of examples that are corrupted
@@ -63,15 +63,10 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     image = rotate_randomly(image, rng, o.rotation_probability, o.rotation_degrees)
     if rng.random() >= ANOMALY_PROBABILITY:
         return Batch(image, image, torch.zeros(1, *image.shape[1:]))
-    texture = draw_texture(rng, sources.textures, sources.images, own_share=o.own_texture_share,
-                           operations=o.texture_operations, channel_order=o.channel_order)  # fmt: skip
-    if o.texture_colours == "image":
-        texture = match_colours(texture, image)
-    mask = draw_mask(rng, tuple(image.shape[1:]), exponents=o.perlin_exponents, thresholds=o.mask_threshold)
-    mask = torch.from_numpy(mask).unsqueeze(0)
-    corrupted = blend(image, texture, mask, rng.uniform(*o.texture_weight))
-    if o.visible is not None:
-        mask = visible_part(mask, corrupted, image, o.visible)
+    corrupted, mask = paste_texture(
+        image, rng, sources.textures, sources.images, own_share=o.own_texture_share, operations=o.texture_operations,
+        channel_order=o.channel_order, colours=o.texture_colours, exponents=o.perlin_exponents,
+        thresholds=o.mask_threshold, weights=o.texture_weight, visible=o.visible)  # fmt: skip
     return Batch(image, corrupted, mask)
 
 

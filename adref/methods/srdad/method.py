@@ -72,7 +72,7 @@ from adref.methods.srdad.options import ABLATIONS, PRESETS, Options, check, reci
 from adref.methods.srdad.reconstructor import SWIN_UNET, SwinUNet
 from adref.ops.filters import filtered_maximum
 from adref.ops.losses import channel_signs, focal, ssim
-from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, match_colours, rotate_randomly, visible_part
+from adref.ops.texture_anomaly import paste_texture, rotate_randomly
 from adref.options import UserError
 
 ANOMALY_PROBABILITY = 0.5  # DRAEM's code: share of examples that are corrupted
@@ -101,14 +101,9 @@ def corrupt(image: Tensor, rng: np.random.Generator, options: Options, sources: 
     if options.anomaly == "draem" or (options.anomaly == "both" and rng.random() < DRAEM_SHARE):
         if sources.notes is not None and options.anomaly == "both":  # the same columns for both kinds
             sources.notes.append(new_notes(mask.numpy(), 0))
-        texture = draw_texture(rng, sources.textures, sources.images, own_share=options.own_texture_share)
-        if options.texture_colours == "image":
-            texture = match_colours(texture, image)
-        mask = torch.from_numpy(draw_mask(rng, tuple(image.shape[1:])))[None]  # with the constants of DRAEM's code
-        corrupted = blend(image, texture, mask, rng.uniform(0.2, 1.0))
-        if options.label == "changed":
-            mask = visible_part(mask, corrupted, image, options.visible)
-        return Batch(image, corrupted, mask)
+        visible = options.visible if options.label == "changed" else None
+        return Batch(image, *paste_texture(image, rng, sources.textures, sources.images, visible=visible,
+                     own_share=options.own_texture_share, colours=options.texture_colours))  # fmt: skip
     blended, label = natural_anomaly(image.numpy().astype(np.float64), mask.numpy(), rng, options, sources)
     return Batch(image, torch.from_numpy(blended.astype(np.float32)), torch.from_numpy(label.astype(np.float32))[None])
 
