@@ -20,7 +20,7 @@ TRAIN_MISTAKES = [
     (["draem", "--prest", "tiny"], "unknown option --prest; known: --preset"),
     (["draem", "--texture-weight", "1,0.2"], "--texture-weight takes two numbers in ascending order; got 1.0,0.2"),
     (["draem", "--data", ""], "an empty name among the arguments: 'draem' '--data' ''"),
-    (["draem", "--preset", "huge"], "unknown --preset huge; known: paper, tiny"),
+    (["draem", "--preset", "huge"], "unknown --preset huge; known: paper, tiny, small"),
     (["draem", "--ablation", "none"], "unknown --ablation none; known: literal"),
     (["draem", "--epochs", "many"], "--epochs takes a whole number; got 'many'"),
     (["draem", "--epochs", "-1"], "--epochs takes 0 or more; got -1"),

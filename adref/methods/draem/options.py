@@ -66,13 +66,15 @@ class Options:
     # fmt: on
 
 
+# Half the side, so the lattices shrink with it; an eighth of the widths; a small score window for small defects;
+# textures and labels are such as so few, larger steps can learn.
+TINY = {"size": (128, 128), "reconstruction_width": 16, "discriminator_width": 8, "steps": 1600, "batch_size": 4,
+        "learning_rate": 1e-3, "rotation_probability": 0.0, "perlin_exponents": (0, 4), "own_texture_share": 0.5,
+        "texture_colours": "image", "visible": 8.0, "score_window": 5}  # fmt: skip
 PRESETS = {
-    "paper": {},
-    # Half the side, so the lattices shrink with it; an eighth of the widths; a small score window for small defects;
-    # textures and labels are such as so few, larger steps can learn.
-    "tiny": {"size": (128, 128), "reconstruction_width": 16, "discriminator_width": 8, "steps": 1600, "batch_size": 4,
-             "learning_rate": 1e-3, "rotation_probability": 0.0, "perlin_exponents": (0, 4), "own_texture_share": 0.5,
-             "texture_colours": "image", "visible": 8.0, "score_window": 5},
+    "paper": {}, "tiny": TINY,
+    "small": {**TINY, "size": (256, 256), "reconstruction_width": 24, "discriminator_width": 12, "steps": 6000,
+              "perlin_exponents": (0, 5), "score_window": 11},
 }  # fmt: skip
 
 ABLATIONS = {

@@ -42,10 +42,8 @@ class Options:
 
 
 # Features that come by pip or are small, at 256 pixels, and a memory that is chosen in a minute.
-PRESETS = {
-    "paper": {},
-    "tiny": {"size": (256, 256), "backbone": "efficientnet_lite0", "width": None, "coreset": 0.01},
-}
+TINY = {"size": (256, 256), "backbone": "efficientnet_lite0", "width": None, "coreset": 0.01}
+PRESETS = {"paper": {}, "tiny": TINY, "small": {**TINY, "coreset": 0.1}}
 
 ABLATIONS = {
     # tables 1 and 5; the default is PatchCore-10%

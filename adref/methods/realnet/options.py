@@ -79,6 +79,10 @@ class Options:
     # fmt: on
 
 
+# Small features with the network that the authors give EfficientNet; fewer steps, larger ones.
+TINY = {"backbone": "efficientnet_lite0", "widths": (24, 40, 64, 64), "network": "simple", "afs_batches": 16,
+        "feature_scale": "unit", "discriminator_slope": 0.1, "steps": 1500, "batch_size": 4, "learning_rate": 1e-3,
+        "anomaly_sources": ("textures", "nsa"), "own_texture_share": 0.5, "score_window": 8}  # fmt: skip
 PRESETS = {
     "paper": {},
     "half": {"widths": (128, 256, 256, 128)},
@@ -87,10 +91,7 @@ PRESETS = {
     "b4": {"backbone": "efficientnet_b4", "widths": (24, 32, 56, 160), "network": "simple", "retention": 0.5},
     "multi-class": {"backbone": "resnet50", "network": "simple", "anomaly_sources": ("textures",),
                     "foreground": "none"},
-    # Small features with the network that the authors give EfficientNet; fewer steps, larger ones.
-    "tiny": {"backbone": "efficientnet_lite0", "widths": (24, 40, 64, 64), "network": "simple", "afs_batches": 16,
-             "feature_scale": "unit", "discriminator_slope": 0.1, "steps": 1500, "batch_size": 4, "learning_rate": 1e-3,
-             "anomaly_sources": ("textures", "nsa"), "own_texture_share": 0.5, "score_window": 8},
+    "tiny": TINY, "small": {**TINY, "steps": 8000},
 }  # fmt: skip
 
 ABLATIONS = {

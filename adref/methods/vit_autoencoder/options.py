@@ -83,13 +83,15 @@ class Options:
     # fmt: on
 
 
+# A third of the side, patches of half the side, smaller filters; an eighth of the width. 1 - SSIM is
+# near 1 in all grain: its weight is small. torch's first weights soon reach values above mid grey (see NOTES.md).
+TINY = {"size": (128, 128), "patch": 8, "width": 96, "depth": 2, "heads": 4, "memory_items": 200,
+        "decoder_width": 128, "decoder_init": "torch", "ssim_weight": 0.1, "steps": 2000, "batch_size": 4,
+        "learning_rate": 1e-3, "decay": 0.5, "map_sigma": 3.0, "score_sigma": 3.0}  # fmt: skip
 PRESETS = {
-    "paper": {},
-    # A third of the side, patches of half the side, smaller filters; an eighth of the width. 1 - SSIM is
-    # near 1 in all grain: its weight is small. torch's first weights soon reach values above mid grey (see NOTES.md).
-    "tiny": {"size": (128, 128), "patch": 8, "width": 96, "depth": 2, "heads": 4, "memory_items": 200,
-             "decoder_width": 128, "decoder_init": "torch", "ssim_weight": 0.1, "steps": 2000, "batch_size": 4,
-             "learning_rate": 1e-3, "decay": 0.5, "map_sigma": 3.0, "score_sigma": 3.0},
+    "paper": {}, "tiny": TINY,
+    "small": {**TINY, "size": (256, 256), "patch": 16, "width": 192, "depth": 4, "steps": 6000, "map_sigma": 6.0,
+              "score_sigma": 6.0},
 }  # fmt: skip
 
 ABLATIONS = {
