@@ -50,7 +50,7 @@ def greedy_coreset(features: Tensor, count: int, rng: np.random.Generator) -> Te
     chosen = torch.empty(count, dtype=torch.int64, device=features.device)
     for i in range(count):
         chosen[i] = place = distances.argmax()
-        found = (squares + squares[place] - 2 * features @ features[place]).clamp(min=0).sqrt()
+        found = (squares + squares[place] - features @ (2 * features[place])).clamp(min=0).sqrt()
         distances = torch.minimum(distances, found)
         distances[place] = -1  # never again, even if all that is left are its copies
     return chosen
