@@ -28,7 +28,7 @@ from adref.method import Method
 from adref.methods import METHODS, find_method
 from adref.options import Parser, UserError, flag, names, refuse_unknown
 from adref.run import config
-from adref.run.cli import run_cli, signal_handler
+from adref.run.cli import entry_point, signal_handler
 from adref.run.directory import lock, read_config
 from adref.run.files import no_links, result_path, safe_name
 from adref.run.summary import last_line, read_metrics, write_summary
@@ -43,12 +43,8 @@ class Cell(NamedTuple):
     config: dict  # the configuration that they give
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return run_cli(lambda: run_command(sys.argv[1:] if argv is None else argv))
-
-
-def run_command(argv: list[str]) -> int:
+@entry_point
+def main(argv: list[str]) -> int:
     """Runs the cells that are not finished and writes the summary; returns 1 if a cell failed."""
     end = argv.index("--") if "--" in argv else len(argv)
     arguments = parse_arguments(argv[:end])

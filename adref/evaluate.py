@@ -7,6 +7,7 @@ lists those of its method.
 
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from adref.run.threads import bound_spinning
@@ -20,17 +21,13 @@ from adref.methods import find_method
 from adref.ops.metrics import CONVENTIONS
 from adref.options import Parser, UserError, add_flags, flags_given, parse_known
 from adref.run import distributed, tiles
-from adref.run.cli import run_cli
+from adref.run.cli import entry_point
 from adref.run.directory import find_device, lock, open_run, read_config
 from adref.run.evaluation import Rules, check_test_set, evaluate, summary
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return run_cli(lambda: run_command(sys.argv[1:] if argv is None else argv), processes=True)
-
-
-def run_command(argv: list[str]) -> int:
+@partial(entry_point, processes=True)
+def main(argv: list[str]) -> int:
     """Evaluates in one process or in those of torchrun."""
     parser = Parser(prog="python -m adref.evaluate", description=__doc__)
     add = parser.add_argument

@@ -24,7 +24,7 @@ from adref.data.layouts import list_images
 from adref.data.reader import read_text
 from adref.options import Parser, UserError, parse
 from adref.run import tiles
-from adref.run.cli import Progress, run_cli
+from adref.run.cli import Progress, entry_point
 from adref.run.directory import find_device, load
 from adref.run.files import csv_text, result_path, write_atomically, write_text
 from adref.run.report import overlay
@@ -33,12 +33,8 @@ from adref.run.scoring import map_scale, predict, stored_map_scale
 HEAD = "path,score,decision\n"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return run_cli(lambda: run_command(sys.argv[1:] if argv is None else argv))
-
-
-def run_command(argv: list[str]) -> int:
+@entry_point
+def main(argv: list[str]) -> int:
     """Scores every image; returns 0 when all were read, 2 when some were not."""
     parser = Parser(prog="python -m adref.predict", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory of python -m adref.train")

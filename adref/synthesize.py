@@ -38,7 +38,7 @@ from adref.ops.filters import grain
 from adref.ops.metrics import average_precision
 from adref.options import Parser, UserError, add_flags, add_variants, flag, flags_given, parse, parse_known, replace
 from adref.run import files
-from adref.run.cli import Progress, run_cli
+from adref.run.cli import Progress, entry_point
 from adref.run.config import RunSettings, new_config
 from adref.run.directory import build, find_device, open_run, read_config
 from adref.run.scoring import as_bytes
@@ -58,12 +58,8 @@ class Example(NamedTuple):
     numbers: dict[str, float]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return run_cli(lambda: run_command(sys.argv[1:] if argv is None else argv))
-
-
-def run_command(argv: list[str]) -> int:
+@entry_point
+def main(argv: list[str]) -> int:
     """Finds out which form of the command is meant, and runs it."""
     if argv and argv[0] not in METHODS and Path(argv[0]).is_dir():
         return draw_images(Path(argv[0]), argv[1:])

@@ -7,6 +7,7 @@ With no argument at all: DRAEM at the preset `tiny` on generated sample pictures
 import shlex
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from adref.run.threads import bound_spinning
@@ -19,7 +20,7 @@ from adref.data.sample import CATEGORIES
 from adref.method import Method
 from adref.options import UserError, replace
 from adref.run import distributed
-from adref.run.cli import explain_failures, run_cli
+from adref.run.cli import entry_point, explain_failures
 from adref.run.config import RunSettings, new_run, parse_arguments, resumed_run
 from adref.run.directory import Run, create_run, find_device, is_own_restart, lock, open_run, read_config
 from adref.run.evaluation import check_test_set, evaluate, summary
@@ -28,12 +29,8 @@ from adref.run.loop import calibrate, fit
 from adref.run.sources import initial_method, open_sources, read_images, split
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return run_cli(lambda: run_command(sys.argv[1:] if argv is None else argv), processes=True)
-
-
-def run_command(argv: list[str]) -> int:
+@partial(entry_point, processes=True)
+def main(argv: list[str]) -> int:
     """Reads the command line, then trains in one process or in those of torchrun."""
     with distributed.process_group(), ExitStack() as locks:
         arguments = parse_arguments(argv, __doc__)

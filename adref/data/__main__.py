@@ -11,15 +11,11 @@ if __name__ == "__main__":
 
 from adref.data.layouts import LAYOUTS, find_categories, find_category, inspect
 from adref.options import Parser
-from adref.run.cli import run_cli
+from adref.run.cli import entry_point
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return run_cli(lambda: run_command(sys.argv[1:] if argv is None else argv))
-
-
-def run_command(argv: list[str]) -> int:
+@entry_point
+def main(argv: list[str]) -> int:
     """Prints categories, counts, sizes, notes and problems of a data set; returns 2 if there are problems."""
     parser = Parser(prog="python -m adref.data", description="Checks a data set; exit code 2: it has problems.")
     parser.add_argument("root", metavar="ROOT", help=f"folder of a data set: {LAYOUTS}")

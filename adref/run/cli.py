@@ -66,6 +66,11 @@ def run_cli(command: Callable[[], int], processes: bool = False) -> int:
         return code
 
 
+def entry_point(function: Callable[[list[str]], int], processes: bool = False) -> Callable[..., int]:
+    """Makes the `main` of a command from a function of its arguments; without any it takes those of the process."""
+    return lambda argv=None: run_cli(lambda: function(sys.argv[1:] if argv is None else argv), processes)
+
+
 class Stream:
     """A standard stream that goes on without its reader, and shows characters that a terminal lacks as escapes."""
 
