@@ -74,22 +74,19 @@ class Run:
             raise TrainingError(f"weight {name} is not finite at step {step}; {self.folder} keeps its last checkpoint")
         self.saving = True
         try:
-            self.append(b"")
+            self.log()
             files.write_atomically(self.folder / "checkpoint.pt", lambda file: torch.save(content, file))
         finally:
             self.saving = False
 
-    def log(self, line: dict) -> None:
-        """Appends a line to metrics.jsonl."""
-        self.append(json.dumps(line).encode() + b"\n")
-
-    def append(self, data: bytes) -> None:
-        """Appends to metrics.jsonl; no data: what is there goes to the disk."""
+    def log(self, line: dict | None = None) -> None:
+        """Appends a line to metrics.jsonl; no line: what is there goes to the disk."""
         path = self.folder / "metrics.jsonl"
         with files.with_filename(path), open(path, "ab", opener=files.no_links) as file:
-            file.write(data)
-            if not data:
+            if line is None:
                 os.fsync(file.fileno())
+            else:
+                file.write(json.dumps(line).encode() + b"\n")
 
     def truncate_log(self) -> None:
         """Drops the lines of steps after the checkpoint, which a resumed run repeats."""
