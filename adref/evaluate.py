@@ -56,9 +56,7 @@ def main(argv: list[str]) -> int:
         digests = check_test_set(category)
         tiling = tiles.tiling_of(arguments, run.method)
         rules = Rules(arguments.resolution, arguments.gt_mode, arguments.convention, tiling)
-        print(summary(evaluate(run, category, digests, rules)))
-        if category.test:
-            print(f"Report: {(run.folder / 'report.html').resolve()}")
+        print(summary(evaluate(run, category, digests, rules), run.folder))
     return 0
 
 

@@ -79,9 +79,7 @@ def work(folder: Path, config: dict, resume: bool, locks: ExitStack) -> int:
     if not scores_images:
         print(f"Next: python -m adref.synthesize {name} --n 16 --out {name}/samples")
         return 0
-    print(summary(evaluate(run, category, digests)))
-    if category.test:
-        print(f"Report: {(folder / 'report.html').resolve()}")
+    print(summary(evaluate(run, category, digests), folder))
     print(f"Next: python -m adref.predict {name} IMAGE_OR_FOLDER --out {name}/predictions"
           + ("   (or your own pictures: python -m adref.data ROOT)" if config["generated"] else ""))  # fmt: skip
     return 0

@@ -154,10 +154,9 @@ def report(run: Run, metrics: dict, category: Category, digests: dict[Path, str]
         curves["roc"] = list(zip(*metric.roc_curve(np.array([row[3] for row in rows]), labels, points=400)))
     if curve[0].size:
         curves["pro"] = list(zip(*curve))
-    figures = as_bytes(method.figures())
     write_report(
         run.folder / "report.html", title=f"{run.config['method']} on {category.name}", facts=facts(run, metrics),
-        metrics=metrics, curves=curves, history=read_log(run.folder), figures=figures, scores=rows,
+        metrics=metrics, curves=curves, history=read_log(run.folder), figures=as_bytes(method.figures()), scores=rows,
         pictures=Lazy(picture, range(len(rows))), threshold=run.threshold, most=rules.shown)  # fmt: skip
 
 
@@ -189,8 +188,8 @@ def facts(run: Run, metrics: dict) -> dict[str, str]:
     return told
 
 
-def summary(metrics: dict) -> str:
-    """Formats the headline numbers, one line each."""
+def summary(metrics: dict, folder: Path) -> str:
+    """Formats the headline numbers, one line each, and names the report of the run in `folder`."""
     if not metrics["images"]:
         return "no test image: nothing to evaluate"
     names = [name for name in metrics if name.startswith("image_auroc") and "interval" not in name]
@@ -200,4 +199,4 @@ def summary(metrics: dict) -> str:
     return "\n".join([*changed, *(
         f"{name:14s} " + (f"n/a: {reasons[name]}" if name in reasons else f"{metrics[name]:.4f}")
         + (f"   mean of the categories {mean[name]:.4f}" if name in mean else "") for name in names
-    )])  # fmt: skip
+    ), f"Report: {(folder / 'report.html').resolve()}"])  # fmt: skip
