@@ -147,15 +147,14 @@ class Trainable(nn.Module):
         `states` are the dictionaries of `--weights`, in order, or, for the frozen feature extractor `backbone`, that of
         `--backbone-weights`, whose ignored names become notices.
         """
-        if part == "backbone":
-            try:
-                notes = self.backbone.load_published(states[0])
-            except ValueError as error:
-                raise UserError(str(error)) from None
-            for note in notes:
-                warnings.warn(f"--backbone-weights: {note}", Notice, stacklevel=2)
-            return
-        raise UserError(f"{type(self).__name__} has no published weights that could be loaded")
+        if part != "backbone":
+            raise UserError(f"{type(self).__name__} has no published weights that could be loaded")
+        try:
+            notes = self.backbone.load_published(states[0])
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        for note in notes:
+            warnings.warn(f"--backbone-weights: {note}", Notice, stacklevel=2)
 
 
 class Method(Trainable):

@@ -159,12 +159,10 @@ class PatchCore(Method):
         """
         features, distances, indices = self.distances(images)
         b, place = min(self.options.neighbours, len(self.bank)), distances.flatten(1).argmax(dim=1, keepdim=True)
-        largest, index = (x.flatten(1).gather(1, place)[:, 0] for x in (distances, indices))
+        score, index = (x.flatten(1).gather(1, place)[:, 0] for x in (distances, indices))  # s*, m*
         if b > 1:
             patches = features.flatten(1, 2).gather(1, place[:, :, None].expand(-1, -1, features.shape[3]))  # (B, 1, d)
             around = self.bank[nearest(self.bank[index], self.bank, b)[1]]  # (B, b, d)
             to_neighbours = (patches - around).norm(dim=2)
-            score = largest * (1 - (largest - to_neighbours.logsumexp(dim=1)).exp())
-        else:
-            score = largest
+            score = score * (1 - (score - to_neighbours.logsumexp(dim=1)).exp())
         return score, self.as_map(distances)
