@@ -1,12 +1,13 @@
 """Writes the tables of results from the runs of adref.benchmark.
 
-python tools/results.py DIR    reads the finished runs of a folder into tools/results.csv
-python tools/results.py        writes the tables of README.md and tools/RESULTS.md from that file
+python tools/results.py DIR ...    reads the finished runs of folders into tools/results.csv
+python tools/results.py            writes the tables of README.md and tools/RESULTS.md from that file
 
-results.csv is written anew: a line for each method, category and seed of that folder, all of one preset.
+results.csv is written anew: a line for each method, preset, category and seed.
 """
 
 import csv
+import itertools
 import statistics
 import sys
 from pathlib import Path
@@ -15,23 +16,24 @@ from adref.methods import METHODS
 from adref.options import UserError
 from adref.run.cli import run_cli
 from adref.run.files import csv_text, write_text
-from adref.run.summary import read_cells
+from adref.run.summary import find_published, read_cells, read_published
 
 TOOLS = Path(__file__).parent
 FILE = TOOLS / "results.csv"
 KEYS = ("method", "preset", "category", "seed")
 METRICS = {"image_auroc": "image AUROC", "image_ap": "image AP", "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP",
            "aupro_0.3": "AUPRO 0.3", "aupro_0.05": "AUPRO 0.05"}  # fmt: skip
+AUROC = ("image_auroc", "pixel_auroc")
 MARKS = "<!-- tools/results.py -->\n", "<!-- end -->\n"
 
 
-def collect(out: Path) -> list[dict]:
+def collect(folders: list[Path]) -> list[dict]:
     """Reads a row for each finished run without ablation; metrics are None without masks."""
-    rows = [{key: cell[key] for key in (*KEYS, *METRICS)} for cell in read_cells(out)
+    rows = [{key: cell[key] for key in (*KEYS, *METRICS)} for out in folders for cell in read_cells(out)
             if cell["reason"] is None and not cell["ablation"]]  # fmt: skip
-    presets = sorted({row["preset"] for row in rows})
-    if len(presets) != 1:
-        raise UserError(f"{out}: expected finished runs of one preset, found {', '.join(presets) or 'none'}")
+    if not rows or len({tuple(row[key] for key in KEYS) for row in rows}) < len(rows):
+        found = "a run twice" if rows else "none"
+        raise UserError(f"expected finished runs, each once, found {found}: {', '.join(map(str, folders))}")
     return rows
 
 
@@ -66,53 +68,61 @@ def markdown(head: list[str], lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))
 
 
+def pair(rows: list[dict], **where: str) -> str:
+    """Formats image / pixel AUROC, means over the rows that have the given values; image alone without masks."""
+    found = [number(values_of(rows, name, **where)) for name in AUROC]
+    return found[0] if found[1] == "n/a" else " / ".join(found)
+
+
 def overview(rows: list[dict]) -> str:
-    """Makes the table of README.md: image / pixel AUROC, means over seeds, and the mean over the categories of all."""
-    methods, categories = names_of(rows)
-    lines = []
+    """Makes the table of README.md: `tiny`, its mean over the categories, `small` on the grid, what is printed."""
+    methods, categories = names_of([row for row in rows if row["preset"] == "tiny"])
+    lines, published = [], read_published()
     for method in methods:
-        cells, image = [], []
-        for category in categories:
-            found = [values_of(rows, name, method=method, category=category) for name in ("image_auroc", "pixel_auroc")]
-            image += [statistics.fmean(found[0])] if found[0] else []
-            cells.append(" / ".join(map(number, found)) if found[1] else number(found[0]))
-        lines.append([f"`{method}`", *cells, number(image) if len(image) == len(categories) else "n/a"])
-    return markdown(["", *categories, "mean image"], lines)
+        own = {"method": method, "preset": "tiny"}
+        means = [values_of(rows, AUROC[0], **own, category=category) for category in categories]
+        mean = number([] if [] in means else [statistics.fmean(values) for values in means])
+        found = (find_published({"method": method, "preset": "paper", "ablation": None}, "grid", name, set(), published)
+                 for name in AUROC)  # fmt: skip
+        printed = " / ".join(number([entry["value"]]) for entry in found if entry) or "none"
+        small = pair(rows, method=method, preset="small", category="grid")
+        lines.append([f"`{method}`", *(pair(rows, **own, category=category) for category in categories), mean, small,
+                      printed])  # fmt: skip
+    return markdown(["", *categories, "mean image", "grid at `small`", "printed"], lines)
 
 
 def every_metric(rows: list[dict]) -> str:
-    """Makes the table of RESULTS.md: a line for each category and method, mean ± deviation over seeds."""
+    """Makes the table of RESULTS.md: a line for each category, preset and method, mean ± deviation over seeds."""
     methods, categories = names_of(rows)
     lines = []
-    for category in categories:
-        for method in methods:
-            where = {"method": method, "category": category}
-            if count := len(values_of(rows, "image_auroc", **where)):
-                cells = [number(values_of(rows, name, **where), spread=True) for name in METRICS]
-                lines.append([category, f"`{method}`", str(count), *cells])
-    return markdown(["category", "method", "seeds", *METRICS.values()], lines)
+    for category, preset, method in itertools.product(categories, ("tiny", "small"), methods):
+        where = {"method": method, "preset": preset, "category": category}
+        if count := len(values_of(rows, "image_auroc", **where)):
+            cells = [number(values_of(rows, name, **where), spread=True) for name in METRICS]
+            lines.append([category, f"`{method}`", preset, str(count), *cells])
+    return markdown(["category", "method", "preset", "seeds", *METRICS.values()], lines)
 
 
 PAGES = {TOOLS.parent / "README.md": overview, TOOLS / "RESULTS.md": every_metric}
 
 
-def with_table(text: str, table: str) -> str:
-    """Replaces what stands between the two marks of a page."""
-    before, rest = text.split(MARKS[0])
-    return before + MARKS[0] + table + MARKS[1] + rest.split(MARKS[1])[1]
+def with_table(page: Path, rows: list[dict]) -> str:
+    """Reads a page and replaces what stands between its two marks by its table."""
+    before, rest = page.read_text().split(MARKS[0])
+    return before + MARKS[0] + PAGES[page](rows) + MARKS[1] + rest.split(MARKS[1])[1]
 
 
 def run_command(argv: list[str]) -> int:
     """Runs the command line; returns its exit code."""
-    if len(argv) > 1 or argv[:1] in (["-h"], ["--help"]):
+    if argv[:1] in (["-h"], ["--help"]):
         print(__doc__)
-        return 0 if len(argv) == 1 else 2
+        return 0
     if argv:
-        rows = collect(Path(argv[0]))
+        rows = collect([Path(word) for word in argv])
         write_text(FILE, csv_text([rows[0].keys(), *map(dict.values, rows)]))
     rows = read_rows()
-    for page, table in PAGES.items():
-        write_text(page, with_table(page.read_text(), table(rows)))
+    for page in PAGES:
+        write_text(page, with_table(page, rows))
     print(f"{len(rows)} runs: {FILE.resolve()}, {', '.join(page.name for page in PAGES)}")
     return 0
 
