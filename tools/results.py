@@ -20,6 +20,7 @@ from adref.run.summary import find_published, read_cells, read_published
 
 TOOLS = Path(__file__).parent
 FILE = TOOLS / "results.csv"
+PRESETS = ("tiny", "small")
 KEYS = ("method", "preset", "category", "seed")
 METRICS = {"image_auroc": "image AUROC", "image_ap": "image AP", "pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP",
            "aupro_0.3": "AUPRO 0.3", "aupro_0.05": "AUPRO 0.05"}  # fmt: skip
@@ -29,11 +30,17 @@ MARKS = "<!-- tools/results.py -->\n", "<!-- end -->\n"
 
 def collect(folders: list[Path]) -> list[dict]:
     """Reads a row for each finished run without ablation; metrics are None without masks."""
-    rows = [{key: cell[key] for key in (*KEYS, *METRICS)} for out in folders for cell in read_cells(out)
-            if cell["reason"] is None and not cell["ablation"]]  # fmt: skip
-    if not rows or len({tuple(row[key] for key in KEYS) for row in rows}) < len(rows):
-        found = "a run twice" if rows else "none"
-        raise UserError(f"expected finished runs, each once, found {found}: {', '.join(map(str, folders))}")
+    rows = []
+    for out in folders:
+        found = [{key: cell[key] for key in (*KEYS, *METRICS)} for cell in read_cells(out)
+                 if cell["reason"] is None and not cell["ablation"]]  # fmt: skip
+        if not found:
+            raise UserError(f"{out}: expected finished runs, found none")
+        rows += found
+    if others := sorted({row["preset"] for row in rows} - set(PRESETS)):
+        raise UserError(f"expected runs of the presets {' and '.join(PRESETS)}, found {', '.join(others)}")
+    if len({tuple(row[key] for key in KEYS) for row in rows}) < len(rows):
+        raise UserError(f"expected each run once, found one twice: {', '.join(map(str, folders))}")
     return rows
 
 
@@ -95,7 +102,7 @@ def every_metric(rows: list[dict]) -> str:
     """Makes the table of RESULTS.md: a line for each category, preset and method, mean ± deviation over seeds."""
     methods, categories = names_of(rows)
     lines = []
-    for category, preset, method in itertools.product(categories, ("tiny", "small"), methods):
+    for category, preset, method in itertools.product(categories, PRESETS, methods):
         where = {"method": method, "preset": preset, "category": category}
         if count := len(values_of(rows, "image_auroc", **where)):
             cells = [number(values_of(rows, name, **where), spread=True) for name in METRICS]

@@ -78,7 +78,7 @@ def paste_texture(image: Tensor, rng: np.random.Generator, textures: Sequence[Te
                   channel_order: str = "rgb", colours: str = "own", exponents: tuple[int, int] = (0, 5),
                   thresholds: tuple[float, float] = (0.5, 0.5), weights: tuple[float, float] = (0.2, 1.0),
                   visible: float | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Pastes a texture into an image (3, H, W) in [0, 1]: returns it so changed, and the label (1, H, W) in {0, 1}.
+    """Pastes a texture into an image (3, H, W) in [0, 1]; returns the changed image and its label (1, H, W) in {0, 1}.
 
     `weights` bound the texture's share; colours "image" is `match_colours`; with `visible` the label is cut to
     `visible_part`. All else is as in `draw_texture` and `draw_mask`.

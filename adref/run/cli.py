@@ -1,6 +1,7 @@
 """Commands: expected errors end as one sentence and an exit code; the progress line."""
 
 import errno
+import functools
 import os
 import shlex
 import shutil
@@ -67,8 +68,13 @@ def run_cli(command: Callable[[], int], processes: bool = False) -> int:
 
 
 def entry_point(function: Callable[[list[str]], int], processes: bool = False) -> Callable[..., int]:
-    """Makes the `main` of a command from a function of its arguments; without any it takes those of the process."""
-    return lambda argv=None: run_cli(lambda: function(sys.argv[1:] if argv is None else argv), processes)
+    """Makes the `main` of a command from a function of its arguments; `main()` takes those of the process."""
+
+    @functools.wraps(function)
+    def main(argv: list[str] | None = None) -> int:
+        return run_cli(lambda: function(sys.argv[1:] if argv is None else argv), processes)
+
+    return main
 
 
 class Stream:

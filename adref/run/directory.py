@@ -80,7 +80,7 @@ class Run:
             self.saving = False
 
     def log(self, line: dict | None = None) -> None:
-        """Appends a line to metrics.jsonl; no line: what is there goes to the disk."""
+        """Appends a line to metrics.jsonl; without one, writes what is there to the disk."""
         path = self.folder / "metrics.jsonl"
         with files.with_filename(path), open(path, "ab", opener=files.no_links) as file:
             if line is None:

@@ -189,7 +189,7 @@ def facts(run: Run, metrics: dict) -> dict[str, str]:
 
 
 def summary(metrics: dict, folder: Path) -> str:
-    """Formats the headline numbers, one line each, and names the report of the run in `folder`."""
+    """Formats the headline numbers, one line each, and names the report in `folder`; one sentence without images."""
     if not metrics["images"]:
         return "no test image: nothing to evaluate"
     names = [name for name in metrics if name.startswith("image_auroc") and "interval" not in name]

@@ -15,7 +15,7 @@ from adref.method import Sources
 from adref.methods.draem.method import DRAEM, Batch, corrupt, released_keys
 from adref.methods.draem.options import ABLATIONS, PRESETS, Options
 from adref.ops.perlin import draw_perlin
-from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, match_colours, visible_part
+from adref.ops.texture_anomaly import blend, draw_mask, draw_texture, match_colours, paste_texture, visible_part
 from adref.options import UserError, build
 
 SMALL = Options(size=(64, 64), reconstruction_width=4, discriminator_width=4, score_window=5)
@@ -232,6 +232,14 @@ def test_textures_lose_their_colours_in_grey_images(sources, clean):
         options = dataclasses.replace(SMALL, rotation_probability=0.0, texture_colours=colours)
         found = batch_of(options, sources, grey, count=8)
         assert found.mask.any() and torch.equal(found.corrupted[:, 0], found.corrupted[:, 1]) is same
+
+
+def test_paste_texture_draws_texture_mask_and_weight_in_this_order(sources, clean):
+    found, label = paste_texture(clean, np.random.default_rng(3), sources.textures, None, own_share=0.0)
+    rng = np.random.default_rng(3)
+    texture = draw_texture(rng, sources.textures, None, own_share=0.0)
+    mask = torch.from_numpy(draw_mask(rng, tuple(clean.shape[1:])))[None]
+    assert torch.equal(label, mask) and torch.equal(found, blend(clean, texture, mask, rng.uniform(0.2, 1.0)))
 
 
 def test_visible_part_of_a_label(sources, clean):

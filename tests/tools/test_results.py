@@ -10,11 +10,11 @@ from adref.options import UserError
 
 @pytest.mark.parametrize("page", list(results.PAGES), ids=lambda page: page.name)
 def test_pages_have_the_table_of_the_file(page):
-    found = results.with_table(page, results.read_rows())
-    assert page.read_text() == found and found.count("\n| ") > 5
+    rows = results.read_rows()
+    assert page.read_text() == results.with_table(page, rows) and results.PAGES[page](rows).count("\n") > 3
 
 
-def test_rows_of_runs_and_their_means(tmp_path):
+def test_rows_of_runs_and_their_means(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="found none"):
         results.collect([tmp_path])
     for variant, ablation in (("draem-tiny", None), ("draem-tiny-literal", "literal")):
@@ -26,8 +26,14 @@ def test_rows_of_runs_and_their_means(tmp_path):
             config = {"method": "draem", "preset": "tiny", "ablation": ablation, "category": "mono", "options": {},
                       "changed": {}, "flags": {"seed": seed, "data": "d"}}  # fmt: skip
             (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="found a run twice"):
+    with pytest.raises(UserError, match="missing: expected finished runs, found none"):
+        results.collect([tmp_path, tmp_path / "missing"])
+    with pytest.raises(UserError, match="found one twice"):
         results.collect([tmp_path, tmp_path])
+    monkeypatch.setattr(results, "PRESETS", ("small",))
+    with pytest.raises(UserError, match="presets small, found tiny"):
+        results.collect([tmp_path])
+    monkeypatch.undo()
     rows = results.collect([tmp_path])
     assert [(row["seed"], row["image_auroc"], row["pixel_auroc"]) for row in rows] == [(0, 0.5, None), (1, 0.7, None)]
     assert results.overview(rows).splitlines()[2:] == ["| `draem` | .600 | .600 | n/a | .999 / .997 |"]

@@ -71,6 +71,7 @@ class Options:
 TINY = {"size": (128, 128), "reconstruction_width": 16, "discriminator_width": 8, "steps": 1600, "batch_size": 4,
         "learning_rate": 1e-3, "rotation_probability": 0.0, "perlin_exponents": (0, 4), "own_texture_share": 0.5,
         "texture_colours": "image", "visible": 8.0, "score_window": 5}  # fmt: skip
+# small is a guess: the paper's side and lattices, tiny's window for that side, and what an hour or two trains.
 PRESETS = {
     "paper": {}, "tiny": TINY,
     "small": {**TINY, "size": (256, 256), "reconstruction_width": 24, "discriminator_width": 12, "steps": 6000,

@@ -41,7 +41,7 @@ class Options:
     # fmt: on
 
 
-# Features that come by pip or are small, at 256 pixels, and a memory that is chosen in a minute.
+# Features that come by pip or are small, at 256 pixels, and a memory that is chosen in a minute; small has the paper's.
 TINY = {"size": (256, 256), "backbone": "efficientnet_lite0", "width": None, "coreset": 0.01}
 PRESETS = {"paper": {}, "tiny": TINY, "small": {**TINY, "coreset": 0.1}}
 

@@ -158,6 +158,7 @@ TINY = {"size": (128, 128), "width": 24, "window": 4, "aspp_width": 48, "autoenc
         "discriminator_width": 8, "unet_width": 8, "score_window": 7, "steps": 1500, "batch_size": 4,
         "learning_rate": 1e-3, "rotation_probability": 0.0, "anomaly": "both", "own_texture_share": 0.5,
         "texture_colours": "image", "label": "changed", "visible": 8.0}  # fmt: skip
+# small is a guess: the paper's side and windows, tiny's filter for that side, and what an hour or two trains.
 PRESETS = {
     "paper": {}, "tiny": TINY,
     "small": {**TINY, "size": (256, 256), "window": 8, "score_window": 15, "steps": 4000},
@@ -169,7 +170,7 @@ ABLATIONS = {
     # the rows of table 4
     "draem": {**DRAEM, "discriminator": "draem"}, "draem+": DRAEM,
     "srdad-": {"reconstructor": "swin_unet", "discriminator": "draem", "anomaly": "natural"},
-    "srdad": {"anomaly": "natural"},  # tiny has both kinds
+    "srdad": {"anomaly": "natural"},  # tiny and small have both kinds
     # anomalies and reconstructor, which that table changes together, one by one
     "draem-anomalies": {"anomaly": "draem"}, "draem-reconstructor": {"reconstructor": "draem"},
     # sigma and lambda as near to the print as can be run: |N(0, 0.05^2)|, and 1 for the value that is not given

@@ -88,6 +88,7 @@ class Options:
 TINY = {"size": (128, 128), "patch": 8, "width": 96, "depth": 2, "heads": 4, "memory_items": 200,
         "decoder_width": 128, "decoder_init": "torch", "ssim_weight": 0.1, "steps": 2000, "batch_size": 4,
         "learning_rate": 1e-3, "decay": 0.5, "map_sigma": 3.0, "score_sigma": 3.0}  # fmt: skip
+# small is a guess: two thirds of the side, the paper's patches, a quarter of its width, tiny's filters for that side.
 PRESETS = {
     "paper": {}, "tiny": TINY,
     "small": {**TINY, "size": (256, 256), "patch": 16, "width": 192, "depth": 4, "steps": 6000, "map_sigma": 6.0,
