@@ -24,7 +24,7 @@ from scipy.special import stdtrit
 
 from adref import benchmark
 from adref.options import UserError, flag
-from adref.run.cli import run_cli
+from adref.run.cli import entry_point
 from adref.run.config import FREE_ON_RESUME
 from adref.run.directory import read_config
 from adref.run.files import safe_name, write_text
@@ -292,7 +292,8 @@ def commands(arguments: argparse.Namespace, words: list[str], flags: list[str]) 
     return [list(map(str, command)) for command in found]
 
 
-def run_command(argv: list[str]) -> int:
+@entry_point
+def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
@@ -320,4 +321,4 @@ def run_command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(lambda: run_command(sys.argv[1:])))
+    sys.exit(main())

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adref.methods import METHODS
 from adref.options import UserError
-from adref.run.cli import run_cli
+from adref.run.cli import entry_point
 from adref.run.files import csv_text, write_text
 from adref.run.summary import find_published, read_cells, read_published
 
@@ -119,7 +119,8 @@ def with_table(page: Path, rows: list[dict]) -> str:
     return before + MARKS[0] + PAGES[page](rows) + MARKS[1] + rest.split(MARKS[1])[1]
 
 
-def run_command(argv: list[str]) -> int:
+@entry_point
+def main(argv: list[str]) -> int:
     """Runs the command line; returns its exit code."""
     if argv[:1] in (["-h"], ["--help"]):
         print(__doc__)
@@ -135,4 +136,4 @@ def run_command(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(lambda: run_command(sys.argv[1:])))
+    sys.exit(main())

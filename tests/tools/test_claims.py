@@ -92,7 +92,7 @@ def test_a_table_of_made_up_runs(tmp_path):
         masks = {} if place[0] == "a" else {"pixel_auroc": 0.5}
         write_run(tmp_path, "base", place, image_auroc=0.5, **masks)
         write_run(tmp_path, "+m", place, image_auroc=0.5 + gain, **masks)
-    claims.run_command(["table", str(tmp_path), "--file", str(tmp_path / "CLAIMS.md")])
+    claims.main(["table", str(tmp_path), "--file", str(tmp_path / "CLAIMS.md")])
     text = (tmp_path / "CLAIMS.md").read_text()
     rows = [row for row in text.splitlines() if row.startswith("| the memory helps")]
     assert "| 3 x 2 | +0.200 (+0.106 to +0.294), 6 of 6 above 0 | holds |" in rows[0]
@@ -132,7 +132,7 @@ def test_studies_decide_their_claims(tmp_path):
 
 def test_commands_train_the_claimed_arms_and_nothing_else(data, tmp_path, capsys):
     words = ["commands", "--data", str(data), "--out", str(tmp_path / "o"), "--devices", "cpu", "--", "--workers", "0"]
-    assert claims.run_command([*words, "--backbone-weights", "random"]) == 0
+    assert claims.main([*words, "--backbone-weights", "random"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[2 if line[1] == "-m" else 1].rpartition("/")[2] for line in lines] == [
         "adref.train", "adref.train", "strength.py", "adref.synthesize", "adref.benchmark", "tiny.py"]  # fmt: skip
