@@ -62,7 +62,7 @@ def test_every_layer_loss_metric_operation_and_method_has_a_case():
     inner = {
         "Encoder", "Step", "Bank",  # run inside Autoencoder and UNet, DiffusionUNet, the method sernet
         "LinearBottlenecks",  # the base of MobileNetV2 and EfficientNetLite0
-        "rotate_randomly", "ppa", "dpa", "foreground_rule", "bootstrap_auroc",  # draw, or look up
+        "rotate_randomly", "paste_texture", "ppa", "dpa", "foreground_rule", "bootstrap_auroc",  # draw, or look up
         "solve_rectangle", "solve_charges", "divergence",  # ways to one solution: poisson_blend
         "overlap", "undefined_reason", "bounding_box", "box", "resize", "median",  # inside others
         "window_products", "ssim_factors", "local_mean",  # inside ssim_map and ms_ssim_l1
