@@ -311,11 +311,11 @@ def main(argv: list[str]) -> int:
     arguments, rest = parser.parse_known_args(argv[:end])
     if arguments.kind == "table":
         if not arguments.folder.is_dir():
-            parser.error(f"expected a folder of runs, found none: {arguments.folder}")
+            raise UserError(f"expected a folder of runs, found none: {arguments.folder}")
         write_table(arguments.folder, arguments.file)
         return 0
     if wrong := [word for word in arguments.methods if word.count(":") != 1 or word.partition(":")[0] not in SCORING]:
-        parser.error(f"--methods takes METHOD:PRESET, METHOD one of {', '.join(SCORING)}; got {wrong[0]}")
+        raise UserError(f"--methods takes METHOD:PRESET, METHOD one of {', '.join(SCORING)}; got {wrong[0]}")
     print("\n".join(map(shlex.join, commands(arguments, rest, argv[end + 1 :]))))
     return 0
 

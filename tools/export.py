@@ -37,7 +37,7 @@ from adref.methods.sdas.method import SDAS, STEPS
 from adref.methods.sernet.method import SeRNet, repair
 from adref.ops import losses
 from adref.options import UserError, to_json
-from adref.run.cli import TrainingError, run_cli
+from adref.run.cli import TrainingError, entry_point
 from adref.run.directory import open_run, versions
 from adref.run.files import new_folder, refuse_existing, with_filename, write_json
 
@@ -417,14 +417,15 @@ def export(folder: Path, kind: str, out: Path) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
+@entry_point
+def main(argv: list[str]) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory of python -m adref.train")
     parser.add_argument("--format", required=True, help=", ".join(FORMATS))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     arguments = parser.parse_args(argv)
-    return run_cli(lambda: export(arguments.run, arguments.format, arguments.out))
+    return export(arguments.run, arguments.format, arguments.out)
 
 
 if __name__ == "__main__":
