@@ -1,9 +1,10 @@
-"""Tests what the papers say that their parts bring, by pairs of runs at a size that a CPU trains.
+"""Tests what the papers claim for their parts, by pairs of runs at a size that a CPU trains.
 
 python tools/claims.py commands --data ROOT ... --categories NAME ... --out DIR [WORDS] [-- FLAGS] | sh -e
 python tools/claims.py table DIR
 
-A claim has two arms, which differ in the options that it names and in nothing else, and one metric. `commands` prints
+A claim has one metric and two arms, which differ in the options that it names and in nothing else; a few have one arm
+and hold one of its metrics against another. `commands` prints
 what trains the arms of all claims, each once for each category and seed: WORDS are those of adref.benchmark, such as
 --devices, FLAGS those of adref.train, such as --textures FOLDER or --backbone-weights FILE. Printed again, the commands
 go on where they stopped. `table` reads DIR and writes tools/CLAIMS.md, at any time.
@@ -32,7 +33,7 @@ from adref.run.summary import read_cells, read_metrics
 
 
 class Claim(NamedTuple):
-    """A sentence of a paper that two numbers decide."""
+    """What a paper says or its method implies, as a question that two numbers decide."""
 
     method: str
     words: str  # what the paper says, shortened
@@ -41,7 +42,7 @@ class Claim(NamedTuple):
     arms: tuple[str | None, str | None]  # ablations; None: the default
     options: tuple[str, ...]  # in which the arms differ
     metric: str
-    against: str | float | None = None  # takes the place of the second arm: another metric of the first, or a number
+    against: str | None = None  # takes the place of the second arm: another metric of the first
 
 
 LEAST_CATEGORIES, LEAST_SEEDS = 3, 2  # with fewer a claim counts as not measured
@@ -70,16 +71,18 @@ IMAGE, PIXEL = "image_auroc", "pixel_auroc"
 CLAIMS = (
     Claim("srdad", "patches of the part itself are better anomalies than DRAEM's textures", "section Method, in words",
           None, ("srdad", "draem-anomalies"), ("anomaly",), IMAGE),
-    Claim("srdad", "a Swin-UNet in place of DRAEM's autoencoder helps detection", SWIN,
+    Claim("srdad", "its reconstructor in place of DRAEM's autoencoder helps detection", SWIN,
           None, (None, "draem-reconstructor"), ("reconstructor",), IMAGE),
-    Claim("srdad", "Res-SE and cross attention in the discriminator help localisation above all", SWIN,
+    Claim("srdad", "Res-SE and cross attention in the discriminator help localisation", SWIN,
           None, ("draem+", "draem"), ("discriminator",), PIXEL),
-    Claim("srdad", "its additions help plain Swin-Unet with DRAEM's U-Net (rows srdad-, srdad)", SWIN,
+    Claim("srdad", "its additions help plain Swin-Unet with DRAEM's U-Net (row srdad-)", SWIN,
           None, ("srdad", "srdad-"), ("reconstructor", "discriminator"), IMAGE),
-    Claim("srdad", "the whole detects better than DRAEM", ROWS, (0.986, 0.980), ("srdad", "draem"), DRAEM, IMAGE),
-    Claim("srdad", "the whole localises better than DRAEM", ROWS, (0.980, 0.973), ("srdad", "draem"), DRAEM, PIXEL),
-    *(Claim("srdad", f"a block of {side} x {side} pixels in a normal picture is found", "section on tiny anomalies",
-            None, (None, None), (), f"found {side}", 0.5) for side in BLOCKS),
+    Claim("srdad", "the whole detects better than its row draem", ROWS,
+          (0.986, 0.980), ("srdad", "draem"), DRAEM, IMAGE),
+    Claim("srdad", "the whole localises better than its row draem", ROWS,
+          (0.980, 0.973), ("srdad", "draem"), DRAEM, PIXEL),
+    *(Claim("srdad", f"a block of {side} x {side} pixels is found more often than none",
+            "section on tiny anomalies", None, (None, None), (), f"found {side}", "found 0") for side in BLOCKS),
     Claim("vit_autoencoder", "the memory helps detection", VIT, (0.857, 0.822), ("+m", "base"), ("memory",), IMAGE),
     Claim("vit_autoencoder", "the memory helps localisation", VIT, (0.918, 0.838), ("+m", "base"), ("memory",), PIXEL),
     Claim("vit_autoencoder", "coordinate attention helps detection", VIT,
@@ -93,9 +96,9 @@ CLAIMS = (
     Claim("sernet", "segmentation and repair help reconstruction (its title): detection", LOST,
           None, (None, "no-segmentation"), ("segmentation",), IMAGE),
     Claim("sernet", "the same: localisation", LOST, None, (None, "no-segmentation"), ("segmentation",), PIXEL),
-    Claim("sernet", "the reconstruction needs small pseudo-anomalies (DPA) beside the large ones", LOST,
+    Claim("sernet", "small pseudo-anomalies (DPA) beside large ones help the reconstruction", LOST,
           None, (None, "reconstruct-ppa"), ("reconstruct_mix",), IMAGE),
-    Claim("sernet", "the reconstruction needs large pseudo-anomalies (PPA) beside the small ones", LOST,
+    Claim("sernet", "large pseudo-anomalies (PPA) beside small ones help the reconstruction", LOST,
           None, (None, "reconstruct-dpa"), ("reconstruct_mix",), IMAGE),
     Claim("sernet", "the most similar image by hash repairs better than a random one", "algorithm 2, in words",
           None, (None, "similar-random"), ("similar",), IMAGE),
@@ -120,7 +123,7 @@ CLAIMS = (
     *(Claim("realnet", f"RRS by maximum and mean is better than by {one} alone", STATISTICS,
             None, (None, f"rrs-{short}"), ("residuals",), IMAGE) for one, short in (("the maximum", "max"),
                                                                                     ("the mean", "mean"))),
-    *(Claim("realnet", f"{ours} as the source of anomalies are better than {other}", ORIGINS,
+    *(Claim("realnet", f"{ours} are a better source of anomalies than {other}", ORIGINS,
             figure, arms, ("anomaly_sources",), IMAGE) for ours, other, arms, figure in (
         ("pictures of SDAS", "textures", ("sdas", "dtd"), (0.9965, 0.9952)),
         ("pictures of SDAS", "patches of NSA", ("sdas", "nsa"), (0.9965, 0.9935)),
@@ -134,18 +137,25 @@ CLAIMS = (
 RULE = f"""\
 Each line is a claim, decided by pairs of runs of the same category and seed, trained alike but for the options that
 the claim names. The difference is the first arm's metric less the second's: its mean over all pairs, with Student's
-interval of {CONFIDENCE:.0%} (n - 1 degrees of freedom). The rule was fixed before the runs: **holds** if the whole
-interval is above 0, **does not hold** if it is below 0, **not decided at this size** if 0 lies in it, **not
-measured** as long as a pair is missing of at least {LEAST_CATEGORIES} categories and {LEAST_SEEDS} seeds. Pairs of
-one category share their pictures, so the intervals are rather too short; and of forty parts that bring nothing one
-would be found to hold. A verdict is about this size, these categories and this code; the papers' figures are means
-over their own categories at their own size.
+interval of {CONFIDENCE:.0%} (n - 1 degrees of freedom). **Holds**: the whole interval is above 0; **does not hold**:
+it is below 0; **not decided at this size**: 0 lies in it; **not measured**: pairs are missing of at least
+{LEAST_CATEGORIES} categories and {LEAST_SEEDS} seeds. The rule was fixed before the runs; how earlier presets did on
+these categories was known. Pairs of one category share their pictures, so the intervals are too narrow; and of forty
+parts that bring nothing one would be found to hold. A verdict is about this size, these categories and this code; the
+papers' figures are means over their own categories at their own size.
 
-"found": the share of normal test pictures where the map near a block in the middle exceeds the 99.9 % quantile of the
-same picture's map without block (`tools/studies/tiny.py`; pixels of the network's input, black or white, whichever is
-further from what they cover). It is held against a half. "distance": from a drawn picture to the nearest normal one
-(`tools/studies/strength.py`). SDAS as a source: {PICTURES} pictures a category, of the model of the first seed,
-strengths 0.1 to 0.2. Textures include moved training pictures where the preset has them (`own_texture_share`).
+What `tiny` makes different, beside size, width and steps:
+
+- SRDAD: `--own-texture-share 0` gives textures alone to its rows of DRAEM, `--unet-width 13` gives both discriminators
+  about 1.2 M weights (28 M each in the paper). Blocks are of 3 and 4 pixels in 128; the paper's are in 256. "found":
+  the share of normal test pictures where the map near the block exceeds the 99.9 % quantile of the same picture's map
+  without block (`tools/studies/tiny.py`; black or white, whichever is further from what it covers).
+- SeRNet: its comparisons are not in the text; the claims are what its method implies.
+- Noise-to-norm: the default has lambda 0.5; `no-attention` has a fifth of its weights, as in the paper.
+- RealNet: `--own-texture-share 0` gives textures alone. SDAS as a source: {PICTURES} pictures a category, drawn with
+  strengths 0.1 to 0.2 by a model of 64 x 64 pixels that was trained for 750 updates, with the first seed.
+- SDAS: "distance" is that from a drawn picture to the nearest normal one, root mean square
+  (`tools/studies/strength.py`).
 """
 
 
@@ -206,7 +216,7 @@ def compare(claim: Claim, runs: dict) -> tuple[dict[tuple, float], int]:
     preset, places, differences, without = preset_of(claim.method, runs), {key[1:] for key in runs}, {}, set()
     arms = ["-".join(filter(None, (claim.method, preset, arm))) for arm in claim.arms]
     for place in sorted(places):
-        ours, other = (runs.get((claim.method if claim.against is not None else arm, *place)) for arm in arms)
+        ours, other = (runs.get((claim.method if claim.against else arm, *place)) for arm in arms)
         if not ours or not other:
             continue
         (mine, theirs), where = (facts(claim, run) for run in (ours, other)), " seed ".join(map(str, place))
@@ -214,8 +224,7 @@ def compare(claim: Claim, runs: dict) -> tuple[dict[tuple, float], int]:
             if name in theirs and mine[name] != theirs[name]:
                 raise UserError(f"{arms[0]} and {arms[1]}, {where}: expected a difference in "
                                 f"{', '.join(claim.options)} alone, found one in {name}")  # fmt: skip
-        values = ours.get(claim.metric), other.get(claim.metric) if claim.against is None else claim.against
-        values = [ours.get(value) if isinstance(value, str) else value for value in values]
+        values = ours.get(claim.metric), other.get(claim.against or claim.metric)
         if None in values:
             without.add(place[0])
         else:
@@ -233,8 +242,8 @@ def line(claim: Claim, runs: dict) -> tuple[str, str]:
     text += f", {sum(d > 0 for d in differences)} of {len(differences)} above 0" if differences else ""
     figure = "none" if claim.figure is None else " / ".join(f"{x:.4f}".removesuffix("0") for x in claim.figure)
     arms, metric = [arm or "default" for arm in claim.arms], claim.metric.replace("_auroc", " AUROC")
-    if claim.against is not None:
-        arms, metric = [claim.metric, str(claim.against)], claim.metric.split()[0]
+    if claim.against:
+        arms, metric = [claim.metric, claim.against], claim.metric.split()[0]
     counts = " x ".join(str(len(set(part))) for part in zip(*found)) or "0"
     cells = (claim.words, claim.source, figure, f"`{' / '.join(arms)}`", metric, counts, text, decided)
     return f"| {' | '.join(cells)} |\n", decided
@@ -285,7 +294,7 @@ def commands(arguments: argparse.Namespace, words: list[str], flags: list[str]) 
              "--seeds": seeds, "--out": [out]}  # fmt: skip
     given = [word for name, values in given.items() if values for word in (name, *values)]
     found.append([*module, "adref.benchmark", *given, *words, "--", *flags])
-    for name in (word.replace(":", "-") for word in arguments.methods if word.startswith("srdad:")):
+    for name in (f"{word.replace(':', '-')}-srdad" for word in arguments.methods if word.startswith("srdad:")):
         runs = [out / name / safe_name(category) / f"seed-{seed}" for seed, category in itertools.product(seeds, roots)]
         found.append([study[0], f"{study[1]}/tiny.py", *runs, "--sizes", ",".join(map(str, BLOCKS)), "--colour",
                       "contrast", "--out", out / "studies"])  # fmt: skip

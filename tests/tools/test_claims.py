@@ -114,20 +114,20 @@ def test_an_empty_folder_measures_nothing(tmp_path):
 
 
 def test_studies_decide_their_claims(tmp_path):
-    """Blocks that .7 to .9 of the pictures show, and distances that grow: from the files of the studies."""
+    """Blocks found in .7 to .9 of the pictures, none in .4, and distances that grow: from the files of the studies."""
     (tmp_path / "studies").mkdir()
     runs = {name: [tmp_path / folder / c / f"seed-{s}" for c, s in PLACES]
-            for name, folder in (("srdad", "srdad-tiny"), ("sdas", "sdas"))}  # fmt: skip
+            for name, folder in (("srdad", "srdad-tiny-srdad"), ("sdas", "sdas"))}  # fmt: skip
     for name, run in ((name, run) for name, found in runs.items() for run in found):
         write_config(run, name, {})
     rates = [0.7, 0.8, 0.9, 0.7, 0.8, 0.9]
-    blocks = [f"{run},{side},{rate}" for run, rate in zip(runs["srdad"], rates) for side in (0, 3, 4)]
+    blocks = [f"{run},{side},{rate if side else 0.4}" for run, rate in zip(runs["srdad"], rates) for side in (0, 3, 4)]
     drawn = [f"{run},{s:g},{0.2 + s}" for run, s in itertools.product(runs["sdas"], claims.STRENGTHS)]
     (tmp_path / "studies" / "tiny.csv").write_text("\n".join(["run,block,hit_rate", *blocks]))
     (tmp_path / "studies" / "strength.csv").write_text("\n".join(["run,strength,distance", *drawn]))
-    found = [claims.line(claim, claims.read_runs(tmp_path)) for claim in claims.CLAIMS if claim.against is not None]
+    found = [claims.line(claim, claims.read_runs(tmp_path)) for claim in claims.CLAIMS if claim.against]
     assert [verdict for _, verdict in found] == ["holds"] * 5
-    assert "+0.300 (+0.206 to +0.394)" in found[0][0] and "`distance 0.1 / distance 0`" in found[2][0]
+    assert "+0.400 (+0.306 to +0.494)" in found[0][0] and "`distance 0.1 / distance 0`" in found[2][0]
 
 
 def test_commands_train_the_claimed_arms_and_nothing_else(data, tmp_path, capsys):
