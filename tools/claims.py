@@ -33,7 +33,7 @@ from adref.run.summary import read_cells, read_metrics
 
 
 class Claim(NamedTuple):
-    """What a paper says or its method implies, as a question that two numbers decide."""
+    """A sentence of a paper, or what its method implies, that two numbers decide."""
 
     method: str
     words: str  # what the paper says, shortened
