@@ -141,8 +141,8 @@ interval of {CONFIDENCE:.0%} (n - 1 degrees of freedom). **Holds**: the whole in
 it is below 0; **not decided at this size**: 0 lies in it; **not measured**: pairs are missing of at least
 {LEAST_CATEGORIES} categories and {LEAST_SEEDS} seeds. The rule was fixed before the runs; how earlier presets did on
 these categories was known. Pairs of one category share their pictures, so the intervals are too narrow; and of forty
-parts that bring nothing one would be found to hold. A verdict is about this size, these categories and this code; the
-papers' figures are means over their own categories at their own size.
+parts that bring nothing one would be found to hold. Six pairs decide large differences only. A verdict is about this
+size, these categories and this code; the papers' figures are means over their own categories at their own size.
 
 What `tiny` makes different, beside size, width and steps:
 
@@ -153,7 +153,7 @@ What `tiny` makes different, beside size, width and steps:
 - SeRNet: its comparisons are not in the text; the claims are what its method implies.
 - Noise-to-norm: the default has lambda 0.5; `no-attention` has a fifth of its weights, as in the paper.
 - RealNet: `--own-texture-share 0` gives textures alone. SDAS as a source: {PICTURES} pictures a category, drawn with
-  strengths 0.1 to 0.2 by a model of 64 x 64 pixels that was trained for 750 updates, with the first seed.
+  strengths 0.1 to 0.2 by a model of 64 x 64 pixels, trained for 750 updates with the first seed; they are grainy.
 - SDAS: "distance" is that from a drawn picture to the nearest normal one, root mean square
   (`tools/studies/strength.py`).
 """
