@@ -4,10 +4,10 @@ python tools/claims.py commands --data ROOT ... --categories NAME ... --out DIR 
 python tools/claims.py table DIR
 
 A claim has one metric and two arms, which differ in the options that it names and in nothing else; a few have one arm
-and hold one of its metrics against another. `commands` prints
-what trains the arms of all claims, each once for each category and seed: WORDS are those of adref.benchmark, such as
---devices, FLAGS those of adref.train, such as --textures FOLDER or --backbone-weights FILE. Printed again, the commands
-go on where they stopped. `table` reads DIR and writes tools/CLAIMS.md, at any time.
+and hold one of its metrics against another. `commands` prints what trains the arms of all claims, each once for each
+category and seed: WORDS are those of adref.benchmark, such as --devices, FLAGS those of adref.train, such as --textures
+FOLDER or --backbone-weights FILE. Printed again, the commands go on where they stopped. `table` reads DIR and writes
+tools/CLAIMS.md, at any time.
 """
 
 import argparse
@@ -147,9 +147,9 @@ size, these categories and this code; the papers' figures are means over their o
 What `tiny` makes different, beside size, width and steps:
 
 - SRDAD: `--own-texture-share 0` gives textures alone to its rows of DRAEM, `--unet-width 13` gives both discriminators
-  about 1.2 M weights (28 M each in the paper). Blocks are of 3 and 4 pixels in 128; the paper's are in 256. "found":
-  the share of normal test pictures where the map near the block exceeds the 99.9 % quantile of the same picture's map
-  without block (`tools/studies/tiny.py`; black or white, whichever is further from what it covers).
+  about 1.2 M weights (28 M each in the paper). Blocks are of 3 and 4 pixels in 128; the paper's are in 256. "found",
+  by the row srdad: the share of normal test pictures where the map near the block exceeds the 99.9 % quantile of the
+  same picture's map without block (`tools/studies/tiny.py`; black or white, whichever differs more from the pixels).
 - SeRNet: its comparisons are not in the text; the claims are what its method implies.
 - Noise-to-norm: the default has lambda 0.5; `no-attention` has a fifth of its weights, as in the paper.
 - RealNet: `--own-texture-share 0` gives textures alone. SDAS as a source: {PICTURES} pictures a category, drawn with

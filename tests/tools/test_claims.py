@@ -114,7 +114,7 @@ def test_an_empty_folder_measures_nothing(tmp_path):
 
 
 def test_studies_decide_their_claims(tmp_path):
-    """Blocks found in .7 to .9 of the pictures, none in .4, and distances that grow: from the files of the studies."""
+    """Blocks found in .7 to .9 of the pictures, no block in .4, and distances that grow: from the studies."""
     (tmp_path / "studies").mkdir()
     runs = {name: [tmp_path / folder / c / f"seed-{s}" for c, s in PLACES]
             for name, folder in (("srdad", "srdad-tiny-srdad"), ("sdas", "sdas"))}  # fmt: skip
