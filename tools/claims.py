@@ -7,7 +7,7 @@ A claim has one metric and two arms, which differ in the options that it names a
 and hold one of its metrics against another. `commands` prints what trains the arms of all claims, each once for each
 category and seed: WORDS are those of adref.benchmark, such as --devices, FLAGS those of adref.train, such as --textures
 FOLDER or --backbone-weights FILE. Printed again, the commands go on where they stopped. `table` reads DIR and writes
-tools/CLAIMS.md, at any time.
+tools/CLAIMS.md, at any time; a claim of which DIR has no pairs keeps its line.
 """
 
 import argparse
@@ -50,7 +50,7 @@ CONFIDENCE = 0.95  # of the interval
 BLOCKS = (3, 4)  # sides in pixels: SRDAD, section on tiny anomalies
 STRENGTHS = (0, 0.1, 0.2, 0.5)  # the first three are those of RealNet's table of strengths
 FILES = ("backbone_weights", "textures")  # flags that the table names
-PICTURES = 100  # of SDAS for each category, for RealNet's arm
+PICTURES = 100  # of SDAS for each category, for RealNet's arm sdas
 TITLES = {
     "srdad": "SRDAD (Scientific Reports 2025, s41598-025-10303-8)",
     "vit_autoencoder": "ViT autoencoder (Sensors 2024, 24(8), 2440)",
@@ -139,24 +139,16 @@ Each line is a claim, decided by pairs of runs of the same category and seed, tr
 the claim names. The difference is the first arm's metric less the second's: its mean over all pairs, with Student's
 interval of {CONFIDENCE:.0%} (n - 1 degrees of freedom). **Holds**: the whole interval is above 0; **does not hold**:
 it is below 0; **not decided at this size**: 0 lies in it; **not measured**: pairs are missing of at least
-{LEAST_CATEGORIES} categories and {LEAST_SEEDS} seeds. The rule was fixed before the runs; how earlier presets did on
-these categories was known. Pairs of one category share their pictures, so the intervals are too narrow; and of forty
-parts that bring nothing one would be found to hold. Six pairs decide large differences only. A verdict is about this
-size, these categories and this code; the papers' figures are means over their own categories at their own size.
+{LEAST_CATEGORIES} categories and {LEAST_SEEDS} seeds. Pairs of one category share their pictures, so the intervals are
+too narrow; and of forty parts that bring nothing one would be found to hold. A verdict is about this size, these
+categories and this code; the papers' figures are means over their own categories at their own size.
 
-What `tiny` makes different, beside size, width and steps:
-
-- SRDAD: `--own-texture-share 0` gives textures alone to its rows of DRAEM, `--unet-width 13` gives both discriminators
-  about 1.2 M weights (28 M each in the paper). Blocks are of 3 and 4 pixels in 128; the paper's are in 256. "found",
-  by the row srdad: the share of normal test pictures where the map near the block exceeds the 99.9 % quantile of the
-  same picture's map without block (`tools/studies/tiny.py`; black or white, whichever differs more from the pixels).
-- SeRNet: its comparisons are not in the text; the claims are what its method implies.
-- Noise-to-norm: the default has lambda 0.5; `no-attention` has a fifth of its weights, as in the paper.
-- RealNet: `--own-texture-share 0` gives textures alone. SDAS as a source: {PICTURES} pictures a category, drawn with
-  strengths 0.1 to 0.2 by a model of 64 x 64 pixels, trained for 750 updates with the first seed; they are grainy.
-- SDAS: "distance" is that from a drawn picture to the nearest normal one, root mean square
-  (`tools/studies/strength.py`).
+"found", by the row srdad: the share of normal test pictures where the map near a block exceeds the 99.9 % quantile of
+the same picture's map without block (`tools/studies/tiny.py`; black or white, whichever differs more from the pixels).
+"distance": that from a drawn picture to the nearest normal one, root mean square (`tools/studies/strength.py`).
 """
+BY_HAND = "<!-- by hand -->\n"  # what follows it in CLAIMS.md stays
+HEAD = ["| claim | where | its figure | arms | metric | categories x seeds | difference | verdict |", "|" + "---|" * 8]
 
 
 def interval(differences: list[float]) -> tuple[float, float]:
@@ -233,10 +225,10 @@ def compare(claim: Claim, runs: dict) -> tuple[dict[tuple, float], int]:
     return differences, max(len(categories), LEAST_CATEGORIES) * max(len(seeds), LEAST_SEEDS)
 
 
-def line(claim: Claim, runs: dict) -> tuple[str, str]:
-    """Formats a claim as a row of Markdown; also returns its verdict."""
+def line(claim: Claim, runs: dict) -> str:
+    """Formats a claim as a row of Markdown, which ends with its verdict."""
     found, expected = compare(claim, runs)
-    differences, decided = list(found.values()), verdict(list(found.values()), expected)
+    differences = list(found.values())
     text = f"{statistics.fmean(differences):+.3f}" if differences else ""
     text += " ({:+.3f} to {:+.3f})".format(*interval(differences)) if len(differences) > 1 else ""
     text += f", {sum(d > 0 for d in differences)} of {len(differences)} above 0" if differences else ""
@@ -245,28 +237,43 @@ def line(claim: Claim, runs: dict) -> tuple[str, str]:
     if claim.against:
         arms, metric = [claim.metric, claim.against], claim.metric.split()[0]
     counts = " x ".join(str(len(set(part))) for part in zip(*found)) or "0"
-    cells = (claim.words, claim.source, figure, f"`{' / '.join(arms)}`", metric, counts, text, decided)
-    return f"| {' | '.join(cells)} |\n", decided
+    found = verdict(differences, expected)
+    cells = (claim.words, claim.source, figure, f"`{' / '.join(arms)}`", metric, counts, text, found)
+    return f"| {' | '.join(cells)} |"
+
+
+def settings(method: str, runs: dict) -> str:
+    """Tells what a method's runs share: preset, flags, categories and seeds; "" without runs."""
+    own = {key: run for key, run in runs.items() if run and run["method"] == method}
+    files = ({k: Path(v).name for k in FILES if (v := run["flags"].get(k))} for run in own.values())
+    changed = ({**run["changed"], **named} for run, named in zip(own.values(), files))
+    changed = sorted({" ".join(f"{flag(k)} {v}" for k, v in one.items()) for one in changed} - {""})
+    places = (sorted({str(key[i]) for key in own}) for i in (1, 2))
+    words = (f"{name} {', '.join(found)}" for name, found in zip(("categories", "seeds"), places))
+    return "; ".join([f"Preset {preset_of(method, runs)}", *changed, *words]) + "." if own else ""
 
 
 def write_table(out: Path, path: Path) -> None:
-    """Writes the table of all claims from the runs of a folder."""
-    runs, text, verdicts = read_runs(out), "", collections.Counter()
+    """Writes the table of all claims from the runs of a folder.
+
+    A claim that the folder does not measure keeps its line, if the file has one of runs with the same settings.
+    """
+    runs, rows_of_all, text = read_runs(out), [], ""
+    before, _, by_hand = (path.read_text() if path.exists() else "").partition(BY_HAND)
+    old = {part.split("\n")[0]: part.splitlines() for part in before.split("\n## ")}
     for method, title in TITLES.items():
-        own = [run for run in runs.values() if run and run["method"] == method]
-        files = ({k: Path(v).name for k in FILES if (v := run["flags"].get(k))} for run in own)
-        changed = ({**run["changed"], **named} for run, named in zip(own, files))
-        changed = sorted({" ".join(f"{flag(k)} {v}" for k, v in one.items()) for one in changed} - {""})
+        lines, shared = old.get(title, [""] * 3), settings(method, runs)
+        known = {row.split(" | ")[0]: row for row in lines if "| not measured" not in row}
+        known = {} if shared and shared != lines[2] else known
         rows = [line(claim, runs) for claim in CLAIMS if claim.method == method]
-        verdicts.update(decided.split(" (")[0] for _, decided in rows)
-        text += f"\n## {title}\n\n{'; '.join([f'Preset {preset_of(method, runs)}', *changed])}.\n\n"
-        text += "| claim | where | its figure | arms | metric | categories x seeds | difference | verdict |\n"
-        text += f"|{'---|' * 8}\n" + "".join(row for row, _ in rows)
-    places = [", ".join(map(str, sorted(set(part)))) for part in zip(*(key[1:] for key in runs))] or ["none", "none"]
+        rows = [known.get(row.split(" | ")[0], row) if "| not measured" in row else row for row in rows]
+        text += "\n".join(["", f"## {title}", "", shared or lines[2] or "No runs.", "", *HEAD, *rows, ""])
+        rows_of_all += rows
+    verdicts = collections.Counter(row.split(" | ")[-1].rstrip(" |").split(" (")[0] for row in rows_of_all)
     counts = ", ".join(f"{count} {decided}" for decided, count in sorted(verdicts.items()))
-    head = f"# What the papers say of their parts\n\nOf {len(CLAIMS)} claims: {counts}. Categories: {places[0]}; "
-    head += f"seeds: {places[1]}.\nMade by `python tools/claims.py table`.\n\n"
-    write_text(path, head + RULE + text)
+    head = f"# What the papers say of their parts\n\nOf {len(CLAIMS)} claims: {counts}.\n"
+    head += "Made by `python tools/claims.py table`.\n\n"
+    write_text(path, head + RULE + text + (f"\n{BY_HAND}{by_hand}" if by_hand else ""))
     print(f"Of {len(CLAIMS)} claims: {counts}. {path.resolve()}")
 
 

@@ -1,9 +1,9 @@
 """Writes the tables of results from the runs of adref.benchmark.
 
-python tools/results.py DIR ...    reads the finished runs of folders into tools/results.csv
+python tools/results.py DIR ...    adds the finished runs of folders to tools/results.csv, then goes on as without DIR
 python tools/results.py            writes the tables of README.md and tools/RESULTS.md from that file
 
-results.csv is written anew: a line for each method, preset, category and seed.
+results.csv has a line for each method, preset, category and seed; a new run takes the place of the same one before.
 """
 
 import csv
@@ -44,9 +44,9 @@ def collect(folders: list[Path]) -> list[dict]:
     return rows
 
 
-def read_rows(path: Path = FILE) -> list[dict]:
+def read_rows() -> list[dict]:
     """Reads results.csv."""
-    rows = csv.DictReader(path.read_text().splitlines())
+    rows = csv.DictReader(FILE.read_text().splitlines())
     return [row | {name: float(row[name]) if row[name] else None for name in METRICS} for row in rows]
 
 
@@ -126,8 +126,9 @@ def main(argv: list[str]) -> int:
         print(__doc__)
         return 0
     if argv:
-        rows = collect([Path(word) for word in argv])
-        write_text(FILE, csv_text([rows[0].keys(), *map(dict.values, rows)]))
+        found = [*read_rows(), *collect([Path(word) for word in argv])]
+        rows = {tuple(str(row[key]) for key in KEYS): row for row in found}
+        write_text(FILE, csv_text([[*KEYS, *METRICS], *(rows[key].values() for key in sorted(rows))]))
     rows = read_rows()
     for page in PAGES:
         write_text(page, with_table(page, rows))

@@ -101,10 +101,32 @@ def test_a_table_of_made_up_runs(tmp_path):
     assert "1 holds" in text and f"{len(claims.CLAIMS) - 1} not measured" in text
     # a run that is missing, and one that was trained otherwise in what the claim does not name
     shutil.rmtree(tmp_path / "vit_autoencoder-tiny-base/b/seed-1")
-    assert claims.line(MEMORY, claims.read_runs(tmp_path))[1] == "not measured (5 of 6)"
+    assert claims.line(MEMORY, claims.read_runs(tmp_path)).endswith("| not measured (5 of 6) |")
     write_run(tmp_path, "base", ("b", 1), {"epochs": 4}, image_auroc=0.5)
     with pytest.raises(UserError, match="expected a difference in memory alone, found one in epochs"):
         claims.line(MEMORY, claims.read_runs(tmp_path))
+
+
+def test_a_claim_without_runs_keeps_its_line_and_the_last_part_stays(tmp_path):
+    """A table of two folders, one after the other; runs with other settings start the section anew."""
+    path, first, second = tmp_path / "CLAIMS.md", tmp_path / "1", tmp_path / "2"
+    for place, ablation in itertools.product(PLACES, ("base", "+m")):
+        write_run(first, ablation, place, image_auroc=0.5 + 0.1 * len(ablation))
+        write_run(second, ablation, place, pixel_auroc=0.5 + 0.1 * len(ablation))
+
+    def table(folder: Path) -> tuple[str, list[str]]:
+        claims.write_table(folder, path)
+        rows = [row for row in path.read_text().splitlines() if row.startswith("| the memory helps")]
+        return path.read_text(), rows
+
+    path.write_text(table(first)[0] + "\n" + claims.BY_HAND + "mine\n")
+    text, rows = table(second)
+    assert all(row.endswith("| does not hold |") for row in rows) and "-0.200 (-0.200 to -0.200)" in rows[0]
+    assert f"Of {len(claims.CLAIMS)} claims: 2 does not hold, {len(claims.CLAIMS) - 2} not measured.\n" in text
+    assert "\nPreset tiny; categories a, b, c; seeds 0, 1.\n" in text
+    assert text.endswith("\n" + claims.BY_HAND + "mine\n") and table(tmp_path)[0] == text
+    write_run(second, "+m", ("d", 0), pixel_auroc=0.7)
+    assert [row.split(" | ")[-1] for row in table(second)[1]] == ["not measured (0 of 6) |", "not measured (6 of 8) |"]
 
 
 def test_an_empty_folder_measures_nothing(tmp_path):
@@ -126,8 +148,8 @@ def test_studies_decide_their_claims(tmp_path):
     (tmp_path / "studies" / "tiny.csv").write_text("\n".join(["run,block,hit_rate", *blocks]))
     (tmp_path / "studies" / "strength.csv").write_text("\n".join(["run,strength,distance", *drawn]))
     found = [claims.line(claim, claims.read_runs(tmp_path)) for claim in claims.CLAIMS if claim.against]
-    assert [verdict for _, verdict in found] == ["holds"] * 5
-    assert "+0.400 (+0.306 to +0.494)" in found[0][0] and "`distance 0.1 / distance 0`" in found[2][0]
+    assert all(row.endswith("| holds |") for row in found) and len(found) == 5
+    assert "+0.400 (+0.306 to +0.494)" in found[0] and "`distance 0.1 / distance 0`" in found[2]
 
 
 def test_commands_train_the_claimed_arms_and_nothing_else(data, tmp_path, capsys):

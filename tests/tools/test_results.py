@@ -40,3 +40,11 @@ def test_rows_of_runs_and_their_means(tmp_path, monkeypatch):
     rows += [{**row, "preset": "small", "category": "grid", "pixel_auroc": 0.9} for row in rows]
     assert results.overview(rows).endswith("| `draem` | .600 | .600 | .600 / .900 | .999 / .997 |\n")
     assert "| mono | `draem` | tiny | 2 | .600 ± .141 | n/a | n/a |" in results.every_metric(rows)
+    # a file with one of these runs, which the new one replaces, and another, which stays
+    monkeypatch.setattr(results, "FILE", tmp_path / "results.csv")
+    monkeypatch.setattr(results, "PAGES", {})
+    head = ",".join([*results.KEYS, *results.METRICS])
+    results.FILE.write_text(f"{head}\ndraem,tiny,mono,1,.2,,,,,\ndraem,tiny,alien,1,0.25,,,,,\n")
+    assert results.main([str(tmp_path)]) == 0
+    lines = results.FILE.read_text().splitlines()
+    assert lines == [head, "draem,tiny,alien,1,0.25,,,,,", "draem,tiny,mono,0,0.5,,,,,", "draem,tiny,mono,1,0.7,,,,,"]
