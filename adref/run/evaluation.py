@@ -183,7 +183,7 @@ def facts(run: Run, metrics: dict) -> dict[str, str]:
             "Parameters": f"{sum(p.numel() for p in run.method.parameters()):,}"}  # fmt: skip
     for name, value in run.config.items():
         items = value.items() if isinstance(value, dict) else ()
-        listed = ", ".join(f"{key.replace('_', ' ')}: {item}" for key, item in items) or "none"
+        listed = ", ".join(f"{key}: {item}" for key, item in items) or "none"
         told[name.replace("_", " ").capitalize()] = listed if isinstance(value, dict) else str(value)
     return told
 

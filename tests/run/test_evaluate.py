@@ -182,7 +182,7 @@ def test_options_of_the_map_may_be_changed_after_training(data, tmp_path, capsys
     assert metrics["calibration"] is None and stored_map_scale(run) is None
     report = (run / "report.html").read_text()
     assert "no decisions, as --noise-repeats 2, --ssim-constants squared is of this evaluation alone" in report
-    assert "ssim constants: printed" in report  # what the run was trained with
+    assert "ssim_constants: printed" in report  # what the run was trained with
     method, image = load(run).method, read_image(data / "part/test/good/000.png")
     method.options = dataclasses.replace(method.options, ssim_constants="squared", noise_repeats=2)
     first = rows_of(run / "evaluation/scores.csv")[0]

@@ -202,6 +202,7 @@ def test_published_weights_are_loaded_and_hashed(data, textures, tmp_path):
     found = checkpoint(run)["model"]["discriminator.out.bias"]
     assert torch.equal(found, torch.load(files[1])["decoder_segment.fin_out.0.bias"])
     assert set(json.loads((run / "config.json").read_text())["weights_sha256"]) == set(files)
+    assert f"{files[1]}: " in (run / "report.html").read_text()  # a name of a file is no name of an option
     for path in files:
         os.remove(path)
     assert main(["--resume", "--out", str(run)]) == 0  # the checkpoint has all it needs
