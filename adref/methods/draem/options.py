@@ -46,17 +46,17 @@ class Options:
         "from here", "code", limits=(0, 1), kind="contradiction", paper="beta of the texture from U(0.1, 1.0)",
         why="the code weighs the image with 0.8 u, hence the texture with 1 - 0.8 u")
     own_texture_share: float = option(0.0, "share of textures that are moved training images", "adref", limits=(0, 1),
-        kind="substitution", paper="textures come from another data set", why="an addition, off at full size, .5 at "
-        "tiny: a short training on foreign textures learns colour and little else, and never meets a defect made of "
+        kind="substitution", paper="textures come from another data set", why="an addition, .5 at tiny and "
+        "small: a short training on foreign textures learns colour and little else, and never meets a defect made of "
         "the part's own material, such as a short circuit")
     texture_colours: Literal["own", "image"] = option(
         "own", "image: textures lose their colours where the image has none", "adref", kind="substitution",
-        paper="textures in colour", why="an addition, off at full size, on at tiny: in grey images foreign colours "
+        paper="textures in colour", why="an addition, image at tiny and small: in grey images foreign colours "
         "alone tell half of the textures, and so short a training learns that first")
     visible: float | None = option(
         None, "grey levels by which a pixel must change to be labelled; none: all under the mask are", "adref",
-        limits=(0, 255), kind="substitution", paper="the mask is the label", why="an addition, off at full size, 8 at "
-        "tiny: a faint texture, above all of the part itself, is a label that a short training cannot learn")
+        limits=(0, 255), kind="substitution", paper="the mask is the label", why="an addition, 8 at tiny and "
+        "small: a faint texture, above all of the part itself, is a label that a short training cannot learn")
     texture_operations: Literal["code", "paper"] = option("code", "10 kinds of operation, or the paper's 7", "code",
         kind="contradiction", paper="seven kinds: no gamma, inversion and rotation", why="the code's list")
     channel_order: Literal["rgb", "bgr"] = option(

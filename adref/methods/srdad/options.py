@@ -65,13 +65,13 @@ class Options:
         "pixels that changed (--visible)", "adref", kind="ambiguous", paper="'precisely marks' the region", why="the "
         "words; an invisible patch is then a false label, which changed, after NSA, drops")
     own_texture_share: float = option(0.0, "of DRAEM's anomalies: share of textures that are moved training images",
-        "adref", limits=(0, 1), kind="substitution", paper="other data's textures", why="as in DRAEM, .5 at tiny")
+        "adref", limits=(0, 1), kind="substitution", paper="other data's textures", why="as in DRAEM")
     texture_colours: Literal["own", "image"] = option(
         "own", "of DRAEM's anomalies; image: textures lose their colours where the image has none", "adref",
-        kind="substitution", paper="textures in colour", why="as in DRAEM, image at tiny")
+        kind="substitution", paper="textures in colour", why="as in DRAEM")
     visible: float = option(1.0, "grey levels above which a pixel of --label changed has changed", "NSA's code",
-        limits=(0, 255), kind="silent", paper="no such labels", why="NSA's; a change of a level or two is beyond "
-        "what the short training of tiny can find")
+        limits=(0, 255), kind="silent", paper="no such labels", why="NSA's; 8 at tiny and small: so short a "
+        "training cannot find a change of a level or two")
     # reconstructor
     reconstructor: Literal["srdad", "swin_unet", "draem"] = option(
         "srdad", "SRDAD's network, plain Swin-Unet or DRAEM's autoencoder", "table 4")
