@@ -286,7 +286,7 @@ def commands(arguments: argparse.Namespace, words: list[str], flags: list[str]) 
     if "realnet" in methods:
         runs = {(c, s): out / "sdas" / safe_name(c) / f"seed-{s}" for s, c in itertools.product(seeds, roots)}
         for (category, seed), run in runs.items():
-            words_of = ["--data", roots[category], "--category", category, "--seed", seed, "--preset", "tiny"]
+            words_of = ["--data", roots[category], f"--category={category}", "--seed", seed, "--preset", "tiny"]
             begun = (run / "config.json").exists()
             found.append([*module, "adref.train", *(["--resume"] if begun else ["sdas", *words_of]), "--out", run])
         strengths = ",".join(map(str, STRENGTHS))
@@ -299,8 +299,9 @@ def commands(arguments: argparse.Namespace, words: list[str], flags: list[str]) 
     arms = dict.fromkeys(arm for claim in CLAIMS if claim.method in methods for arm in claim.arms if arm)
     given = {"--methods": arguments.methods, "--ablations": arms, "--data": arguments.data, "--categories": roots,
              "--seeds": seeds, "--out": [out]}  # fmt: skip
-    given = [word for name, values in given.items() if values for word in (name, *values)]
-    found.append([*module, "adref.benchmark", *given, *words, "--", *flags])
+    given = [str(word) for name, values in given.items() if values for word in (name, *values)] + words
+    benchmark.make_cells(benchmark.parse_arguments(given), benchmark.group_flags(list(map(str, flags))))  # checks all
+    found.append([*module, "adref.benchmark", *given, "--", *flags])
     for name in (f"{word.replace(':', '-')}-srdad" for word in arguments.methods if word.startswith("srdad:")):
         runs = [out / name / safe_name(category) / f"seed-{seed}" for seed, category in itertools.product(seeds, roots)]
         found.append([study[0], f"{study[1]}/tiny.py", *runs, "--sizes", ",".join(map(str, BLOCKS)), "--colour",

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 from adref.methods import METHODS
-from adref.options import UserError
+from adref.options import UserError, flag
 from adref.run.cli import entry_point
+from adref.run.directory import read_config
 from adref.run.files import csv_text, write_text
 from adref.run.summary import find_published, read_cells, read_published
 
@@ -32,11 +33,14 @@ def collect(folders: list[Path]) -> list[dict]:
     """Reads a row for each finished run without ablation; metrics are None without masks."""
     rows = []
     for out in folders:
-        found = [{key: cell[key] for key in (*KEYS, *METRICS)} for cell in read_cells(out)
-                 if cell["reason"] is None and not cell["ablation"]]  # fmt: skip
+        found = [cell for cell in read_cells(out) if cell["reason"] is None and not cell["ablation"]]
         if not found:
             raise UserError(f"{out}: expected finished runs, found none")
-        rows += found
+        for cell in found:
+            run = out / cell["variant"] / cell["category"] / f"seed-{cell['seed']}"
+            if changed := read_config(run)["changed"]:
+                raise UserError(f"{run}: expected its preset as it is, found {flag(next(iter(changed)))} changed")
+        rows += [{key: cell[key] for key in (*KEYS, *METRICS)} for cell in found]
     if others := sorted({row["preset"] for row in rows} - set(PRESETS)):
         raise UserError(f"expected runs of the presets {' and '.join(PRESETS)}, found {', '.join(others)}")
     if len({tuple(row[key] for key in KEYS) for row in rows}) < len(rows):
@@ -125,13 +129,12 @@ def main(argv: list[str]) -> int:
     if argv[:1] in (["-h"], ["--help"]):
         print(__doc__)
         return 0
-    if argv:
-        found = [*read_rows(), *collect([Path(word) for word in argv])]
-        rows = {tuple(str(row[key]) for key in KEYS): row for row in found}
-        write_text(FILE, csv_text([[*KEYS, *METRICS], *(rows[key].values() for key in sorted(rows))]))
-    rows = read_rows()
-    for page in PAGES:
-        write_text(page, with_table(page, rows))
+    found = [*read_rows(), *collect([Path(word) for word in argv])]
+    found = {tuple(str(row[key]) for key in KEYS): row for row in found}
+    rows = [found[key] for key in sorted(found)]
+    pages = {page: with_table(page, rows) for page in PAGES}
+    for path, text in {FILE: csv_text([[*KEYS, *METRICS], *(row.values() for row in rows)]), **pages}.items():
+        write_text(path, text)
     print(f"{len(rows)} runs: {FILE.resolve()}, {', '.join(page.name for page in PAGES)}")
     return 0
 

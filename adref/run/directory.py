@@ -207,7 +207,8 @@ def load_tensors(path: str | Path, refusal: str) -> tuple[dict, str]:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}, digest.hexdigest()
     except Exception as error:  # torch raises a dozen kinds for a damaged file, some without words
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        reason = "it holds more than tensors" if "weights_only" in reason or "Weights only" in reason else reason
+        if "weights_only" in reason or "Weights only" in reason:
+            reason = "it is no file of torch.save, or holds more than tensors"
         reason = reason if " " in reason else "no file of torch.save or numpy.savez"
         raise UserError(f"{refusal}: {reason}") from None
 

@@ -174,7 +174,7 @@ def test_without_a_memory_and_options_that_do_not_fit():
         ({"layers": (3, 2)}, "--layers takes different numbers in ascending order; got 3,2"),
         ({"layers": (5,)}, "--layers takes 1 to 4"),
         ({"neighbourhood": 4}, "--neighbourhood takes an odd number; got 4"),
-        ({"width": 1024}, "--width takes up to 288, the numbers of a neighbourhood of mobilenet_v2; got 1024"),
+        ({"width": 1024}, "--width takes none, or up to 288, a neighbourhood of mobilenet_v2; got 1024"),
     ):
         with pytest.raises(UserError, match=words):
             PatchCore(replace(Options(), {**LEAST, **changes}))

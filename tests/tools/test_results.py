@@ -17,7 +17,7 @@ def test_pages_have_the_table_of_the_file(page):
 def test_rows_of_runs_and_their_means(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="found none"):
         results.collect([tmp_path])
-    for variant, ablation in (("draem-tiny", None), ("draem-tiny-literal", "literal")):
+    for variant, ablation in (("draem-tiny-literal", "literal"), ("draem-tiny", None)):
         for seed, values in enumerate(({"image_auroc": 0.5, "pixel_auroc": None}, {"image_auroc": 0.7})):
             run = tmp_path / variant / "mono" / f"seed-{seed}"
             (run / "evaluation").mkdir(parents=True)
@@ -34,6 +34,10 @@ def test_rows_of_runs_and_their_means(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="presets small, found tiny"):
         results.collect([tmp_path])
     monkeypatch.undo()
+    (run / "config.json").write_text(json.dumps({**config, "changed": {"steps": "3"}}))
+    with pytest.raises(UserError, match="mono/seed-1: expected its preset as it is, found --steps changed"):
+        results.collect([tmp_path])
+    (run / "config.json").write_text(json.dumps(config))
     rows = results.collect([tmp_path])
     assert [(row["seed"], row["image_auroc"], row["pixel_auroc"]) for row in rows] == [(0, 0.5, None), (1, 0.7, None)]
     assert results.overview(rows).splitlines()[2:] == ["| `draem` | .600 | .600 | n/a | .999 / .997 |"]

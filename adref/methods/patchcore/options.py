@@ -75,4 +75,4 @@ def check(o: Options, backbone: nn.Module) -> None:
     if o.neighbourhood % 2 == 0:
         raise UserError(f"--neighbourhood takes an odd number; got {o.neighbourhood}")
     if o.width and o.width > (least := min(backbone.channels[j - 1] for j in o.layers) * o.neighbourhood**2):
-        raise UserError(f"--width takes up to {least}, the numbers of a neighbourhood of {o.backbone}; got {o.width}")
+        raise UserError(f"--width takes none, or up to {least}, a neighbourhood of {o.backbone}; got {o.width}")
