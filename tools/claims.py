@@ -236,37 +236,34 @@ def line(claim: Claim, runs: dict) -> str:
     arms, metric = [arm or "default" for arm in claim.arms], claim.metric.replace("_auroc", " AUROC")
     if claim.against:
         arms, metric = [claim.metric, claim.against], claim.metric.split()[0]
-    counts = " x ".join(str(len(set(part))) for part in zip(*found)) or "0"
+    places = " x ".join(", ".join(sorted({str(word) for word in part})) for part in zip(*found)) or "none"
     found = verdict(differences, expected)
-    cells = (claim.words, claim.source, figure, f"`{' / '.join(arms)}`", metric, counts, text, found)
+    cells = (claim.words, claim.source, figure, f"`{' / '.join(arms)}`", metric, places, text, found)
     return f"| {' | '.join(cells)} |"
 
 
 def settings(method: str, runs: dict) -> str:
-    """Tells what a method's runs share: preset, flags, categories and seeds; "" without runs."""
-    own = {key: run for key, run in runs.items() if run and run["method"] == method}
-    files = ({k: Path(v).name for k in FILES if (v := run["flags"].get(k))} for run in own.values())
-    changed = ({**run["changed"], **named} for run, named in zip(own.values(), files))
+    """Tells what a method's runs share: preset and flags; "" without runs."""
+    own = [run for run in runs.values() if run and run["method"] == method]
+    files = ({k: Path(v).name for k in FILES if (v := run["flags"].get(k))} for run in own)
+    changed = ({**run["changed"], **named} for run, named in zip(own, files))
     changed = sorted({" ".join(f"{flag(k)} {v}" for k, v in one.items()) for one in changed} - {""})
-    places = (sorted({str(key[i]) for key in own}) for i in (1, 2))
-    words = (f"{name} {', '.join(found)}" for name, found in zip(("categories", "seeds"), places))
-    return "; ".join([f"Preset {preset_of(method, runs)}", *changed, *words]) + "." if own else ""
+    return "; ".join([f"Preset {preset_of(method, runs)}", *changed]) + "." if own else ""
 
 
 def write_table(out: Path, path: Path) -> None:
     """Writes the table of all claims from the runs of a folder.
 
-    A claim that the folder does not measure keeps its line, if the file has one of runs with the same settings.
+    A claim of which the folder has no pair keeps its line, unless the file's section is of other settings.
     """
     runs, rows_of_all, text = read_runs(out), [], ""
     before, _, by_hand = (path.read_text() if path.exists() else "").partition(BY_HAND)
     old = {part.split("\n")[0]: part.splitlines() for part in before.split("\n## ")}
     for method, title in TITLES.items():
         lines, shared = old.get(title, [""] * 3), settings(method, runs)
-        known = {row.split(" | ")[0]: row for row in lines if "| not measured" not in row}
-        known = {} if shared and shared != lines[2] else known
+        known = {} if shared and shared != lines[2] else {row.split(" | ")[0]: row for row in lines}
         rows = [line(claim, runs) for claim in CLAIMS if claim.method == method]
-        rows = [known.get(row.split(" | ")[0], row) if "| not measured" in row else row for row in rows]
+        rows = [known.get(row.split(" | ")[0], row) if "| not measured (0 of" in row else row for row in rows]
         text += "\n".join(["", f"## {title}", "", shared or lines[2] or "No runs.", "", *HEAD, *rows, ""])
         rows_of_all += rows
     verdicts = collections.Counter(row.split(" | ")[-1].rstrip(" |").split(" (")[0] for row in rows_of_all)
