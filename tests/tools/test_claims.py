@@ -166,6 +166,9 @@ def test_commands_train_the_claimed_arms_and_nothing_else(data, tmp_path, capsys
     wanted = {(c.method, arm) for c in claims.CLAIMS for arm in c.arms if c.method != "sdas"}
     assert {(cell.config["method"], cell.config["ablation"]) for cell in cells} == wanted
     assert len(cells) == 2 * len(wanted) and all(cell.config["preset"] == "tiny" for cell in cells)
+    assert claims.main([*words[:5], "--methods", "realnet:smal"]) == 2  # found before anything is printed
+    printed = capsys.readouterr()
+    assert "unknown --preset smal" in printed.err and not printed.out
 
 
 def test_distance_and_block_by_hand():
