@@ -237,8 +237,8 @@ def line(claim: Claim, runs: dict) -> str:
     if claim.against:
         arms, metric = [claim.metric, claim.against], claim.metric.split()[0]
     places = " x ".join(", ".join(sorted({str(word) for word in part})) for part in zip(*found)) or "none"
-    found = verdict(differences, expected)
-    cells = (claim.words, claim.source, figure, f"`{' / '.join(arms)}`", metric, places, text, found)
+    decided = verdict(differences, expected)
+    cells = (claim.words, claim.source, figure, f"`{' / '.join(arms)}`", metric, places, text, decided)
     return f"| {' | '.join(cells)} |"
 
 
@@ -256,7 +256,7 @@ def write_table(out: Path, path: Path) -> None:
 
     A claim of which the folder has no pair keeps its line, unless the file's section is of other settings.
     """
-    runs, rows_of_all, text = read_runs(out), [], ""
+    runs, text, verdicts = read_runs(out), "", collections.Counter()
     before, _, by_hand = (path.read_text() if path.exists() else "").partition(BY_HAND)
     old = {part.split("\n")[0]: part.splitlines() for part in before.split("\n## ")}
     for method, title in TITLES.items():
@@ -265,8 +265,7 @@ def write_table(out: Path, path: Path) -> None:
         rows = [line(claim, runs) for claim in CLAIMS if claim.method == method]
         rows = [known.get(row.split(" | ")[0], row) if "| not measured (0 of" in row else row for row in rows]
         text += "\n".join(["", f"## {title}", "", shared or lines[2] or "No runs.", "", *HEAD, *rows, ""])
-        rows_of_all += rows
-    verdicts = collections.Counter(row.split(" | ")[-1].rstrip(" |").split(" (")[0] for row in rows_of_all)
+        verdicts.update(row.split(" | ")[-1].rstrip(" |").split(" (")[0] for row in rows)
     counts = ", ".join(f"{count} {decided}" for decided, count in sorted(verdicts.items()))
     head = f"# What the papers say of their parts\n\nOf {len(CLAIMS)} claims: {counts}.\n"
     head += "Made by `python tools/claims.py table`.\n\n"
